@@ -1,0 +1,216 @@
+"""`LabeledImages`: the one value everyone passes."""
+
+import dataclasses
+import functools
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.store import digest_bytes
+
+__all__ = ["EncodedImages", "LabeledImages", "concat", "decode", "encode_png"]
+
+# Modes that lose nothing when they become L or RGB. Others (16-bit, float) are refused by name.
+_GREY_MODES = ("1", "L")
+_COLOUR_MODES = ("RGB", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "HSV", "LAB")
+
+
+def decode(blob: bytes | Path, name: str, *, channels: int = 0, size: int = 0) -> np.ndarray:
+    """Decode one image file to uint8 (H, W, C) with C 1 or 3.
+
+    Args:
+        blob: the file's bytes, or its path.
+        name: what to call it in an error.
+        channels: 1 or 3 to convert to; 0 keeps grey as 1 and makes all else 3. Transparency is laid on white.
+        size: when positive, the shorter side is resized to it (bicubic, antialiased) and the centre is cut square.
+
+    Raises:
+        ValueError: not a readable image, or a mode that cannot become 8 bits without loss.
+    """
+    try:
+        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as opened:
+            opened.load()
+            image: Image.Image = opened
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # PIL raises a dozen kinds for a damaged file
+        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
+    if image.mode not in _GREY_MODES + _COLOUR_MODES:
+        raise ValueError(
+            f"{name} has pixel mode {image.mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
+        )
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    grey = channels == 1 or (channels == 0 and image.mode in _GREY_MODES)
+    image = image.convert("L" if grey else "RGB")
+    if size:
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 (H, W, C), C 1 or 3, as PNG: lossless, and the same bytes for the same pixels."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImages:
+    """Image files decoded when they are asked for, all to one (H, W, C).
+
+    Indexing with an integer array gives uint8 (n, H, W, C). `crop` is the size passed to `decode` (0: as they are).
+    """
+
+    blobs: Sequence[bytes | Path]
+    names: Sequence[str]
+    shape: tuple[int, int, int]
+    crop: int = 0
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        for place, row in enumerate(rows):
+            pixels = decode(self.blobs[row], self.names[row], channels=self.shape[2], size=self.crop)
+            if pixels.shape != self.shape:
+                height, width, _ = pixels.shape
+                raise ValueError(
+                    f"{self.names[row]} is {width}x{height} while the first image is {self.shape[1]}x{self.shape[0]}; "
+                    "give an image size (--image-size) to resize and centre-crop all of them"
+                )
+            out[place] = pixels
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabeledImages:
+    """Images with their labels and class names.
+
+    Attributes:
+        images: uint8 (N, H, W, C), C 1 or 3; or `EncodedImages`, decoded when asked for.
+        labels: int64 (N,), each in 0..num_classes-1.
+        class_names: one name a class; the index is the label.
+        origin: where they came from, for messages and reports.
+
+    Raises:
+        ValueError: shapes, dtypes or labels that do not fit together; the message names the first bad row.
+    """
+
+    images: np.ndarray | EncodedImages
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    origin: str
+
+    def __post_init__(self) -> None:
+        labels, images = self.labels, self.images
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8:
+                raise ValueError(f"{self.origin}: images have dtype {images.dtype}, expected uint8 (0..255)")
+            if images.ndim != 4 or images.shape[3] not in (1, 3):
+                raise ValueError(f"{self.origin}: images have shape {images.shape}, expected (N, H, W, 1 or 3)")
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{self.origin}: labels must be a 1-D array of integers, got {labels.dtype}{labels.shape}")
+        if len(labels) != len(images):
+            raise ValueError(f"{self.origin}: {len(images)} images but {len(labels)} labels")
+        if len(labels) == 0:
+            raise ValueError(f"{self.origin}: no images at all")
+        bad = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
+        if len(bad):
+            raise ValueError(
+                f"{self.origin}: image {bad[0]} has label {labels[bad[0]]}, outside 0..{len(self.class_names) - 1} "
+                f"({len(bad)} such images)"
+            )
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.images.shape[-3:]
+        return int(height), int(width), int(channels)
+
+    def pixels(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """uint8 (n, H, W, C) of `rows` (all by default), decoded where needed."""
+        if rows is None:
+            return self.images if isinstance(self.images, np.ndarray) else self.images[np.arange(len(self))]
+        return self.images[np.asarray(rows)]
+
+    def subset(self, rows: np.ndarray, origin: str = "") -> "LabeledImages":
+        """The images of `rows`, in that order, with the same class names."""
+        rows = np.asarray(rows)
+        images: np.ndarray | EncodedImages
+        if isinstance(self.images, EncodedImages):
+            images = dataclasses.replace(
+                self.images,
+                blobs=[self.images.blobs[row] for row in rows],
+                names=[self.images.names[row] for row in rows],
+            )
+        else:
+            images = self.images[rows]
+        return LabeledImages(images, self.labels[rows], self.class_names, origin or self.origin)
+
+    def class_counts(self) -> np.ndarray:
+        """int64 (num_classes,): images per class."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @functools.cached_property
+    def sha256(self) -> tuple[str, ...]:
+        """Per image, SHA-256 of its shape and decoded pixels: the same picture has the same digest in any file."""
+        digests = []
+        for start in range(0, len(self), 1024):
+            for pixels in self.pixels(np.arange(start, min(start + 1024, len(self)))):
+                digests.append(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest())
+        return tuple(digests)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over all images in order, their labels and the class names."""
+        head = "\n".join((*self.class_names, "")).encode()
+        return digest_bytes(head + "".join(self.sha256).encode() + self.labels.tobytes())
+
+
+def concat(first: LabeledImages, second: LabeledImages) -> LabeledImages:
+    """`first` followed by `second`.
+
+    Raises:
+        ValueError: other class names or image shapes; the message says which.
+    """
+    if first.class_names != second.class_names:
+        raise ValueError(f"{second.origin} has classes {second.class_names}, {first.origin} has {first.class_names}")
+    if first.image_shape != second.image_shape:
+        raise ValueError(
+            f"{second.origin} has images of (H, W, C) {second.image_shape}, {first.origin} has {first.image_shape}"
+        )
+    images: np.ndarray | EncodedImages
+    if isinstance(first.images, EncodedImages) and isinstance(second.images, EncodedImages):
+        images = EncodedImages(
+            [*first.images.blobs, *second.images.blobs],
+            [*first.images.names, *second.images.names],
+            first.image_shape,
+            # Each half was already checked at its own size, so a crop to that size changes neither.
+            first.images.crop or second.images.crop,
+        )
+    else:
+        images = np.concatenate([first.pixels(), second.pixels()])
+    labels = np.concatenate([first.labels, second.labels])
+    return LabeledImages(images, labels, first.class_names, f"{first.origin} + {second.origin}")

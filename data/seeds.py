@@ -1,0 +1,35 @@
+"""Every random stream is a named child of one root seed.
+
+Nothing in Slowlane uses a global random state. A stream is found by its name, so it does not matter who draws
+first, in which process, or after which restart.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+__all__ = ["child_seed", "numpy_rng", "torch_rng"]
+
+
+def child_seed(root: int, *names: str | int) -> int:
+    """The seed of the stream `names` under `root`: the first 63 bits of a SHA-256, so 0 <= seed < 2**63.
+
+    The names are hashed as JSON: `("a", 1)`, `("a", "1")` and `("a1",)` are three different streams.
+    """
+    key = json.dumps([int(root), *names]).encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+
+
+def numpy_rng(root: int, *names: str | int) -> np.random.Generator:
+    """A NumPy generator for the stream `names` under `root`."""
+    return np.random.default_rng(child_seed(root, *names))
+
+
+def torch_rng(root: int, *names: str | int) -> torch.Generator:
+    """A CPU torch generator for the stream `names` under `root`.
+
+    Always on the CPU: what is drawn must not depend on the device that uses it.
+    """
+    return torch.Generator().manual_seed(child_seed(root, *names))
