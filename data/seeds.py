@@ -4,13 +4,15 @@ Nothing in Slowlane uses a global random state. A stream is found by its name, s
 first, in which process, or after which restart.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-__all__ = ["child_seed", "numpy_rng", "torch_rng"]
+__all__ = ["child_seed", "numpy_rng", "torch_rng", "torch_stream"]
 
 
 def child_seed(root: int, *names: str | int) -> int:
@@ -33,3 +35,19 @@ def torch_rng(root: int, *names: str | int) -> torch.Generator:
     Always on the CPU: what is drawn must not depend on the device that uses it.
     """
     return torch.Generator().manual_seed(child_seed(root, *names))
+
+
+@contextlib.contextmanager
+def torch_stream(root: int, *names: str | int) -> Iterator[None]:
+    """Let code that can only draw from torch's global streams (layer initialisation, dropout) draw from `names`.
+
+    The global states of the CPU and of every CUDA device are put back on leaving, so nothing outside notices.
+    They belong to the process: not for two threads at once.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        seed = child_seed(root, *names)
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
+        yield

@@ -1,0 +1,188 @@
+"""The synthetic data set: parquet parts, a manifest written last, and reading it back.
+
+A folder holds `part-00000.parquet`, ..., and `manifest.json`. Without a manifest it is no data set yet: parts that are
+done have a record under `.parts/` and are kept; everything else is made again.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.images import EncodedImages, LabeledImages, decode
+from data.store import atomic_path, digest_file, digest_json, read_json, write_json
+
+__all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
+
+State = Literal["ok", "nan", "flat", "off_label", "near_reference"]
+STATES: tuple[State, ...] = get_args(State)
+FORMAT = 1
+
+# The image column is the Hugging Face layout; `datasets` and pyarrow both read it.
+SYNTHETIC_SCHEMA = pa.schema(
+    [
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("label", pa.int64()),
+        ("item_id", pa.string()),
+        ("source_index", pa.int64()),
+        ("source_sha256", pa.string()),
+        ("variant", pa.int64()),
+        ("level_steps", pa.int64()),
+        ("level_grid", pa.int64()),
+        ("log_snr", pa.float64()),
+        ("strength", pa.float64()),
+        ("seed", pa.int64()),
+        ("prompt", pa.string()),
+        ("guidance_scale", pa.float64()),
+        ("sampler", pa.string()),
+        ("generator", pa.string()),
+        ("generator_digest", pa.string()),
+        ("finite", pa.bool_()),
+        ("contrast", pa.float64()),
+        ("label_probability", pa.float64()),
+        ("reference_distance", pa.float64()),
+        ("state", pa.string()),
+    ]
+)
+
+
+def _hugging_face_schema(class_names: tuple[str, ...]) -> pa.Schema:
+    """`SYNTHETIC_SCHEMA` with the metadata by which `datasets` knows images and class names."""
+    features: dict[str, Any] = {
+        field.name: {"dtype": _dtype_name(field.type), "_type": "Value"} for field in SYNTHETIC_SCHEMA
+    }
+    features["image"] = {"_type": "Image"}
+    features["label"] = {"names": list(class_names), "_type": "ClassLabel"}
+    return SYNTHETIC_SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _dtype_name(kind: pa.DataType) -> str:
+    return {"double": "float64"}.get(str(kind), str(kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticFolder:
+    """A synthetic data set on disk, whole or in the making.
+
+    Attributes:
+        path: its folder.
+    """
+
+    path: Path
+
+    def part_path(self, part: int) -> Path:
+        return self.path / f"part-{part:05d}.parquet"
+
+    def _record_path(self, part: int) -> Path:
+        return self.path / ".parts" / f"part-{part:05d}.json"
+
+    def write_part(self, part: int, rows: pa.Table, class_names: tuple[str, ...], key: str) -> dict[str, Any]:
+        """Write a part, then its record. `key` is a digest of all that decides its content."""
+        with atomic_path(self.part_path(part)) as temporary:
+            pq.write_table(rows.cast(_hugging_face_schema(class_names)), temporary, compression="zstd")
+        record = {
+            "key": key,
+            "file": self.part_path(part).name,
+            "rows": rows.num_rows,
+            "sha256": digest_file(self.part_path(part)),
+            "states": _count(rows["state"]),
+        }
+        write_json(self._record_path(part), record)
+        return record
+
+    def finished_part(self, part: int, key: str) -> dict[str, Any] | None:
+        """The record of a part that is done and undamaged under this key, else None: then it is to be made."""
+        try:
+            record = read_json(self._record_path(part))
+        except (FileNotFoundError, ValueError):
+            return None
+        file = self.part_path(part)
+        if record.get("key") != key or not file.is_file() or digest_file(file) != record.get("sha256"):
+            return None
+        return record
+
+    def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[dict[str, Any]]) -> str:
+        """Write the manifest, which makes the folder a data set; parts of an older, longer one are removed.
+
+        Args:
+            about: what it was made from (digests, configs); equal for equal data sets, so no times and no paths.
+
+        Returns:
+            The digest of the data set.
+        """
+        names = {record["file"] for record in parts}
+        for stray in [*self.path.glob("part-*.parquet"), *self.path.glob(".*.tmp")]:
+            if stray.name not in names:
+                stray.unlink()
+        states = {state: sum(record["states"].get(state, 0) for record in parts) for state in STATES}
+        content = {
+            "format": FORMAT,
+            "about": about,
+            "class_names": list(class_names),
+            "rows": sum(record["rows"] for record in parts),
+            "states": states,
+            "parts": [{name: record[name] for name in ("file", "rows", "sha256")} for record in parts],
+        }
+        digest = digest_json(content)
+        write_json(self.path / "manifest.json", {**content, "digest": digest})
+        return digest
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            ValueError: there is none (no data set, or one that is not finished), or it is of another format.
+        """
+        file = self.path / "manifest.json"
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no manifest.json: not a synthetic data set, or one not finished yet")
+        manifest = read_json(file)
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{file} has format {manifest.get('format')}, this version reads {FORMAT}")
+        return manifest
+
+    def damaged(self) -> list[str]:
+        """Names of the parts that are missing or not what the manifest says."""
+        return [
+            part["file"]
+            for part in self.manifest()["parts"]
+            if not (self.path / part["file"]).is_file() or digest_file(self.path / part["file"]) != part["sha256"]
+        ]
+
+    def rows(self) -> pa.Table:
+        """All rows (`SYNTHETIC_SCHEMA`), in plan order.
+
+        Raises:
+            ValueError: no manifest, or damaged parts; the message names the first.
+        """
+        manifest = self.manifest()
+        damaged = self.damaged()
+        if damaged:
+            raise ValueError(
+                f"{self.path / damaged[0]} is missing or damaged ({len(damaged)} such parts); run the same command "
+                "again to make it again"
+            )
+        tables = [pq.read_table(self.path / part["file"]) for part in manifest["parts"]]
+        return pa.concat_tables(tables) if tables else SYNTHETIC_SCHEMA.empty_table()
+
+    def images(self, rows: pa.Table, origin: str = "") -> LabeledImages:
+        """The images of some of its `rows` with their labels, decoded when asked for."""
+        class_names = tuple(self.manifest()["class_names"])
+        structs = rows["image"].combine_chunks()
+        blobs = structs.field("bytes").to_pylist()
+        if not blobs:
+            raise ValueError(f"{self.path}: none of its images is wanted; nothing to read")
+        names = rows["item_id"].to_pylist()
+        height, width, channels = decode(blobs[0], names[0]).shape
+        encoded = EncodedImages(blobs, names, (height, width, channels))
+        labels = np.asarray(rows["label"].to_numpy(), np.int64)
+        return LabeledImages(encoded, labels, class_names, origin or str(self.path))
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}

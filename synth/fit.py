@@ -1,0 +1,221 @@
+"""Train a pixel generator: a small class-conditional UNet, saved as an ordinary diffusers folder."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from data.batches import Pixels
+from data.images import LabeledImages
+from data.seeds import torch_rng, torch_stream
+from data.store import write_bytes, write_json
+from synth.pixel import CARD_FILE
+
+__all__ = ["GeneratorConfig", "GeneratorFit", "fit_generator", "save_generator"]
+
+TRAIN_TIMESTEPS = 1000
+
+
+class GeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How a pixel generator is trained. The defaults make the shipped digits generator."""
+
+    steps: int = Field(1000, ge=1, le=10_000_000, description="Optimizer steps, 1 to 10 million")
+    batch_size: int = Field(128, ge=1, le=65_536, description="Images a step, 1 to 65,536")
+    lr: float = Field(2e-3, gt=0, le=1, description="Peak learning rate of AdamW, above 0 to 1; cosine to zero")
+    channels: tuple[int, ...] = Field(
+        (16, 32),
+        min_length=1,
+        max_length=6,
+        description="Channels of each UNet level, multiples of 8; size halves between",
+    )
+    layers_per_block: int = Field(1, ge=1, le=4, description="Residual blocks a UNet level, 1 to 4")
+    size: int = Field(0, ge=0, le=512, description="Side in pixels the model works at; 0: that of the images")
+    label_dropout: float = Field(0.1, ge=0, le=0.5, description="Share of labels hidden, for guidance; 0 to 0.5")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights that are kept, 0 to below 1")
+    flip: bool = Field(False, description="Random horizontal flip; wrong for digits and letters")
+
+    @pydantic.field_validator("channels")
+    @classmethod
+    def _multiples_of_eight(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if any(c < 8 or c % 8 for c in channels):
+            raise ValueError(f"channels are positive multiples of 8 (GroupNorm has 8 groups), got {channels}")
+        return channels
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorFit:
+    """A trained UNet (averaged weights, on the CPU) and the loss of each step, float (steps,)."""
+
+    unet: nn.Module
+    losses: np.ndarray
+
+
+def fit_generator(
+    data: LabeledImages,
+    config: GeneratorConfig,
+    seed: int,
+    device: torch.device,
+    on_step: Callable[[int, float], None] | None = None,
+) -> GeneratorFit:
+    """Train a class-conditional `UNet2DModel` with v-prediction on the cosine schedule.
+
+    v-prediction: arXiv 2202.00512, App. D. Cosine schedule: arXiv 2102.09672, Eq. 17. Labels are hidden at random
+    for guidance (arXiv 2207.12598).
+
+    Args:
+        on_step: told the number of steps done and the loss of the last, about once a second's worth of steps.
+
+    Raises:
+        ValueError: images that are not square, or a size the UNet's levels cannot halve.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    from diffusers.training_utils import EMAModel
+
+    height, width, channels = data.image_shape
+    size = config.size or height
+    if height != width:
+        raise ValueError(f"{data.origin}: images are {width}x{height}; give an image size to cut them square")
+    halvings = 2 ** (len(config.channels) - 1)
+    if size % halvings:
+        raise ValueError(f"{len(config.channels)} UNet levels need a side that {halvings} divides, got {size} px")
+    unet = _new_unet(config, size, channels, data.num_classes, seed).to(device).train()
+    signal, noise_scale = _schedule(device)
+    pixels = Pixels(data, device)
+    labels = torch.from_numpy(data.labels)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-4, foreach=True)
+    ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    generator = torch_rng(seed, "fit-generator")
+    losses = torch.zeros(config.steps, device=device)
+    for step in range(config.steps):
+        rows = torch.randint(len(data), (config.batch_size,), generator=generator)
+        x0 = _prepare(pixels[rows.numpy()], size, config.flip, generator)  # (B, C, h, w) in [-1, 1]
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        timestep = torch.randint(TRAIN_TIMESTEPS, (config.batch_size,), generator=generator)
+        hidden = torch.rand(config.batch_size, generator=generator) < config.label_dropout
+        label = torch.where(hidden, data.num_classes, labels[rows]).to(device)
+        timestep = timestep.to(device)
+        a, b = signal[timestep], noise_scale[timestep]  # (B, 1, 1, 1)
+        output = unet(a * x0 + b * noise, timestep, class_labels=label, return_dict=False)[0]
+        loss = F.mse_loss(output, a * noise - b * x0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        ema.step(unet.parameters())
+        losses[step] = loss.detach()
+        if (step + 1) % 10 == 0 or step + 1 == config.steps:
+            value = float(losses[step])
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the generator's loss became {value} at step {step + 1}; lower lr ({config.lr})"
+                )
+            if on_step:
+                on_step(step + 1, value)
+    ema.copy_to(unet.parameters())
+    return GeneratorFit(unet.cpu().eval(), losses.cpu().numpy())
+
+
+def _new_unet(config: GeneratorConfig, size: int, channels: int, num_classes: int, seed: int) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    levels = len(config.channels)
+    with torch_stream(seed, "unet"):
+        return UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=config.layers_per_block,
+            block_out_channels=config.channels,
+            down_block_types=("DownBlock2D",) * levels,
+            up_block_types=("UpBlock2D",) * levels,
+            norm_num_groups=8,
+            add_attention=False,
+            num_class_embeds=num_classes + 1,  # the last is "no label"
+        )
+
+
+def _scheduler_settings() -> dict[str, object]:
+    return {
+        "num_train_timesteps": TRAIN_TIMESTEPS,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "linspace",
+    }
+
+
+def _schedule(device: torch.device) -> tuple[Tensor, Tensor]:
+    """sqrt(abar) and sqrt(1 - abar), each (T, 1, 1, 1)."""
+    from diffusers import DDPMScheduler
+
+    abar = DDPMScheduler(**_scheduler_settings()).alphas_cumprod.double()[:, None, None, None]
+    return abar.sqrt().float().to(device), (1 - abar).sqrt().float().to(device)
+
+
+def _prepare(images: Tensor, size: int, flip: bool, generator: torch.Generator) -> Tensor:
+    x = images.float() / 127.5 - 1  # (B, C, H, W)
+    if x.shape[2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    if flip:
+        coin = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+        x = torch.where(coin[:, None, None, None], x.flip(3), x)
+    return x
+
+
+def save_generator(folder: Path, fit: GeneratorFit, data: LabeledImages, config: GeneratorConfig, seed: int) -> None:
+    """Write an ordinary diffusers folder (`DDPMPipeline.from_pretrained` loads it) with a model card.
+
+    Beside what diffusers knows, `slowlane.json` holds the class names and the digests of the images trained on, by
+    which a report can tell whether the generator saw anything the classifier did not.
+    """
+    import diffusers
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = DDPMPipeline(unet=fit.unet, scheduler=DDPMScheduler(**_scheduler_settings()))
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    tail = fit.losses[-min(100, len(fit.losses)) :]
+    write_json(
+        folder / CARD_FILE,
+        {
+            "class_names": list(data.class_names),
+            "trained_on": data.origin,
+            "trained_on_sha256": sorted(data.sha256),
+            "config": config.model_dump(mode="json"),
+            "seed": seed,
+            "loss": round(float(tail.mean()), 5),
+            "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
+        },
+    )
+    write_bytes(folder / "README.md", _model_card(fit, data, config, seed, float(tail.mean())).encode())
+
+
+def _model_card(fit: GeneratorFit, data: LabeledImages, config: GeneratorConfig, seed: int, loss: float) -> str:
+    height, width, channels = data.image_shape
+    weights = sum(p.numel() for p in fit.unet.parameters())
+    given = config.model_dump(exclude_defaults=True)
+    settings = ", ".join(f"{name} {value}" for name, value in given.items()) or "the defaults"
+    return f"""---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+# A class-conditional pixel generator
+
+`UNet2DModel`, {weights:,} weights, v-prediction, cosine schedule, {TRAIN_TIMESTEPS} timesteps. Class label
+{data.num_classes} means "no label" (for classifier-free guidance).
+
+- Trained on: {data.origin}: {len(data):,} images of {width}x{height} with {channels} channel(s), {data.num_classes}
+  classes ({", ".join(data.class_names[:20])}{", ..." if data.num_classes > 20 else ""}).
+- How: `slowlane fit-generator` with {settings}, seed {seed}; {config.steps} steps of {config.batch_size}, mean loss of
+  the last steps {loss:.4f}.
+- `{CARD_FILE}` lists the SHA-256 of every image it was trained on (of shape and pixels, as `LabeledImages.sha256`).
+- Meant for noising and denoising real images of these classes in Slowlane. It knows nothing else.
+"""

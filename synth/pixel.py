@@ -1,0 +1,150 @@
+"""Class-conditional `UNet2DModel` in pixel space, from any diffusers folder: the embedded default generator."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.store import digest_bytes, digest_file, read_json
+from synth.denoiser import PredictionType
+
+__all__ = ["CARD_FILE", "PixelDenoiser"]
+
+# What diffusers has no place for: class names and which images the model was trained on.
+CARD_FILE = "slowlane.json"
+_PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
+
+
+class PixelDenoiser:
+    """A `UNet2DModel` with class embeddings behind the `Denoiser` interface.
+
+    The last class embedding is "no label" where the model has one more than there are classes. Images of another size
+    than the model was trained at are resized to it and back (bicubic, antialiased).
+    """
+
+    clip = True
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas_cumprod: np.ndarray,
+        prediction_type: PredictionType,
+        *,
+        num_classes: int,
+        name: str,
+        digest: str,
+        class_names: tuple[str, ...] = (),
+        trained_on: frozenset[str] = frozenset(),
+    ) -> None:
+        self.unet = unet.eval()
+        self.alphas_cumprod = alphas_cumprod
+        self.prediction_type = prediction_type
+        self.num_classes = num_classes
+        self.name = name
+        self.digest = digest
+        self.class_names = class_names
+        self.trained_on = trained_on
+        self.device = next(unet.parameters()).device
+        config: Any = unet.config
+        self.unconditional: bool = config["num_class_embeds"] > num_classes
+        self.size = int(config["sample_size"])
+        self.channels = int(config["in_channels"])
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> "PixelDenoiser":
+        """Load `unet/` and `scheduler/` of a diffusers folder; weights from safetensors only, pickles are refused.
+
+        Raises:
+            ValueError: another kind of model, missing files, an unknown prediction type, no class conditioning.
+        """
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        index = read_json(folder / "model_index.json")
+        kind = index.get("unet", [None, None])[1]
+        if kind != "UNet2DModel":
+            raise ValueError(
+                f"{folder} holds a {kind or index.get('_class_name')}; so far only UNet2DModel is understood"
+            )
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused")
+        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True, local_files_only=True)
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+        prediction_type = scheduler.config["prediction_type"]
+        if prediction_type not in _PREDICTIONS:
+            raise ValueError(f"{folder} predicts {prediction_type!r}; understood are {', '.join(_PREDICTIONS)}")
+        embeddings = unet.config["num_class_embeds"]
+        if not embeddings:
+            raise ValueError(f"{folder} has no class embeddings, so it cannot keep the label of an image")
+        if unet.config["out_channels"] != unet.config["in_channels"]:
+            raise ValueError(f"{folder} predicts a variance too (learned_range), which is not understood yet")
+        card_path = folder / CARD_FILE
+        card = read_json(card_path) if card_path.is_file() else {}
+        class_names = tuple(card.get("class_names", ()))
+        settings = {
+            "unet": json.loads((folder / "unet" / "config.json").read_text()),
+            "scheduler": json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+        }
+        digest = digest_bytes((digest_file(weights) + json.dumps(settings, sort_keys=True)).encode())
+        return cls(
+            unet.to(device),
+            scheduler.alphas_cumprod.double().numpy(),
+            prediction_type,
+            num_classes=len(class_names) or embeddings,
+            name=folder.name,
+            digest=digest,
+            class_names=class_names,
+            trained_on=frozenset(card.get("trained_on_sha256", ())),
+        )
+
+    def check(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> None:
+        """Raise ValueError where it cannot make images (H, W, C) of these classes."""
+        height, width, channels = image_shape
+        if channels != self.channels:
+            raise ValueError(
+                f"generator {self.name} makes images of {self.channels} channels, the data have {channels}"
+            )
+        if height != width:
+            raise ValueError(
+                f"generator {self.name} makes square images, the data are {width}x{height}; "
+                "give an image size to cut them square"
+            )
+        if len(class_names) > self.num_classes:
+            raise ValueError(
+                f"generator {self.name} knows {self.num_classes} classes, the data have {len(class_names)}"
+            )
+        for label, name in enumerate(class_names):
+            if self.class_names and self.class_names[label] != name:
+                near = difflib.get_close_matches(name, self.class_names, 1)
+                hint = f" (it has {near[0]!r} at {self.class_names.index(near[0])})" if near else ""
+                raise ValueError(
+                    f"class {label} of the data is {name!r}, of generator {self.name} it is "
+                    f"{self.class_names[label]!r}{hint}; the names and their order must agree"
+                )
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, C) to float32 (B, C, h, w) in [-1, 1] at the model's size."""
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
+        x = x.float() / 127.5 - 1
+        if x.shape[2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
+        return x
+
+    def decode(self, x0: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
+        """Float32 (B, C, h, w) to uint8 (B, H, W, C), rounded; what is not finite becomes 0."""
+        x = x0.nan_to_num(-1, -1, -1)
+        if x.shape[2:] != image_shape[:2]:
+            x = F.interpolate(x, image_shape[:2], mode="bicubic", antialias=True)
+        pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, timestep: int, labels: Tensor) -> Tensor:
+        """The UNet's output; a label of -1 is the embedding after the last class."""
+        labels = torch.where(labels < 0, self.num_classes, labels)
+        return self.unet(x, timestep, class_labels=labels, return_dict=False)[0]

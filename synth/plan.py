@@ -1,0 +1,150 @@
+"""From chosen references to the list of images to make, and what making them will cost."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+from pydantic import Field
+
+from data.images import LabeledImages
+from data.seeds import child_seed
+from synth.levels import paper_levels
+
+__all__ = ["PLAN_SCHEMA", "Forecast", "PlanConfig", "Request", "forecast", "item_id", "make_plan", "requests"]
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("source_index", pa.int64()),
+        ("source_sha256", pa.string()),
+        ("variant", pa.int64()),
+        ("label", pa.int64()),
+        ("level_steps", pa.int64()),
+        ("level_grid", pa.int64()),
+        ("seed", pa.int64()),
+        ("prompt", pa.string()),
+    ]
+)
+
+
+class PlanConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How many variants of each reference are made, and at which levels."""
+
+    k: int = Field(
+        5, ge=2, le=1000, description="Images per slow example, the real one counted: k - 1 variants, k 2 to 1000"
+    )
+    levels: tuple[int, ...] = Field(
+        (),
+        max_length=999,
+        description="k - 1 levels in steps of the grid, each 1 to grid; empty: the paper's 50 for k = 2, 50 70 80 for "
+        "k = 4, 40 50 70 80 for k = 5 (of 100, scaled to the grid). A repeated level makes another variant",
+    )
+    part_size: int = Field(
+        512, ge=1, le=1_000_000, description="Images a part: what an interruption can cost, 1 to 1,000,000"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _levels_fit_k(self) -> "PlanConfig":
+        if self.levels and len(self.levels) != self.k - 1:
+            raise ValueError(
+                f"k = {self.k} needs {self.k - 1} levels (k counts the real image), got {len(self.levels)}"
+            )
+        return self
+
+    def steps(self, grid: int) -> tuple[int, ...]:
+        """The k - 1 levels in steps of a grid; ValueError where one does not exist."""
+        levels = self.levels or paper_levels(self.k, grid)
+        for level in levels:
+            if not 1 <= level <= grid:
+                raise ValueError(f"level {level} of {grid} does not exist: levels go from 1 to {grid}")
+        return levels
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Request:
+    """One image to make: of which reference, at which level, and the how-many-eth at that level."""
+
+    source_index: int
+    steps: int
+    variant: int
+
+
+def requests(indices: np.ndarray, levels: Sequence[int]) -> list[Request]:
+    """A variant of each reference at each level. The images of k = 2 are among those of k = 5 where levels agree."""
+    numbered = [(level, levels[:place].count(level)) for place, level in enumerate(levels)]
+    return [Request(int(index), steps, variant) for index in indices for steps, variant in numbered]
+
+
+def item_id(request: Request, grid: int) -> str:
+    """The name of an image: `0000017-50of100-v0`. Its seed is a child of the root seed by this name."""
+    return f"{request.source_index:07d}-{request.steps}of{grid}-v{request.variant}"
+
+
+def make_plan(wanted: Iterable[Request], data: LabeledImages, grid: int, seed: int) -> pa.Table:
+    """One row per image to make (`PLAN_SCHEMA`), in order of source, level and variant; a repeated request is one row.
+
+    Raises:
+        ValueError: a source index outside the data, or a level outside the grid.
+    """
+    rows = sorted(set(wanted))
+    for request in rows:
+        if not 0 <= request.source_index < len(data):
+            raise ValueError(f"source index {request.source_index} is outside the {len(data)} images of {data.origin}")
+        if not 1 <= request.steps <= grid:
+            raise ValueError(f"level {request.steps} of {grid} does not exist: levels go from 1 to {grid}")
+    names = [item_id(request, grid) for request in rows]
+    labels = [int(data.labels[request.source_index]) for request in rows]
+    columns = {
+        "item_id": names,
+        "source_index": [request.source_index for request in rows],
+        "source_sha256": [data.sha256[request.source_index] for request in rows],
+        "variant": [request.variant for request in rows],
+        "label": labels,
+        "level_steps": [request.steps for request in rows],
+        "level_grid": [grid] * len(rows),
+        "seed": [child_seed(seed, "image", name) for name in names],
+        "prompt": [data.class_names[label] for label in labels],
+    }
+    return pa.table(columns, schema=PLAN_SCHEMA)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a plan will make and cost.
+
+    Attributes:
+        images: rows of the plan.
+        per_class: images by class name.
+        per_level: images by "R of S".
+        denoiser_calls: network evaluations of one image, the unconditional ones of guidance included.
+        bytes: of PNG images, about.
+        seconds: on this device, about; from a probe.
+    """
+
+    images: int
+    per_class: dict[str, int]
+    per_level: dict[str, int]
+    denoiser_calls: int
+    bytes: int
+    seconds: float
+
+
+def forecast(
+    plan: pa.Table, data: LabeledImages, *, guided: bool, seconds_per_call: float, bytes_per_image: float
+) -> Forecast:
+    """The forecast of a plan from what a probe measured for one call and one image."""
+    labels = plan["label"].to_numpy()
+    steps = plan["level_steps"].to_numpy()
+    counts = np.bincount(labels, minlength=data.num_classes)
+    levels = sorted(set(zip(steps.tolist(), plan["level_grid"].to_pylist(), strict=True)))
+    calls = int(steps.sum()) * (2 if guided else 1)
+    return Forecast(
+        images=plan.num_rows,
+        per_class={name: int(count) for name, count in zip(data.class_names, counts, strict=True)},
+        per_level={f"{r} of {s}": int((steps == r).sum()) for r, s in levels},
+        denoiser_calls=calls,
+        bytes=round(plan.num_rows * bytes_per_image),
+        seconds=calls * seconds_per_call,
+    )

@@ -1,0 +1,48 @@
+"""Logits once, in eval mode; every metric is one line on them."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.batches import Pixels
+from data.images import LabeledImages
+
+__all__ = ["error_rate", "logits_of", "losses_of", "softmax"]
+
+
+def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> np.ndarray:
+    """Logits float32 (N, K) of all images in their order, without augmentation, on the model's device.
+
+    In eval mode, so that a row does not depend on its batch. The model's mode is put back.
+    """
+    device = next(model.parameters()).device
+    pixels = Pixels(data, device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            batches = [
+                model(pixels[np.arange(start, min(start + batch_size, len(data)))].float().div_(255)).cpu()
+                for start in range(0, len(data), batch_size)
+            ]
+    finally:
+        model.train(was_training)
+    return torch.cat(batches).float().numpy()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float64 (N, K) of logits (N, K)."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    exponent = np.exp(shifted)
+    return exponent / exponent.sum(1, keepdims=True)
+
+
+def losses_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy float64 (N,) of each row of logits (N, K) with its label (N,)."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+
+
+def error_rate(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Fraction 0..1 of rows whose largest logit is not at the label."""
+    return float(np.mean(logits.argmax(1) != labels))
