@@ -33,7 +33,8 @@ class Pixels:
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))  # (N, C, H, W)
+    # A copy in every case: torch warns of read-only arrays, such as memory-mapped ones.
+    return torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))  # (N, C, H, W)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from data.store import digest_bytes
 
-__all__ = ["EncodedImages", "LabeledImages", "concat", "decode", "encode_png"]
+__all__ = ["COLOUR_MODES", "GREY_MODES", "EncodedImages", "LabeledImages", "concat", "decode", "encode_png"]
 
 # Modes that lose nothing when they become L or RGB. Others (16-bit, float) are refused by name.
-_GREY_MODES = ("1", "L")
-_COLOUR_MODES = ("RGB", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "HSV", "LAB")
+GREY_MODES = ("1", "L")
+COLOUR_MODES = ("RGB", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "HSV", "LAB")
 
 
 def decode(blob: bytes | Path, name: str, *, channels: int = 0, size: int = 0) -> np.ndarray:
@@ -39,14 +39,14 @@ def decode(blob: bytes | Path, name: str, *, channels: int = 0, size: int = 0) -
         raise
     except Exception as error:  # PIL raises a dozen kinds for a damaged file
         raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
-    if image.mode not in _GREY_MODES + _COLOUR_MODES:
+    if image.mode not in GREY_MODES + COLOUR_MODES:
         raise ValueError(
             f"{name} has pixel mode {image.mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
         )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    grey = channels == 1 or (channels == 0 and image.mode in _GREY_MODES)
+    grey = channels == 1 or (channels == 0 and image.mode in GREY_MODES)
     image = image.convert("L" if grey else "RGB")
     if size:
         scale = size / min(image.size)

@@ -18,7 +18,7 @@ import pydantic
 from PIL import Image
 
 from data.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
-from data.images import _COLOUR_MODES, _GREY_MODES, EncodedImages, LabeledImages
+from data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
 
 __all__ = ["DataConfig", "Splits", "digits_split", "load"]
 
@@ -308,14 +308,14 @@ def _header(blob: bytes | Path, name: str) -> tuple[tuple[int, int], bool]:
     """(width, height) and whether it is grey, of an image file whose pixels are not decoded."""
     try:
         with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as image:
-            mode, size, transparent = image.mode, image.size, "transparency" in image.info
+            mode, size = image.mode, image.size
     except Exception as error:  # PIL raises a dozen kinds for a damaged file
         raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
-    if mode not in _GREY_MODES + _COLOUR_MODES:
+    if mode not in GREY_MODES + COLOUR_MODES:
         raise ValueError(
             f"{name} has pixel mode {mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
         )
-    return size, mode in _GREY_MODES and not transparent
+    return size, mode in GREY_MODES
 
 
 def _check_classes(train: LabeledImages) -> None:

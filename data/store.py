@@ -41,16 +41,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600; a data set is for others to read too
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes 0600; a data set is for others to read too
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
+def _read_umask() -> int:
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+# Reading the umask means setting it: once, while the process has one thread.
+_UMASK = _read_umask()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

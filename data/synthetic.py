@@ -81,8 +81,15 @@ class SyntheticFolder:
     def _record_path(self, part: int) -> Path:
         return self.path / ".parts" / f"part-{part:05d}.json"
 
-    def write_part(self, part: int, rows: pa.Table, class_names: tuple[str, ...], key: str) -> dict[str, Any]:
-        """Write a part, then its record. `key` is a digest of all that decides its content."""
+    def write_part(
+        self, part: int, rows: pa.Table, class_names: tuple[str, ...], key: str, cost: dict[str, float] | None = None
+    ) -> dict[str, Any]:
+        """Write a part, then its record.
+
+        Args:
+            key: digest of all that decides its content.
+            cost: what making it took; in the record only, so that equal data sets are equal files.
+        """
         with atomic_path(self.part_path(part)) as temporary:
             pq.write_table(rows.cast(_hugging_face_schema(class_names)), temporary, compression="zstd")
         record = {
@@ -91,6 +98,7 @@ class SyntheticFolder:
             "rows": rows.num_rows,
             "sha256": digest_file(self.part_path(part)),
             "states": _count(rows["state"]),
+            "cost": cost or {},
         }
         write_json(self._record_path(part), record)
         return record

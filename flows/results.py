@@ -1,12 +1,12 @@
 """What a run found: the values behind report.json, and the honest sentences that follow from them."""
 
 import dataclasses
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ArmResult", "LevelResult", "Report", "SeedSelection", "StageCost", "arm_results", "sentences"]
+__all__ = ["ArmResult", "LevelResult", "Report", "SeedSelection", "StageCost", "arm_results", "paired", "sentences"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,3 +107,103 @@ class Report:
     stages: list[StageCost]
     config: dict[str, Any]
     versions: dict[str, str]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Report":
+        """The report that report.json holds."""
+        nested = {"selections": SeedSelection, "levels": LevelResult, "arms": ArmResult, "stages": StageCost}
+        made = {name: [kind(**item) for item in value[name]] for name, kind in nested.items()}
+        return cls(**{**value, **made})
+
+
+def paired(errors: Sequence[float], base: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean of errors - base, seed by seed, and its standard error; (mean, None) for one seed."""
+    differences = np.subtract(errors, base)
+    if len(differences) < 2:
+        return float(differences.mean()), None
+    return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def arm_results(facts: dict[tuple[str, str], dict[str, Any]], seconds_per_call: float) -> list[ArmResult]:
+    """One result per arm and optimizer.
+
+    Args:
+        facts: by (arm, optimizer), what the retraining stage recorded.
+        seconds_per_call: measured seconds of generation per denoiser call.
+    """
+    results = []
+    for (arm, optimizer), fact in facts.items():
+        errors = fact["errors"]
+        base = facts.get(("original", optimizer))
+        difference, standard_error = paired(errors, base["errors"]) if base else (None, None)
+        results.append(
+            ArmResult(
+                arm=arm,
+                optimizer=optimizer,
+                errors=errors,
+                mean=float(np.mean(errors)),
+                std=float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
+                difference=difference,
+                standard_error=standard_error,
+                images_added=float(np.mean(fact["images_added"])),
+                steps=float(np.mean(fact["steps"])),
+                train_seconds=fact["seconds"],
+                generation_seconds=float(np.mean(fact["denoiser_calls"])) * seconds_per_call,
+                train_error=fact["train_error"],
+            )
+        )
+    return results
+
+
+def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
+    """What the numbers say, whichever way they fall. A difference counts from two standard errors."""
+    by_name = {(result.arm, result.optimizer): result for result in results}
+    lines = []
+    for optimizer in dict.fromkeys(result.optimizer for result in results):
+        ours = [r for r in results if r.optimizer == optimizer and r.arm.startswith("ours-") and "@" not in r.arm]
+        if not ours:
+            continue
+        best = max(ours, key=lambda result: int(result.arm.removeprefix("ours-")))
+        k = best.arm.removeprefix("ours-")
+        rivals = [
+            ("original", "the real images alone"),
+            (f"original@{best.arm}", "the real images alone at the same optimizer steps"),
+            ("upsample-2", "duplicating the slow images"),
+            (f"random-{k}", "augmenting as many random images"),
+            (f"all-{k}", "augmenting every image"),
+        ]
+        for arm, words in rivals:
+            rival = by_name.get((arm, optimizer))
+            if rival is not None:
+                lines.append(_versus(best, rival, words))
+        everything = by_name.get((f"all-{k}", optimizer))
+        if everything is not None and best.images_added > 0:
+            ratio = everything.images_added / best.images_added
+            lines.append(
+                f"{everything.arm} makes {everything.images_added:.0f} images where {best.arm} makes "
+                f"{best.images_added:.0f}: {ratio:.1f} times the generation."
+            )
+    if results and results[0].n == 1:
+        lines.append("One seed cannot tell a difference from chance: run `slowlane compare` with several.")
+    elif results:
+        lines.append(
+            f"The ± is the standard error over {results[0].n} training seeds on one split and one synthetic set; "
+            f"it does not cover the choice of the {test_images:,} test images, of which one is "
+            f"{100 / test_images:.2f} points."
+        )
+    return lines
+
+
+def _versus(ours: ArmResult, rival: ArmResult, words: str) -> str:
+    difference, standard_error = paired(ours.errors, rival.errors)
+    assert difference is not None
+    head = f"{ours.optimizer.upper()}: {ours.arm} against {words} ({rival.arm})"
+    numbers = f"{100 * ours.mean:.2f} % against {100 * rival.mean:.2f} % test error"
+    if standard_error is None:
+        return f"{head}: {numbers}, one seed each."
+    measured = f"{100 * difference:+.2f} ± {100 * standard_error:.2f} points, n = {ours.n}"
+    if abs(difference) <= 2 * standard_error or difference == 0:
+        verdict = "no difference that these seeds can show"
+    else:
+        verdict = "lower" if difference < 0 else "higher"
+    return f"{head}: {verdict}; {numbers} ({measured})."

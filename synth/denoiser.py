@@ -23,6 +23,8 @@ class Denoiser(Protocol):
         alphas_cumprod: float64 (T,), its training schedule.
         prediction_type: what `predict` returns.
         clip: whether x0 lives in [-1, 1] (pixels) or not (latents).
+        trained_on: SHA-256 of the images it was trained on, as `LabeledImages.sha256`; empty where it does not say.
+        trained_on_words: the same for people; may be empty.
         unconditional: whether `predict` understands a label of -1 as "no label", which guidance needs.
     """
 
@@ -33,6 +35,8 @@ class Denoiser(Protocol):
     prediction_type: PredictionType
     clip: bool
     unconditional: bool
+    trained_on: frozenset[str]
+    trained_on_words: str
 
     def check(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot make images (H, W, C) of these classes."""

@@ -15,7 +15,7 @@ from data.synthetic import SYNTHETIC_SCHEMA
 from synth.denoiser import Denoiser
 from synth.levels import NoiseGrid
 from synth.quality import QualityConfig, score, states
-from synth.sample import SampleConfig, denoise
+from synth.sample import SampleConfig, check_guidance, denoise
 
 __all__ = ["GenerateConfig", "Judge", "Probe", "make_part", "probe"]
 
@@ -93,10 +93,11 @@ class Probe:
 
 def probe(denoiser: Denoiser, data: LabeledImages, plan: pa.Table, sample: SampleConfig, batch_size: int) -> Probe:
     """Time the denoiser on one batch of the plan for about a second, after one call to warm up."""
+    check_guidance(denoiser, sample)
     rows = plan.slice(0, min(batch_size, plan.num_rows))
     sources = rows["source_index"].to_numpy()
     references = denoiser.encode(data.pixels(sources))
-    labels = torch.from_numpy(rows["label"].to_numpy()).to(denoiser.device)
+    labels = torch.tensor(rows["label"].to_numpy()).to(denoiser.device)
     guided = sample.guidance_scale != 1
     if guided:
         references, labels = torch.cat([references, references]), torch.cat([labels, torch.full_like(labels, -1)])

@@ -17,6 +17,7 @@ __all__ = ["CARD_FILE", "PixelDenoiser"]
 
 # What diffusers has no place for: class names and which images the model was trained on.
 CARD_FILE = "slowlane.json"
+_CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 _PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
 
 
@@ -40,6 +41,7 @@ class PixelDenoiser:
         digest: str,
         class_names: tuple[str, ...] = (),
         trained_on: frozenset[str] = frozenset(),
+        trained_on_words: str = "",
     ) -> None:
         self.unet = unet.eval()
         self.alphas_cumprod = alphas_cumprod
@@ -49,6 +51,7 @@ class PixelDenoiser:
         self.digest = digest
         self.class_names = class_names
         self.trained_on = trained_on
+        self.trained_on_words = trained_on_words
         self.device = next(unet.parameters()).device
         config: Any = unet.config
         self.unconditional: bool = config["num_class_embeds"] > num_classes
@@ -73,6 +76,10 @@ class PixelDenoiser:
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
         if not weights.is_file():
             raise ValueError(f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused")
+        configs = {part: folder / part / file for part, file in _CONFIG_FILES.items()}
+        for file in configs.values():
+            if not file.is_file():
+                raise ValueError(f"{folder} has no {file.relative_to(folder)}; copy or save the whole diffusers folder")
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True, local_files_only=True)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
         prediction_type = scheduler.config["prediction_type"]
@@ -86,9 +93,12 @@ class PixelDenoiser:
         card_path = folder / CARD_FILE
         card = read_json(card_path) if card_path.is_file() else {}
         class_names = tuple(card.get("class_names", ()))
+        if len(class_names) > embeddings:
+            raise ValueError(f"{card_path} names {len(class_names)} classes, the model has {embeddings} embeddings")
+        # Keys with an underscore say which diffusers wrote the file and from which path, not what the model is.
         settings = {
-            "unet": json.loads((folder / "unet" / "config.json").read_text()),
-            "scheduler": json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+            part: {key: value for key, value in read_json(file).items() if not key.startswith("_")}
+            for part, file in configs.items()
         }
         digest = digest_bytes((digest_file(weights) + json.dumps(settings, sort_keys=True)).encode())
         return cls(
@@ -100,6 +110,7 @@ class PixelDenoiser:
             digest=digest,
             class_names=class_names,
             trained_on=frozenset(card.get("trained_on_sha256", ())),
+            trained_on_words=card.get("trained_on", ""),
         )
 
     def check(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> None:

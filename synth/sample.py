@@ -13,7 +13,7 @@ from torch import Tensor
 from synth.denoiser import Denoiser, to_x0
 from synth.levels import NoiseGrid
 
-__all__ = ["SampleConfig", "Sampler", "denoise"]
+__all__ = ["SampleConfig", "Sampler", "check_guidance", "denoise"]
 
 Sampler = Literal["ddpm", "ddim", "dpm++2m"]
 
@@ -61,10 +61,7 @@ def denoise(
     grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid)
     for level in np.unique(levels):
         grid.check(int(level))
-    if config.guidance_scale != 1 and not denoiser.unconditional:
-        raise ValueError(
-            f"generator {denoiser.name} was trained without an unconditional branch: set the guidance scale to 1"
-        )
+    check_guidance(denoiser, config)
     # Deepest first: those that have joined are then always a prefix.
     order = np.argsort(-levels, kind="stable")
     levels = levels[order]
@@ -88,6 +85,14 @@ def denoise(
     result = torch.empty_like(x)
     result[torch.from_numpy(order).to(x.device)] = x
     return result
+
+
+def check_guidance(denoiser: Denoiser, config: SampleConfig) -> None:
+    """Raise ValueError where guidance is asked of a generator that knows no "no label"."""
+    if config.guidance_scale != 1 and not denoiser.unconditional:
+        raise ValueError(
+            f"generator {denoiser.name} was trained without an unconditional branch: set the guidance scale to 1"
+        )
 
 
 def _normal(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
@@ -115,7 +120,10 @@ def _predict_x0(denoiser: Denoiser, x: Tensor, grid: NoiseGrid, i: int, labels: 
         conditional, unconditional = both.chunk(2)
         output = unconditional + scale * (conditional - unconditional)  # arXiv 2207.12598, Eq. 6, in w + 1
     x0 = to_x0(denoiser.prediction_type, output, x, float(grid.alphas_cumprod[i]))
-    return x0.clamp(-1, 1) if denoiser.clip else x0
+    if not denoiser.clip:
+        return x0
+    # An infinite output must stay seen as one, not become a saturated pixel.
+    return x0.clamp(-1, 1).masked_fill(x0.isinf(), math.nan)
 
 
 def _ddpm(x: Tensor, x0: Tensor, grid: NoiseGrid, i: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -151,4 +159,6 @@ def _dpm_2m(x: Tensor, x0: Tensor, previous_x0: Tensor, entering: Tensor, grid: 
 
 
 def _half_log_snr(alpha_cumprod: float) -> float:
+    if alpha_cumprod == 0:  # the last step of a schedule with zero terminal SNR (arXiv 2305.08891)
+        return -math.inf
     return 0.5 * math.log(alpha_cumprod / (1 - alpha_cumprod))

@@ -182,14 +182,17 @@ def fit(
         optimizer.zero_grad(set_to_none=True)  # a model that is done has no gradient and is left alone
         state.step = step + 1
         for m in active:
-            if state.step % per_epoch[m] == 0:
-                loss, errors, seen = sums[m].tolist()
+            epoch_ends = state.step % per_epoch[m] == 0
+            if not epoch_ends and state.step < ends[m]:
+                continue
+            loss, errors, seen = sums[m].tolist()
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"the training loss became {loss} in epoch {len(state.histories[m].loss) + 1}; "
+                    f"lower the learning rate (now {config.lr})"
+                )
+            if epoch_ends:
                 sums[m] = 0
-                if not np.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the training loss became {loss} in epoch {len(state.histories[m].loss) + 1}; "
-                        f"lower the learning rate (now {config.lr})"
-                    )
                 state.histories[m].loss.append(loss / seen)
                 state.histories[m].error.append(errors / seen)
         if on_epoch and (state.step % max(per_epoch) == 0 or state.step == max(ends)):

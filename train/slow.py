@@ -1,6 +1,7 @@
 """Which examples are learned slowly: arrays in, indices out (paper 2505.21574, section 4.2 and Alg. 1)."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -83,15 +84,15 @@ def select_slow(
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         halves = _two_means(outputs[rows], child_seed(seed, "two-means", int(label)))
-        means = [losses[rows[halves == half]].mean() if (halves == half).any() else np.nan for half in (0, 1)]
+        means = [_mean(losses[rows[halves == half]]) for half in (0, 1)]
         if np.isnan(means).any():
             without_slow.append(int(label))
-            mean_loss[label, 0] = losses[rows].mean()
+            mean_loss[label, 0] = _mean(losses[rows])
             continue
         slow = int(means[1] > means[0])
         cluster[rows] = halves == slow
         mean_loss[label] = means[1 - slow], means[slow]
-    if without_slow:
+    if without_slow and method != "all":
         warnings.warn(
             f"no slow half in class {', '.join(map(str, without_slow))}: a single example or equal outputs; "
             "nothing of it is augmented",
@@ -116,6 +117,11 @@ def _two_means(outputs: np.ndarray, seed: int) -> np.ndarray:
     return halves
 
 
+def _mean(losses: np.ndarray) -> float:
+    """NaN of nothing. Exactly summed: with rounding, the order of the rows could decide between two equal means."""
+    return math.fsum(losses) / len(losses) if len(losses) else math.nan
+
+
 def _score(method: Method, cluster: np.ndarray, losses: np.ndarray, wrong: np.ndarray, seed: int) -> np.ndarray:
     """float64 (N,): those with the highest score of a class are taken first."""
     if method == "cluster":
@@ -137,9 +143,9 @@ def _top(rows: np.ndarray, score: np.ndarray, count: int) -> np.ndarray:
 def separating_epoch(errors: Sequence[float]) -> int:
     """The epoch (from 1) at which the training error stops falling fast: the knee of its smoothed curve.
 
-    The curve is averaged over three epochs; its knee is the point farthest below the straight line from its first
-    to its last value. The rule of Nguyen et al. (arXiv 2404.17768) in words is "where the reduction of training
-    error starts to slow".
+    The curve is averaged over three epochs, its ends kept; its knee is the point farthest below the straight line
+    from its first to its last value. The rule of Nguyen et al. (arXiv 2404.17768) in words is "where the reduction of
+    training error starts to slow".
 
     Args:
         errors: training error of epochs 1, 2, ... Fewer than three, or a curve that never falls below its chord: the
@@ -147,7 +153,8 @@ def separating_epoch(errors: Sequence[float]) -> int:
     """
     if len(errors) < 3:
         return max(1, len(errors))
-    padded = np.pad(np.asarray(errors, np.float64), 1, mode="edge")
+    # An odd reflection keeps both ends as they are, so that a straight line stays one.
+    padded = np.pad(np.asarray(errors, np.float64), 1, mode="reflect", reflect_type="odd")
     smooth = np.convolve(padded, np.ones(3) / 3, mode="valid")  # (E,)
     chord = np.linspace(smooth[0], smooth[-1], len(smooth))
     depth = chord - smooth

@@ -96,11 +96,18 @@ def test_one_image_in_colour_makes_all_of_them_colour(tmp_path: Path, mode: str,
     assert splits.train.pixels().shape[3] == splits.test.pixels().shape[3] == channels
 
 
-def test_a_grey_image_with_a_transparent_shade_is_read_as_its_header_says(tmp_path: Path) -> None:
+def test_a_grey_image_with_a_transparent_shade_stays_grey(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("L", (8, 8), 9).save(buffer, "PNG", transparency=9)
     splits = read(put(tmp_path, tree() | {"test/dog/b.png": buffer.getvalue()}))
-    assert splits.test.pixels()[-1].min() == 255
+    assert splits.test.image_shape == (8, 8, 1)
+    assert splits.test.pixels()[:, 0, 0, 0].tolist() == [3, 5, 255]  # transparent: white
+
+
+def test_images_need_not_be_square(tmp_path: Path) -> None:
+    splits = read(put(tmp_path, {name: picture(size=(12, 9)) for name in tree()}))
+    assert splits.train.image_shape == (9, 12, 1)
+    assert splits.train.pixels().shape == (3, 9, 12, 1)
 
 
 def test_image_size_makes_all_sizes_one(tmp_path: Path) -> None:

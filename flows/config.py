@@ -1,0 +1,190 @@
+"""The configs a flow takes: composed from those of the packages, and the presets."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from data.sources import DataConfig
+from data.store import read_json
+from synth.generate import GenerateConfig
+from synth.plan import PlanConfig
+from synth.quality import QualityConfig
+from synth.sample import SampleConfig
+from train.fit import FitConfig
+from train.slow import Method, SlowConfig
+
+__all__ = [
+    "Arm",
+    "ClassifierConfig",
+    "CompareConfig",
+    "RunConfig",
+    "demo_config",
+    "one_setting",
+    "parse_arm",
+    "preset",
+    "read_config",
+]
+
+
+class ClassifierConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Which network is trained."""
+
+    model: str = Field(
+        "preact-resnet18", description="small-cnn, preact-resnet18, or torchvision:<name> such as torchvision:resnet50"
+    )
+    width: int = Field(0, ge=0, le=4096, description="Channels of the first layer of our own two; 0: 8 and 64")
+
+
+class RunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """One setting of the whole pipeline: data, slow selection, generation, retraining."""
+
+    data: DataConfig = DataConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    train: FitConfig = FitConfig()
+    slow: SlowConfig = SlowConfig()
+    plan: PlanConfig = PlanConfig()
+    sample: SampleConfig = SampleConfig()
+    generate: GenerateConfig = GenerateConfig()
+    quality: QualityConfig = QualityConfig()
+    seed: int = Field(0, ge=0, lt=2**31, description="Root of every random stream, 0 to 2147483647")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+
+    @pydantic.model_validator(mode="after")
+    def _levels_on_grid(self) -> "RunConfig":
+        self.plan.steps(self.sample.grid)
+        return self
+
+
+class CompareConfig(RunConfig, frozen=True, extra="forbid"):
+    """Arms times optimizers times seeds of one setting."""
+
+    arms: tuple[str, ...] = Field(
+        ("original", "original@ours-5", "upsample-2", "random-5", "all-5", "ours-2", "ours-5"),
+        min_length=1,
+        description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, misclassified-K "
+        "(as many as ours); all-K; noise-K (ours from pure noise); ARM@OTHER is ARM at the optimizer steps of OTHER",
+    )
+    optimizers: tuple[Literal["sgd", "sam"], ...] = Field(("sgd", "sam"), min_length=1, description="sgd, sam or both")
+    seeds: int = Field(3, ge=1, le=1000, description="Classifiers an arm, each with its own seed, 1 to 1000")
+    workers: int = Field(1, ge=1, le=256, description="Processes that train classifiers side by side, 1 to 256")
+
+    @pydantic.field_validator("arms", "optimizers")
+    @classmethod
+    def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError(f"each may be named once, got {', '.join(values)}")
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _arms_exist(self) -> "CompareConfig":
+        for name in self.arms:
+            arm = parse_arm(name)
+            if arm.equal_steps_of and arm.equal_steps_of not in self.arms:
+                raise ValueError(
+                    f"arm {name!r} takes its steps from {arm.equal_steps_of!r}, which is not among the arms"
+                )
+            self.levels(arm)
+        return self
+
+    @property
+    def wants_synthetic(self) -> bool:
+        """Whether any arm trains on generated images."""
+        return any(parse_arm(name).kind == "synthetic" for name in self.arms)
+
+    def levels(self, arm: "Arm") -> tuple[int, ...]:
+        """The levels of an arm in steps of the grid; none for arms without synthetic images."""
+        if arm.kind != "synthetic":
+            return ()
+        if arm.from_noise:
+            return (self.sample.grid,) * (arm.k - 1)
+        levels = self.plan.levels if arm.k == self.plan.k else ()
+        return PlanConfig(k=arm.k, levels=levels).steps(self.sample.grid)
+
+
+class Arm(pydantic.BaseModel, frozen=True):
+    """One row of a comparison, as `parse_arm` reads it from its name."""
+
+    name: str
+    kind: Literal["original", "upsample", "synthetic"]
+    method: Method = "cluster"  # which examples are duplicated or augmented
+    k: int = 1
+    from_noise: bool = False
+    equal_steps_of: str = ""
+
+
+_METHODS: dict[str, Method] = {
+    "ours": "cluster",
+    "noise": "cluster",
+    "random": "random",
+    "high_loss": "high_loss",
+    "misclassified": "misclassified",
+    "all": "all",
+}
+
+
+def parse_arm(name: str) -> Arm:
+    """Read an arm's name, such as `ours-5`, `upsample-2` or `original@ours-5`.
+
+    Raises:
+        ValueError: no such arm; the message lists the forms.
+    """
+    base, _, other = name.partition("@")
+    match = re.fullmatch(r"([a-z_]+)-(\d+)", base)
+    if base == "original":
+        return Arm(name=name, kind="original", equal_steps_of=other)
+    if match and int(match[2]) >= 2 and (match[1] == "upsample" or match[1] in _METHODS):
+        kind: Literal["upsample", "synthetic"] = "upsample" if match[1] == "upsample" else "synthetic"
+        method = _METHODS.get(match[1], "cluster")
+        return Arm(
+            name=name, kind=kind, method=method, k=int(match[2]), from_noise=match[1] == "noise", equal_steps_of=other
+        )
+    forms = ", ".join(["original", "upsample-K", *(f"{method}-K" for method in _METHODS)])
+    raise ValueError(f"no arm is called {name!r}; an arm is one of {forms} with K from 2, or ARM@OTHER for equal steps")
+
+
+def one_setting(config: RunConfig) -> CompareConfig:
+    """The comparison that one setting makes: it, and the original at equal epochs and at equal steps.
+
+    The methods are paired on one seed, which shows the path and no significance.
+    """
+    ours = next(word for word, method in _METHODS.items() if method == config.slow.method) + f"-{config.plan.k}"
+    return CompareConfig(
+        **dict(config), arms=("original", f"original@{ours}", ours), optimizers=(config.train.optimizer,), seeds=1
+    )
+
+
+# Chosen on splits of the 1,000 images that are not test images: tests/benchmarks/tune_digits.py and its record.
+_DIGITS: dict[str, Any] = {
+    "data": {"source": "digits"},
+    "classifier": {"model": "small-cnn", "width": 8},
+    "train": {"epochs": 30, "batch_size": 32, "lr": 0.05, "rho": 0.05, "crop_padding": 0, "flip": False},
+    "slow": {"separating_epoch": 2},
+    "sample": {"grid": 20},
+    "generate": {"generator": "digits"},
+}
+_PAPER: dict[str, Any] = {}  # every default is the papers' CIFAR setting
+
+
+def preset(source: str) -> dict[str, Any]:
+    """The settings a source starts from, as nested keys: those of the demo for `digits`, the papers' for the rest."""
+    return _DIGITS if source == "digits" else _PAPER
+
+
+def demo_config() -> CompareConfig:
+    """What `slowlane demo` runs."""
+    return CompareConfig(**_DIGITS, seeds=10, workers=2)
+
+
+def read_config(run: Path) -> CompareConfig:
+    """The config that a run folder was made with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = run / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json; name a data source to start a run in it")
+    return CompareConfig(**read_json(file))

@@ -1,0 +1,70 @@
+"""Fit a generator on a data set and keep it as a diffusers folder."""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+
+from data.sources import DataConfig, load
+from data.store import read_json
+from flows.progress import meter, say
+from synth.fit import GeneratorConfig, fit_generator, save_generator
+from synth.pixel import CARD_FILE
+
+__all__ = ["FitGeneratorConfig", "fit_and_save"]
+
+
+class FitGeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A generator and the images it is trained on."""
+
+    data: DataConfig = DataConfig()
+    split: Literal["generator", "train"] = Field(
+        "generator",
+        description="generator: images kept apart for it, which only digits has; train: those of the classifier",
+    )
+    generator: GeneratorConfig = GeneratorConfig()
+    seed: int = Field(0, ge=0, lt=2**31, description="Of its weights and of every draw, 0 to 2147483647")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+
+
+def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
+    """Train a pixel generator and write it to `out`; skip where the same one is there already.
+
+    Raises:
+        ValueError: `out` holds something else, or the split does not exist.
+    """
+    splits = load(config.data)
+    data = splits.generator if config.split == "generator" else splits.train
+    if data is None:
+        raise ValueError(f"{config.data.source} has no images kept apart for a generator; use --split train")
+    settings: dict[str, Any] = {"config": config.generator.model_dump(mode="json"), "seed": config.seed}
+    if out.exists() and any(out.iterdir()):
+        card = read_json(out / CARD_FILE) if (out / CARD_FILE).is_file() else {}
+        same = card.get("trained_on_sha256") == sorted(data.sha256)
+        if same and {name: card.get(name) for name in settings} == settings:
+            say(f"{out} holds this generator already")
+            return str(out)
+        raise ValueError(f"{out} is not empty and holds something else; give another folder")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    begin = time.perf_counter()
+    with meter("fit generator", config.generator.steps, "steps") as bar:
+        fit = fit_generator(data, config.generator, config.seed, device, lambda step, _: bar.add(step - bar.done))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed: a generator is there whole or not at all.
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        temporary.chmod(0o755)
+        save_generator(temporary, fit, data, config.generator, config.seed)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    loss = float(fit.losses[-100:].mean())
+    say(f"{out}: trained on {len(data):,} images in {time.perf_counter() - begin:.0f} s, mean loss {loss:.4f}")
+    return str(out)

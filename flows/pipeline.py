@@ -1,0 +1,126 @@
+"""The story: find the slow examples, make variants of them, retrain, report.
+
+Each flow is a line per stage. Stages that are done are skipped, so running a flow again goes on where it stopped.
+"""
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.futures import as_completed
+
+from flows import generator, stages, tasks
+from flows.config import CompareConfig, RunConfig, one_setting
+from flows.generator import FitGeneratorConfig
+from flows.progress import meter
+
+__all__ = ["augment_and_retrain", "compare", "fit_generator", "generate", "plan", "report", "retrain", "select"]
+
+
+@flow(name="augment-and-retrain", flow_run_name="{out}")
+def augment_and_retrain(config: RunConfig, out: str) -> str:
+    """Augment the slow-learnable images and retrain, beside the original at equal epochs and at equal steps.
+
+    Args:
+        config: the setting.
+        out: the run folder; an unfinished run in it goes on.
+    """
+    return _whole_story(one_setting(config), out)
+
+
+@flow(name="compare", flow_run_name="{out}")
+def compare(config: CompareConfig, out: str) -> str:
+    """Compare arms with each other over optimizers and seeds.
+
+    Args:
+        config: the setting, the arms, the optimizers, the number of seeds.
+        out: the run folder; an unfinished run in it goes on.
+    """
+    return _whole_story(config, out)
+
+
+def _whole_story(config: CompareConfig, out: str) -> str:
+    run = _open(config, out)
+    tasks.train_early(run, config)
+    tasks.select_examples(run, config)
+    if config.wants_synthetic:
+        tasks.plan_images(run, config)
+        _generate(run, config)
+    _retrain(run, config)
+    return tasks.write_report(run, config)
+
+
+@flow(name="select", flow_run_name="{out}")
+def select(config: CompareConfig, out: str) -> str:
+    """Train the early classifiers and choose the slow-learnable images."""
+    run = _open(config, out)
+    tasks.train_early(run, config)
+    tasks.select_examples(run, config)
+    return str(run / "selection")
+
+
+@flow(name="plan", flow_run_name="{out}")
+def plan(config: CompareConfig, out: str) -> str:
+    """Say what would be generated and what it would cost, and generate nothing."""
+    run = _open(config, out)
+    tasks.train_early(run, config)
+    tasks.select_examples(run, config)
+    tasks.plan_images(run, config)
+    return str(run / "plan.parquet")
+
+
+@flow(name="generate", flow_run_name="{out}")
+def generate(config: CompareConfig, out: str) -> str:
+    """Make the synthetic data set."""
+    run = _open(config, out)
+    tasks.train_early(run, config)
+    tasks.select_examples(run, config)
+    tasks.plan_images(run, config)
+    _generate(run, config)
+    return str(run / "synthetic")
+
+
+@flow(name="retrain", flow_run_name="{out}")
+def retrain(config: CompareConfig, out: str) -> str:
+    """Retrain the classifiers of all arms on the synthetic data set that a run has."""
+    run = _open(config, out)
+    _retrain(run, config)
+    return str(run / "retrained")
+
+
+@flow(name="report", flow_run_name="{out}")
+def report(config: CompareConfig, out: str) -> str:
+    """Write the report of a run whose classifiers are trained."""
+    return tasks.write_report(_open(config, out), config)
+
+
+@flow(name="fit-generator", flow_run_name="{out}")
+def fit_generator(config: FitGeneratorConfig, out: str) -> str:
+    """Train a small class-conditional pixel generator on a data set."""
+    return generator.fit_and_save(config, Path(out).expanduser())
+
+
+def _open(config: CompareConfig, out: str) -> Path:
+    tasks.check_inputs(config)
+    return stages.open_run(config, out).path
+
+
+def _generate(run: Path, config: CompareConfig) -> None:
+    todo = stages.open_parts(stages.RunFolder(run), config)
+    if todo.parts:
+        with meter("generate", todo.images, "images", todo.images_done) as bar:
+            for number in todo.parts:
+                tasks.make_part(run, config, number, bar)
+    tasks.finish_synthetic(run, config)
+
+
+def _retrain(run: Path, config: CompareConfig) -> None:
+    arms = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
+    if config.workers == 1:
+        for arm, optimizer in arms:
+            tasks.retrain_arm(run, config, arm, optimizer)
+    else:
+        # The process pool behind the task takes as many at a time as the config says.
+        with meter("retrain", len(arms), "arms") as bar:
+            for future in as_completed([tasks.retrain_arm.submit(run, config, *arm) for arm in arms]):
+                future.result()
+                bar.add(1)

@@ -1,0 +1,246 @@
+"""Gather what the stages recorded into a `Report` with its pictures."""
+
+import datetime
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.images import LabeledImages
+from data.seeds import numpy_rng
+from data.synthetic import SyntheticFolder
+from flows.config import CompareConfig
+from flows.inputs import denoiser_of, early_folder, images_of, selected, selection_path
+from flows.report import Cluster, ContactRow, Pictures, write_report
+from flows.results import LevelResult, Report, SeedSelection, StageCost, arm_results, sentences
+from flows.run import RunFolder
+from train.evaluate import softmax
+from train.slow import jaccard
+
+__all__ = ["write"]
+
+PACKAGES = ("torch", "torchvision", "diffusers", "prefect", "scikit-learn", "numpy", "pillow", "pyarrow")
+EXAMPLES = 24
+CONTACT_ROWS = 12
+
+
+def write(run: RunFolder, config: CompareConfig) -> Path:
+    """Write report.json, report.html and contact_sheet.png into the run folder; the path of the page.
+
+    Raises:
+        ValueError: a stage the report is about has not been run.
+    """
+    train = images_of(config.data).train
+    test = images_of(config.data).test
+    early = run.record("early")["facts"]
+    arms: list[tuple[str, str]] = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
+    facts = {key: run.record("retrain-{}-{}".format(*key))["facts"] for key in arms}
+    synthetic: dict[str, Any] = {}
+    generator: dict[str, Any] = {}
+    levels: list[LevelResult] = []
+    table: pa.Table | None = None
+    seen: int | None = None
+    seconds_per_call = 0.0
+    if config.wants_synthetic:
+        folder = SyntheticFolder(run.path / "synthetic")
+        table = folder.rows()
+        levels = _levels(table)
+        made = run.record("generate")
+        seconds_per_call = made["seconds"] / max(1, made["facts"]["denoiser_calls"])
+        manifest = folder.manifest()
+        synthetic = {
+            "rows": manifest["rows"],
+            "states": manifest["states"],
+            "digest": manifest["digest"],
+            "bytes": sum((folder.path / part["file"]).stat().st_size for part in manifest["parts"]),
+            "denoiser_calls": made["facts"]["denoiser_calls"],
+            "seconds": made["seconds"],
+        }
+        denoiser = denoiser_of(config)
+        generator = {"name": denoiser.name, "digest": denoiser.digest, "trained_on": denoiser.trained_on_words}
+        if denoiser.trained_on:
+            seen = sum(digest in denoiser.trained_on for digest in train.sha256)
+    slow_sets = [selected(run, "cluster", number) for number in range(config.seeds)]
+    results = arm_results(facts, seconds_per_call)
+    report = Report(
+        title=f"Slowlane: {config.data.source}",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        data={
+            "source": config.data.source,
+            "train": len(train),
+            "test": len(test),
+            "classes": list(train.class_names),
+            "image_shape": list(train.image_shape),
+        },
+        generator=generator,
+        generator_seen=seen,
+        separating_epoch=early["separating_epoch"],
+        separating_epoch_chosen=early["by_knee"],
+        early_errors=early["errors"],
+        selections=[_selection(run, number, chosen) for number, chosen in enumerate(slow_sets)],
+        jaccard=_mean_jaccard(slow_sets),
+        jaccard_chance=_chance_jaccard(slow_sets, train, config.seed),
+        class_slow=_classes(run, slow_sets, train),
+        synthetic=synthetic,
+        levels=levels,
+        arms=results,
+        sentences=sentences(results, len(test)),
+        warnings=_warnings(run, config, seen, early),
+        stages=_stages(run, config),
+        config=config.model_dump(mode="json"),
+        versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    )
+    return write_report(run.path, report, _pictures(run, train, slow_sets[0], table, config.seed))
+
+
+def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any]) -> list[str]:
+    lines = list(run.record("select")["facts"]["warnings"])
+    if seen is not None:
+        others = len(denoiser_of(config).trained_on) - seen
+        if others <= 0:
+            lines.append(
+                "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
+                "Bring one that was trained on other images too."
+            )
+    if config.data.source == "digits" and config.generate.generator == "digits":
+        lines.append(
+            "The shipped digits generator was trained by this project on 800 digits that are neither training nor test "
+            "images here; it stands in for a model that was pretrained elsewhere on more data than the classifier has."
+        )
+    error = np.mean(early["errors"], 0)[early["separating_epoch"] - 1]
+    if error < 0.1:
+        lines.append(
+            f"The early classifiers already had a training error of {error:.1%} at the separating epoch: few slow "
+            "examples are left to tell apart. An earlier epoch separates better."
+        )
+    return lines
+
+
+def _selection(run: RunFolder, number: int, chosen: np.ndarray) -> SeedSelection:
+    with np.load(early_folder(run, number) / "outputs.npz") as outputs:
+        wrong = outputs["logits"].argmax(1) != outputs["labels"]
+    is_slow = np.zeros(len(wrong), bool)
+    is_slow[chosen] = True
+    return SeedSelection(
+        seed=number,
+        count=len(chosen),
+        fraction=float(is_slow.mean()),
+        slow_error=float(wrong[is_slow].mean()) if is_slow.any() else 0.0,
+        fast_error=float(wrong[~is_slow].mean()) if not is_slow.all() else 0.0,
+    )
+
+
+def _mean_jaccard(sets: list[np.ndarray]) -> float | None:
+    pairs = [jaccard(a, b) for place, a in enumerate(sets) for b in sets[place + 1 :]]
+    return float(np.mean(pairs)) if pairs else None
+
+
+def _chance_jaccard(sets: list[np.ndarray], train: LabeledImages, seed: int) -> float | None:
+    """The overlap that sets of these sizes per class have by lot, from 20 drawings."""
+    if len(sets) < 2:
+        return None
+    rng = numpy_rng(seed, "chance overlap")
+    counts = [np.bincount(train.labels[chosen], minlength=train.num_classes) for chosen in sets]
+    by_class = [np.flatnonzero(train.labels == label) for label in range(train.num_classes)]
+    draws = [
+        _mean_jaccard(
+            [np.concatenate([rng.choice(rows, n, False) for rows, n in zip(by_class, c, strict=True)]) for c in counts]
+        )
+        for _ in range(20)
+    ]
+    return float(np.mean([draw for draw in draws if draw is not None]))
+
+
+def _classes(run: RunFolder, sets: list[np.ndarray], train: LabeledImages) -> list[list[Any]]:
+    counts = np.mean([np.bincount(train.labels[chosen], minlength=train.num_classes) for chosen in sets], 0)
+    losses = []
+    for number in range(len(sets)):
+        with np.load(selection_path(run, "cluster", number)) as arrays:
+            losses.append(arrays["mean_loss"])
+    stacked = np.stack(losses)  # (seeds, C, 2)
+    known = np.isfinite(stacked)
+    means = np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1)  # (C, 2)
+    return [
+        [name, int(size), float(counts[label]), float(means[label, 0]), float(means[label, 1])]
+        for label, (name, size) in enumerate(zip(train.class_names, train.class_counts(), strict=True))
+    ]
+
+
+def _levels(table: pa.Table) -> list[LevelResult]:
+    frame = {
+        name: np.array(table[name].to_pylist())
+        for name in ("level_steps", "level_grid", "log_snr", "state", "label_probability", "reference_distance")
+    }
+    results = []
+    for steps, grid in sorted(set(zip(frame["level_steps"].tolist(), frame["level_grid"].tolist(), strict=True))):
+        here = (frame["level_steps"] == steps) & (frame["level_grid"] == grid)
+        names, counts = np.unique(frame["state"][here], return_counts=True)
+        log_snr = float(frame["log_snr"][here][0])
+        results.append(
+            LevelResult(
+                level=f"{steps} of {grid}",
+                log_snr=log_snr if np.isfinite(log_snr) else None,
+                images=int(here.sum()),
+                states=dict(zip(names.tolist(), counts.tolist(), strict=True)),
+                label_probability=float(frame["label_probability"][here].mean()),
+                reference_distance=float(frame["reference_distance"][here].mean()),
+            )
+        )
+    return results
+
+
+def _stages(run: RunFolder, config: CompareConfig) -> list[StageCost]:
+    retrain = [f"retrain-{arm}-{optimizer}" for arm in config.arms for optimizer in config.optimizers]
+    names = ["early", "select", *(["plan", "generate"] if config.wants_synthetic else []), *retrain]
+    records = [run.record(name) for name in names]
+    return [StageCost(r["stage"], r["seconds"], r["peak_memory_mb"], r["skipped"]) for r in records]
+
+
+def _pictures(run: RunFolder, train: LabeledImages, slow: np.ndarray, table: pa.Table | None, seed: int) -> Pictures:
+    """Pictures of the first seed: a draw of slow and fast examples, references with their variants, the clusters."""
+    rng = numpy_rng(seed, "report pictures")
+    fast = np.setdiff1d(np.arange(len(train)), slow)
+
+    def draw(rows: np.ndarray, count: int) -> np.ndarray:
+        return np.sort(rng.permutation(rows)[:count])
+
+    def examples(rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        return [
+            (train.class_names[train.labels[row]], image) for row, image in zip(rows, train.pixels(rows), strict=True)
+        ]
+
+    contact = []
+    if table is not None:
+        sources = np.array(table["source_index"].to_pylist())
+        folder = SyntheticFolder(run.path / "synthetic")
+        for row in draw(np.intersect1d(slow, sources), CONTACT_ROWS):
+            mine = table.take(np.flatnonzero(sources == row)).sort_by([("level_steps", "ascending")])
+            images = folder.images(mine).pixels()
+            variants = [
+                (f"{item['level_steps']} of {item['level_grid']}", item["state"], image)
+                for item, image in zip(mine.drop_columns(["image"]).to_pylist(), images, strict=True)
+            ]
+            caption = f"{train.class_names[train.labels[row]]}, row {row}"
+            contact.append(ContactRow(caption, train.pixels(np.array([row]))[0], variants))
+    return Pictures(examples(draw(slow, EXAMPLES)), examples(draw(fast, EXAMPLES)), contact, _clusters(run, train))
+
+
+def _clusters(run: RunFolder, train: LabeledImages) -> list[Cluster]:
+    """The first seed's early outputs (softmax) of each class in the plane of their first two principal components."""
+    from sklearn.decomposition import PCA
+
+    with np.load(early_folder(run, 0) / "outputs.npz") as outputs:
+        probabilities = softmax(outputs["logits"])
+    with np.load(selection_path(run, "cluster", 0)) as arrays:
+        cluster = arrays["cluster"]
+    clusters = []
+    for label, name in enumerate(train.class_names):
+        rows = np.flatnonzero(train.labels == label)
+        if len(rows) < 3:
+            continue
+        points = PCA(2, random_state=0).fit_transform(probabilities[rows])
+        clusters.append(Cluster(name, points, cluster[rows] == 1))
+    return clusters

@@ -1,0 +1,108 @@
+"""Thin Prefect tasks around the stages. Paths and configs go in, small values come out, never arrays.
+
+Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code.
+"""
+
+import functools
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from flows import stages, summary
+from flows.config import CompareConfig
+from flows.progress import Meter
+from flows.run import RunFolder
+
+__all__ = [
+    "check_inputs",
+    "finish_synthetic",
+    "make_part",
+    "plan_images",
+    "retrain_arm",
+    "select_examples",
+    "train_early",
+    "write_report",
+]
+
+
+@task(task_run_name="check inputs", cache_policy=NO_CACHE)
+def check_inputs(config: CompareConfig) -> None:
+    """Refuse what cannot work before anything is trained."""
+    stages.check_inputs(config)
+
+
+@task(task_run_name="train early classifiers", cache_policy=NO_CACHE)
+def train_early(run: Path, config: CompareConfig) -> None:
+    """Train every seed's classifier to the separating epoch."""
+    stages.train_early(RunFolder(run), config)
+
+
+@task(task_run_name="select slow examples", cache_policy=NO_CACHE)
+def select_examples(run: Path, config: CompareConfig) -> None:
+    """Choose the examples to augment from the early outputs."""
+    stages.select_examples(RunFolder(run), config)
+
+
+@task(task_run_name="plan images", cache_policy=NO_CACHE)
+def plan_images(run: Path, config: CompareConfig) -> None:
+    """Write the plan and say what it will cost."""
+    stages.plan_images(RunFolder(run), config)
+
+
+@task(task_run_name="make part {number}", cache_policy=NO_CACHE)
+def make_part(run: Path, config: CompareConfig, number: int, bar: Any) -> None:
+    """Make one part of the synthetic data set: minutes of work, kept once it is done."""
+    assert isinstance(bar, Meter)
+    stages.make_one_part(RunFolder(run), config, number, bar)
+
+
+@task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE)
+def finish_synthetic(run: Path, config: CompareConfig) -> str:
+    """Write the manifest, last; its digest."""
+    return stages.finish_synthetic(RunFolder(run), config)
+
+
+@task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE)
+def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> None:
+    """Train one arm with one optimizer for all seeds, in a process of its own where the config has several."""
+    if config.workers == 1:
+        stages.retrain_arm(RunFolder(run), config, arm, optimizer)
+    else:
+        _classifier_processes(config.workers).submit(
+            stages.retrain_arm, RunFolder(run), config, arm, optimizer
+        ).result()
+
+
+@task(task_run_name="write the report", cache_policy=NO_CACHE)
+def write_report(run: Path, config: CompareConfig) -> str:
+    """Write report.json and report.html; the path of the latter."""
+    return str(summary.write(RunFolder(run), config))
+
+
+@functools.lru_cache(maxsize=1)
+def _classifier_processes(workers: int) -> ProcessPoolExecutor:
+    """Processes that train classifiers side by side on the CPU; each imports what it needs once."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(threads,))
+
+
+def _start_process(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A pool's process would wait for work for ever when its parent is killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,179 @@
+"""What the tests of synth share: a fake generator behind the real interface, small images, a tiny real UNet."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.images import LabeledImages
+from synth.denoiser import PredictionType
+
+# (x, abar, labels) -> the clean image that a denoiser believes in.
+Belief = Callable[[Tensor, float, Tensor], Tensor]
+
+
+def cosine_alphas_cumprod(steps: int) -> np.ndarray:
+    """The schedule squaredcos_cap_v2 of `steps` steps, by hand (arXiv 2102.09672, Eq. 17; betas at most 0.999)."""
+
+    def f(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - f((i + 1) / steps) / f(i / steps), 0.999) for i in range(steps)]
+    return np.cumprod(1 - np.array(betas))
+
+
+class FakeDenoiser:
+    """A `Denoiser` without weights: `believe` says which clean image it sees in a noisy one.
+
+    Its output is that belief told as its `prediction_type`. As long as `believe` works pixel by pixel with + - * /
+    alone, an image gives the same bits whoever shares its batch.
+
+    Attributes:
+        calls: (timestep, labels) of each call of `predict`.
+    """
+
+    name = "fake"
+    digest = "f" * 64
+    device = torch.device("cpu")
+    trained_on: frozenset[str] = frozenset()
+    trained_on_words = ""
+
+    def __init__(
+        self,
+        believe: Belief,
+        *,
+        prediction_type: PredictionType = "sample",
+        clip: bool = False,
+        unconditional: bool = True,
+        alphas_cumprod: np.ndarray | None = None,
+    ) -> None:
+        self.believe = believe
+        self.prediction_type = prediction_type
+        self.clip = clip
+        self.unconditional = unconditional
+        self.alphas_cumprod = cosine_alphas_cumprod(1000) if alphas_cumprod is None else alphas_cumprod
+        self.calls: list[tuple[int, list[int]]] = []
+
+    def check(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> None:
+        """Anything goes."""
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def decode(self, x0: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
+        assert x0.shape[2:] == image_shape[:2]  # no resizing here
+        pixels = ((x0.nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
+        return pixels.permute(0, 2, 3, 1).numpy()
+
+    def predict(self, x: Tensor, timestep: int, labels: Tensor) -> Tensor:
+        self.calls.append((timestep, labels.tolist()))
+        abar = float(self.alphas_cumprod[timestep])
+        signal, noise = abar**0.5, (1 - abar) ** 0.5
+        x0 = self.believe(x, abar, labels)
+        eps = (x - signal * x0) / noise
+        return {"sample": x0, "epsilon": eps, "v_prediction": signal * eps - noise * x0}[self.prediction_type]
+
+
+def constant(values: Sequence[float]) -> Belief:
+    """Sees the grey `values[label]` in anything; the last value is for label -1."""
+
+    def believe(x: Tensor, abar: float, labels: Tensor) -> Tensor:
+        return torch.tensor(values)[labels][:, None, None, None].expand_as(x)
+
+    return believe
+
+
+def gaussian(mu: Sequence[float], s: float) -> Belief:
+    """E[x0 | x] where each pixel is N(mu[label], s^2): the perfect denoiser of that prior. The last mu is label -1's.
+
+    x = sqrt(a) x0 + sqrt(1 - a) eps, so x0 and x are jointly normal and the regression of x0 on x is
+    mu + K (x - sqrt(a) mu) with K = s^2 sqrt(a) / (a s^2 + 1 - a).
+    """
+
+    def believe(x: Tensor, abar: float, labels: Tensor) -> Tensor:
+        gain = s**2 * abar**0.5 / (abar * s**2 + 1 - abar)
+        mean = torch.tensor(mu)[labels][:, None, None, None]
+        return mean + gain * (x - abar**0.5 * mean)
+
+    return believe
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread: small tensors are quicker so, and sums always have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def fakes() -> SimpleNamespace:
+    """The fake generator (`Denoiser`), what it can believe in (`gaussian`, `constant`) and `cosine_alphas_cumprod`."""
+    return SimpleNamespace(
+        Denoiser=FakeDenoiser,
+        constant=constant,
+        gaussian=gaussian,
+        cosine_alphas_cumprod=cosine_alphas_cumprod,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> LabeledImages:
+    """16 grey 8x8 images of 3 classes: a bright row at 1, 3 or 5 on dim noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(16) % 3
+    images = rng.integers(20, 60, (16, 8, 8, 1), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[1 + 2 * label] += 160
+    return LabeledImages(images, labels, ("top", "middle", "bottom"), "rows of light")
+
+
+@pytest.fixture(scope="session")
+def tiny_unet() -> Callable[..., Any]:
+    """Makes a `UNet2DModel` for 8x8 grey images of 3 classes and "no label", with weights of its own seed."""
+
+    def make(seed: int = 0, **changes: Any) -> Any:
+        from diffusers import UNet2DModel
+
+        settings: dict[str, Any] = {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "layers_per_block": 1,
+            "block_out_channels": (16, 32),
+            "down_block_types": ("DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D"),
+            "norm_num_groups": 8,
+            "add_attention": False,
+            "num_class_embeds": 4,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet2DModel(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def save_tiny(tiny_unet: Callable[..., Any]) -> Callable[..., Path]:
+    """Saves a tiny UNet with `DDPMPipeline.save_pretrained`, as any user of diffusers would, and its class names."""
+
+    def save(folder: Path, seed: int = 0, *, card: bool = True, scheduler: Any = None, **changes: Any) -> Path:
+        import json
+
+        from diffusers import DDPMPipeline, DDPMScheduler
+
+        settings = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"} | (scheduler or {})
+        DDPMPipeline(tiny_unet(seed, **changes), DDPMScheduler(**settings)).save_pretrained(folder)
+        if card:
+            (folder / "slowlane.json").write_text(json.dumps({"class_names": ["top", "middle", "bottom"]}))
+        return folder
+
+    return save

@@ -1,0 +1,299 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.images import LabeledImages, decode
+from synth.generate import make_part
+from synth.pixel import PixelDenoiser
+from synth.plan import make_plan, requests
+from synth.quality import QualityConfig
+from synth.sample import SampleConfig, Sampler
+
+CPU = torch.device("cpu")
+NAMES = ("top", "middle", "bottom")
+Save = Callable[..., Path]
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in content.items() if changes.get(name, 0) is not None}))
+
+
+@pytest.fixture
+def folder(save_tiny: Save, tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "rows")
+
+
+@pytest.fixture
+def denoiser(folder: Path) -> PixelDenoiser:
+    return PixelDenoiser.load(folder, CPU)
+
+
+# Loading
+
+
+def test_a_folder_that_diffusers_saved_becomes_the_same_network(
+    denoiser: PixelDenoiser, tiny_unet: Callable[..., Any]
+) -> None:
+    from diffusers import DDPMScheduler
+
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2, 1])
+    with torch.no_grad():
+        expected = tiny_unet(0).eval()(x, 500, class_labels=labels).sample
+    assert torch.equal(denoiser.predict(x, 500, labels), expected)
+    assert float(expected.std()) > 0.1  # not a network of zeros
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    np.testing.assert_array_equal(denoiser.alphas_cumprod, scheduler.alphas_cumprod.double().numpy())
+    assert denoiser.alphas_cumprod.dtype == np.float64
+
+
+def test_the_card_tells_classes_from_the_no_label_embedding(
+    denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path
+) -> None:
+    assert (denoiser.num_classes, denoiser.class_names, denoiser.unconditional) == (3, NAMES, True)
+    plain = PixelDenoiser.load(save_tiny(tmp_path / "plain", card=False), CPU)
+    assert (plain.num_classes, plain.class_names, plain.unconditional) == (4, (), False)
+
+
+def test_the_card_tells_which_images_it_was_trained_on(folder: Path) -> None:
+    assert PixelDenoiser.load(folder, CPU).trained_on == frozenset()
+    edit(folder / "slowlane.json", trained_on_sha256=["a", "b"])
+    assert PixelDenoiser.load(folder, CPU).trained_on == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_prediction_type_is_that_of_the_scheduler(save_tiny: Save, tmp_path: Path, kind: str) -> None:
+    folder = save_tiny(tmp_path / kind, scheduler={"prediction_type": kind})
+    assert PixelDenoiser.load(folder, CPU).prediction_type == kind
+
+
+def test_the_digest_is_of_weights_and_settings_not_of_place_or_name(
+    folder: Path, denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path
+) -> None:
+    from diffusers import DDPMPipeline
+
+    assert re.fullmatch("[0-9a-f]{64}", denoiser.digest)
+    moved = tmp_path / "elsewhere" / "other_name"
+    shutil.copytree(folder, moved)
+    assert PixelDenoiser.load(moved, CPU).digest == denoiser.digest
+    assert PixelDenoiser.load(moved, CPU).name == "other_name"
+    assert PixelDenoiser.load(save_tiny(tmp_path / "again"), CPU).digest == denoiser.digest
+    # diffusers writes the path a model came from into its config.
+    resaved = tmp_path / "resaved"
+    DDPMPipeline.from_pretrained(folder).save_pretrained(resaved)
+    assert str(tmp_path) in (resaved / "unet" / "config.json").read_text()
+    assert PixelDenoiser.load(resaved, CPU).digest == denoiser.digest
+    edit(moved / "unet" / "config.json", _diffusers_version="0.99.0")
+    assert PixelDenoiser.load(moved, CPU).digest == denoiser.digest
+
+
+def test_one_weight_changes_the_digest(folder: Path, denoiser: PixelDenoiser) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] += 1e-6
+    save_file(weights, file, metadata={"format": "pt"})
+    assert PixelDenoiser.load(folder, CPU).digest != denoiser.digest
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}),
+        ("unet/config.json", {"flip_sin_to_cos": False}),
+    ],
+)
+def test_one_setting_changes_the_digest(
+    folder: Path, denoiser: PixelDenoiser, file: str, change: dict[str, object]
+) -> None:
+    edit(folder / file, **change)
+    assert PixelDenoiser.load(folder, CPU).digest != denoiser.digest
+
+
+def test_pickled_weights_are_refused(folder: Path, tiny_unet: Callable[..., Any]) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(tiny_unet(0).state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    message = r"has no unet/diffusion_pytorch_model\.safetensors; pickled weights \(\.bin\) are refused"
+    with pytest.raises(ValueError, match=message):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_safetensors_are_taken_where_a_pickle_lies_beside_them(folder: Path, denoiser: PixelDenoiser) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
+    assert PixelDenoiser.load(folder, CPU).digest == denoiser.digest
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_a_missing_config_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"rows has no {file}; copy or save the whole diffusers folder"):
+        PixelDenoiser.load(folder, CPU)
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "slowlane.json"])
+def test_broken_json_is_named(folder: Path, file: str) -> None:
+    (folder / file).write_text('{"unet": ')
+    with pytest.raises(ValueError, match=f"{file} is not valid JSON"):
+        PixelDenoiser.load(folder, CPU)
+
+
+@pytest.mark.parametrize(
+    ("unet", "found"),
+    [
+        (["diffusers", "UNet2DConditionModel"], "UNet2DConditionModel"),
+        ([None, None], "DDPMPipeline"),
+        (None, "DDPMPipeline"),  # no unet at all, as in a pipeline with a transformer
+    ],
+)
+def test_another_kind_of_model_is_refused_by_name(folder: Path, unet: list[str] | None, found: str) -> None:
+    edit(folder / "model_index.json", unet=unet)
+    with pytest.raises(ValueError, match=f"holds a {found}; so far only UNet2DModel is understood"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_an_unknown_prediction_type_is_refused(folder: Path) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="predicts 'flow_prediction'; understood are epsilon, v_prediction, sample"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_model_without_classes_is_refused(save_tiny: Save, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "unlabelled", num_class_embeds=None)
+    with pytest.raises(ValueError, match="has no class embeddings, so it cannot keep the label of an image"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_learned_variance_is_refused(save_tiny: Save, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "variance", out_channels=2)
+    with pytest.raises(ValueError, match=r"predicts a variance too \(learned_range\)"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_card_with_more_names_than_embeddings_is_refused(folder: Path) -> None:
+    edit(folder / "slowlane.json", class_names=list("abcde"))
+    with pytest.raises(ValueError, match=r"slowlane\.json names 5 classes, the model has 4 embeddings"):
+        PixelDenoiser.load(folder, CPU)
+
+
+# Does it fit the data?
+
+
+def test_data_that_fit_pass_the_check(denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path) -> None:
+    denoiser.check((8, 8, 1), NAMES)
+    denoiser.check((28, 28, 1), NAMES)  # another size is resized
+    denoiser.check((8, 8, 1), NAMES[:2])
+    plain = PixelDenoiser.load(save_tiny(tmp_path / "plain", card=False), CPU)
+    plain.check((8, 8, 1), ("any", "other", "names", "at all"))  # it has none to compare with
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "message"),
+    [
+        ((8, 8, 3), NAMES, "generator rows makes images of 1 channels, the data have 3"),
+        ((6, 8, 1), NAMES, "generator rows makes square images, the data are 8x6; give an image size"),
+        ((8, 8, 1), (*NAMES, "left"), "generator rows knows 3 classes, the data have 4"),
+        ((8, 8, 1), ("top", "bottom", "middle"), r"class 1 of the data is 'bottom', .* \(it has 'bottom' at 2\)"),
+        ((8, 8, 1), ("Top", "middle", "bottom"), r"class 0 of the data is 'Top', .* is 'top' \(it has 'top' at 0\)"),
+        ((8, 8, 1), ("cat", "dog"), "class 0 of the data is 'cat', of generator rows it is 'top'; the names and their"),
+    ],
+)
+def test_data_that_do_not_fit_are_told_why(
+    denoiser: PixelDenoiser, shape: tuple[int, int, int], names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        denoiser.check(shape, names)
+
+
+# Pixels in and out
+
+
+def test_every_grey_level_survives_the_way_in_and_out(save_tiny: Save, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "sixteen", sample_size=16, in_channels=3, out_channels=3)
+    denoiser = PixelDenoiser.load(folder, CPU)
+    images = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3, -1)[None]
+    images[0, ..., 1] = images[0, ..., 1].T  # not symmetric: a swap of height and width would show
+    x0 = denoiser.encode(images)
+    assert (x0.shape, x0.dtype) == ((1, 3, 16, 16), torch.float32)
+    assert (float(x0.min()), float(x0.max())) == (-1, 1)
+    assert x0[0, 0, 0, :2].tolist() == pytest.approx([-1, -1 + 1 / 127.5])
+    np.testing.assert_array_equal(denoiser.decode(x0, (16, 16, 3)), images)
+
+
+@pytest.mark.parametrize("side", [5, 28])
+def test_images_of_another_size_are_resized_and_come_back(denoiser: PixelDenoiser, side: int) -> None:
+    images = np.full((2, side, side, 1), 40, np.uint8)
+    images[1, :, side // 2 :] = 255  # bicubic overshoots at this edge
+    x0 = denoiser.encode(images)
+    assert x0.shape == (2, 1, 8, 8)
+    assert float(x0.abs().max()) <= 1
+    back = denoiser.decode(x0, (side, side, 1))
+    assert (back.shape, back.dtype) == ((2, side, side, 1), np.uint8)
+    assert (back[0] == 40).all()
+    assert (np.abs(back[1, :, [0, -1]].astype(int) - [[[40]], [[255]]]) <= 12).all()
+
+
+def test_decoding_rounds_clips_and_blackens_what_is_not_finite(denoiser: PixelDenoiser) -> None:
+    values = [-1.0, 1.0, 0.0, 1 / 255, -2.0, 7.0, torch.nan, torch.inf, -torch.inf]
+    x0 = torch.zeros(1, 1, 8, 8)
+    x0[0, 0, :, :].view(-1)[: len(values)] = torch.tensor(values)
+    # 0 is 127.5, which rounds to the even 128; 1/255 is 128 exactly.
+    assert denoiser.decode(x0, (8, 8, 1)).ravel()[: len(values)].tolist() == [0, 255, 128, 128, 0, 255, 0, 0, 0]
+
+
+def test_label_minus_one_is_the_embedding_after_the_last_class(denoiser: PixelDenoiser) -> None:
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([-1])
+    unlabelled = denoiser.predict(x, 500, labels)
+    assert torch.equal(unlabelled, denoiser.predict(x, 500, torch.tensor([3])))
+    for label in range(3):
+        assert not torch.equal(unlabelled, denoiser.predict(x, 500, torch.tensor([label])))
+    assert labels.tolist() == [-1]
+
+
+def test_predicting_keeps_no_graph_and_no_mode_of_training(tiny_unet: Callable[..., Any]) -> None:
+    unet = tiny_unet(0, dropout=0.5).train()
+    denoiser = PixelDenoiser(unet, np.ones(1), "sample", num_classes=3, name="x", digest="x")
+    x = torch.ones(1, 1, 8, 8)
+    first = denoiser.predict(x, 0, torch.tensor([0]))
+    assert not first.requires_grad
+    assert torch.equal(first, denoiser.predict(x, 0, torch.tensor([0])))  # no dropout
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m"])
+def test_the_batch_size_changes_no_image(denoiser: PixelDenoiser, tiny_images: LabeledImages, sampler: Sampler) -> None:
+    # Convolutions of another batch size may sum in another order. Measured on an x86-64 CPU with AVX-512, torch 2.15,
+    # one thread and two: x0 up to 2.7e-6 apart (a grey level is 7.8e-3), every pixel equal. Allowed: one grey level on
+    # one pixel in a thousand.
+    plan = make_plan(requests(np.arange(16), (1, 3, 5, 8)), tiny_images, 10, 0)
+    assert plan.num_rows == 64
+
+    def pixels(batch_size: int) -> np.ndarray:
+        part = make_part(
+            denoiser,
+            tiny_images,
+            plan,
+            SampleConfig(sampler=sampler, grid=10, guidance_scale=3),
+            QualityConfig(),
+            lambda images: np.ones((len(images), 3)),
+            batch_size,
+        )
+        return np.stack([decode(cell["bytes"], "made") for cell in part["image"].to_pylist()]).astype(int)
+
+    alone = pixels(1)
+    assert np.mean((alone > 0) & (alone < 255)) > 0.5  # not all clipped, where any difference would hide
+    for batch_size in (7, 64):
+        difference = np.abs(pixels(batch_size) - alone)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() <= 0.001

@@ -1,0 +1,100 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.images import LabeledImages
+from train.evaluate import error_rate, logits_of, losses_of, softmax
+from train.models import build
+
+
+def noise(n: int) -> LabeledImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 1)).astype(np.uint8)
+    return LabeledImages(pixels, np.arange(n) % 3, ("a", "b", "c"), "noise")
+
+
+def trained() -> nn.Module:
+    """A model whose BatchNorm has seen something, so that train and eval mode differ; with dropout."""
+    model = nn.Sequential(build("small-cnn", 3, (8, 8, 1), 0), nn.Dropout(0.5))
+    with torch.random.fork_rng():
+        model(torch.rand(16, 1, 8, 8))
+    return model
+
+
+def test_logits_are_those_of_the_model_on_pixels_from_0_to_1() -> None:
+    model, data = trained().eval(), noise(5)
+    x = torch.from_numpy(data.pixels().astype(np.float32) / 255).permute(0, 3, 1, 2)
+    logits = logits_of(model, data)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_logits_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    model, data = trained(), noise(7)
+    whole = logits_of(model, data)
+    assert whole.shape == (7, 3)
+    np.testing.assert_allclose(logits_of(model, data, batch_size), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_do_not_depend_on_the_other_images() -> None:
+    model, data = trained(), noise(7)
+    alone = logits_of(model, data.subset(np.array([4])))
+    np.testing.assert_allclose(alone, logits_of(model, data)[[4]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_does_not_matter_and_is_put_back(training: bool) -> None:
+    data = noise(4)
+    expected = logits_of(trained().eval(), data)
+    model = trained().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    np.testing.assert_array_equal(logits_of(model, data), expected)
+    assert model.training == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_mode_is_put_back_after_an_exception() -> None:
+    class Broken(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            raise KeyError
+
+    model = Broken(1, 1)
+    with pytest.raises(KeyError):
+        logits_of(model, noise(1))
+    assert model.training
+
+
+def test_softmax_by_hand() -> None:
+    # e^0 : e^(ln 3) = 1 : 3
+    np.testing.assert_allclose(softmax(np.array([[0, math.log(3)], [5, 5]])), [[0.25, 0.75], [0.5, 0.5]])
+
+
+def test_softmax_and_losses_are_torchs() -> None:
+    logits = np.random.default_rng(0).normal(0, 5, (50, 4)).astype(np.float32)
+    labels = np.arange(50) % 4
+    x, y = torch.from_numpy(logits).double(), torch.from_numpy(labels)
+    np.testing.assert_allclose(softmax(logits), F.softmax(x, 1).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(losses_of(logits, labels), F.cross_entropy(x, y, reduction="none").numpy(), rtol=1e-12)
+    assert softmax(logits).dtype == losses_of(logits, labels).dtype == np.float64
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = np.array([[10_000, 0], [0, -10_000], [3e38, 3e38]], np.float32)
+    np.testing.assert_array_equal(softmax(logits), [[1, 0], [1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(losses_of(logits, np.array([1, 1, 0])), [10_000, 10_000, math.log(2)])
+
+
+def test_a_loss_far_below_float32_is_kept() -> None:
+    # ln(1 + e^-16) = 1.125e-7, which 1 - p in float32 would call 1.19e-7 or 0.
+    assert losses_of(np.array([[16, 0]], np.float32), np.array([0]))[0] == pytest.approx(math.log1p(math.exp(-16)))
+
+
+def test_the_error_rate_is_a_fraction() -> None:
+    logits = np.array([[2, 1], [0, 1], [3, 4], [1, 0]])
+    assert error_rate(logits, np.array([0, 1, 0, 0])) == 0.25
+    assert error_rate(logits, np.array([0, 1, 1, 0])) == 0
+    assert error_rate(logits, np.array([1, 0, 0, 1])) == 1
