@@ -14,7 +14,7 @@ from flows.results import ArmResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ORIGINAL", "arm_charts", "cluster_svg", "early_chart", "final_charts", "is_marked"]
+__all__ = ["ORIGINAL", "arm_charts", "by_optimizer", "cluster_svg", "early_chart", "final_charts", "is_marked"]
 
 ORIGINAL = "original"  # the arm that the others are compared with
 
@@ -36,6 +36,7 @@ CHART_STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "grid.color": COLOURS["line"],
     "grid.linewidth": 0.6,
     "xtick.color": COLOURS["line"],
@@ -47,14 +48,18 @@ CHART_WIDTH = 440  # CSS pixels; a chart is stretched to its column, on a phone 
 
 
 def is_marked(arm: ArmResult) -> bool:
+    """Whether the difference is more than two standard errors from zero."""
     if arm.difference is None or arm.standard_error is None:
         return False
     return abs(arm.difference) > 2 * arm.standard_error
 
 
-def arm_charts(arms: Sequence[ArmResult]) -> list[tuple[str, Markup]]:
-    """(optimizer, chart): differences to `original` where there is one, else errors; one scale for all of a kind."""
-    found = [(optimizer, *_spreads(own)) for optimizer, own in _by_optimizer(arms).items()]
+def arm_charts(arms: Sequence[ArmResult]) -> list[tuple[str, bool, Markup]]:
+    """(optimizer, whether compared, chart): differences to `original` where there are any, else errors.
+
+    Charts of a kind have one scale.
+    """
+    found = [(optimizer, *_spreads(own)) for optimizer, own in by_optimizer(arms).items()]
     charts = []
     for optimizer, compared, spreads in found:
         reach = [
@@ -64,13 +69,14 @@ def arm_charts(arms: Sequence[ArmResult]) -> list[tuple[str, Markup]]:
             for _, seeds, centre, bar, _ in lines
             for end in (*seeds, centre - bar, centre + bar)
         ]
-        margin = 0.06 * (max(reach) - min(reach)) or 0.5
+        margin = max(0.1, 0.06 * (max(reach) - min(reach)))
         limits = (min(reach) - margin, max(reach) + margin)
-        charts.append((optimizer, _arm_chart(optimizer, compared, spreads, limits)))
+        charts.append((optimizer, compared, _arm_chart(optimizer, compared, spreads, limits)))
     return charts
 
 
-def _by_optimizer(arms: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
+def by_optimizer(arms: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
+    """The arms of each optimizer, both in the order they come."""
     return {name: [arm for arm in arms if arm.optimizer == name] for name in dict.fromkeys(a.optimizer for a in arms)}
 
 
@@ -176,7 +182,7 @@ def final_charts(arms: Sequence[ArmResult]) -> list[tuple[str, Markup, list[tupl
     dashes = ["none", "5 3", "1.5 2.5"]
     highest = max((max(arm.train_error) for arm in arms if arm.train_error), default=0.0)
     charts = []
-    for optimizer, own in _by_optimizer(arms).items():
+    for optimizer, own in by_optimizer(arms).items():
         drawn = [(arm, divmod(names.index(arm.arm), SERIES)) for arm in own if arm.train_error]
         if not drawn:
             continue
@@ -228,9 +234,8 @@ def _chart(title: str, height: float, draw: Callable[["Axes"], None]) -> Markup:
     svg = re.sub(r"<style.*?</style>", "", svg)  # it would hold for the whole page
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # the same in every chart, and nothing refers to them
     svg = re.sub(r"font-family: [^;\"]*(; )?", "", svg)
-    svg = re.sub(
-        r'<svg[^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', svg
-    )
+    head = f'<svg viewBox="0 0 {CHART_WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+    svg = head + svg[svg.index(">") + 1 :]
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     return Markup(svg)

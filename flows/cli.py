@@ -278,21 +278,37 @@ def _prepare_prefect() -> None:
 
 
 def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_json: bool) -> None:
+    from flows.config import CompareConfig, one_setting
+    from flows.progress import say
+    from flows.run import RunFolder
+    from flows.stages import check_inputs
+
+    say(f"{kind}: {config.data.source} in {folder}")
+    # The flow checks them too. Here it takes a second, and no server has to start before a typing error is named.
+    check_inputs(config if isinstance(config, CompareConfig) else one_setting(config))
     _prepare_prefect()
     from flows import pipeline
-    from flows.progress import say
 
-    flow = {"run": pipeline.augment_and_retrain}.get(kind) or getattr(pipeline, kind)
-    say(f"{kind}: {config.data.source} in {folder}")
+    flow = pipeline.augment_and_retrain if kind == "run" else getattr(pipeline, kind)
     result = flow(config, str(folder))
     if kind in ("run", "compare", "report"):
         _print_report(folder, as_json)
     elif as_json:
-        from flows.run import RunFolder
-
         print(json.dumps({"result": result, "stages": RunFolder(folder).records()}, indent=2))
     else:
+        if kind == "plan":
+            _print_forecast(RunFolder(folder).record("plan")["facts"]["forecast"])
         print(result)
+
+
+def _print_forecast(forecast: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "images", title="Forecast")
+    for name, count in (forecast["per_level"] | forecast["per_class"] | {"in all": forecast["images"]}).items():
+        table.add_row(name, f"{count:,}")
+    Console().print(table)
 
 
 def _print_report(folder: Path, as_json: bool) -> None:

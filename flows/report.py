@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.store import write_bytes, write_json
 from data.synthetic import STATES
-from flows.charts import ORIGINAL, arm_charts, cluster_svg, early_chart, final_charts, is_marked
+from flows.charts import ORIGINAL, arm_charts, by_optimizer, cluster_svg, early_chart, final_charts, is_marked
 from flows.results import ArmResult, Report
 
 __all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "report_table", "write_report"]
@@ -84,11 +84,15 @@ class Pictures:
 
 
 def report_table(report: Report) -> list[list[str]]:
-    """The results as text: a row of headings with units, then one row per arm and optimizer.
+    """The results as text: a row of headings with units, then one row per optimizer and arm.
 
     The difference is marked with a * where it is more than two standard errors from zero.
     """
-    return [list(TABLE_HEADER), *(_table_row(arm) for arm in report.arms)]
+    return [list(TABLE_HEADER), *(_table_row(arm) for arm in _in_order(report))]
+
+
+def _in_order(report: Report) -> list[ArmResult]:
+    return [arm for arms in by_optimizer(report.arms).values() for arm in arms]
 
 
 def _table_row(arm: ArmResult) -> list[str]:
@@ -194,10 +198,10 @@ def _html(report: Report, pictures: Pictures) -> str:
     return template.render(
         report=report,
         pictures=pictures,
-        rows=[(_table_row(arm), is_marked(arm)) for arm in report.arms],
+        rows=[(_table_row(arm), is_marked(arm)) for arm in _in_order(report)],
         header=TABLE_HEADER,
         has_original=any(arm.arm == ORIGINAL for arm in report.arms),
-        compared=sum(arm.arm != ORIGINAL and arm.difference is not None for arm in report.arms),
+        compared=sum(arm.arm != ORIGINAL and arm.standard_error is not None for arm in report.arms),
         arm_charts=arm_charts(report.arms),
         early_chart=early_chart(report.early_errors, report.separating_epoch),
         final_charts=final_charts(report.arms),

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+import torch._dynamo  # torch.optim imports it at its first use: seconds that are no training
 from torch import nn
 
 from data.images import LabeledImages, concat
@@ -67,7 +68,7 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
 
 
 def check_inputs(config: CompareConfig) -> None:
-    """Everything that can be wrong with data, classifier and generator, before anything is trained.
+    """Everything that can be wrong with data, classifier and generator, before anything is trained or written.
 
     Raises:
         ValueError: the first thing that is.
@@ -75,6 +76,9 @@ def check_inputs(config: CompareConfig) -> None:
     train = images_of(config.data).train
     device_of(config)
     new_classifiers(config.model_copy(update={"seeds": 1}), train)
+    epochs = _epochs(config.train, len(train))
+    if config.slow.separating_epoch > epochs:
+        raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
     if any(parse_arm(name).kind == "synthetic" for name in config.arms):
         denoiser = denoiser_of(config)
         denoiser.check(train.image_shape, train.class_names)
@@ -102,10 +106,8 @@ def train_early(run: RunFolder, config: CompareConfig) -> None:
     if stage.is_done():
         say(f"early training: done before, to epoch {run.record('early')['facts']['separating_epoch']}")
         return
-    epochs = max(1, fit_config.total_steps(len(train)) // fit_config.steps_per_epoch(len(train)))
+    epochs = _epochs(fit_config, len(train))
     asked = config.slow.separating_epoch
-    if asked > epochs:
-        raise ValueError(f"separating epoch {asked} lies beyond the {epochs} epochs of training")
     horizon = asked or min(epochs, max(5, round(AUTO_HORIZON * epochs)))
     outputs: list[Path] = []
     facts: dict[str, Any] = {}
@@ -127,6 +129,11 @@ def train_early(run: RunFolder, config: CompareConfig) -> None:
             write_arrays(folder / "outputs.npz", logits=logits, labels=train.labels, losses=losses)
             write_json(folder / "config.json", {**inputs, "separating_epoch": chosen, "seed": inputs["seeds"][number]})
             outputs += [folder / name for name in ("model.safetensors", "outputs.npz", "config.json")]
+
+
+def _epochs(fit_config: FitConfig, n: int) -> int:
+    """Whole epochs of a training run on n examples, at least one."""
+    return max(1, fit_config.total_steps(n) // fit_config.steps_per_epoch(n))
 
 
 def _train_to(

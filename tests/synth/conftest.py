@@ -89,6 +89,15 @@ def constant(values: Sequence[float]) -> Belief:
     return believe
 
 
+def picture(x0: Tensor) -> Belief:
+    """Sees `x0[label]`, (c, h, w), in anything."""
+
+    def believe(x: Tensor, abar: float, labels: Tensor) -> Tensor:
+        return x0[labels]
+
+    return believe
+
+
 def gaussian(mu: Sequence[float], s: float) -> Belief:
     """E[x0 | x] where each pixel is N(mu[label], s^2): the perfect denoiser of that prior. The last mu is label -1's.
 
@@ -115,10 +124,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fakes() -> SimpleNamespace:
-    """The fake generator (`Denoiser`), what it can believe in (`gaussian`, `constant`) and `cosine_alphas_cumprod`."""
+    """The fake generator (`Denoiser`), what it can believe in (the others) and its schedule."""
     return SimpleNamespace(
         Denoiser=FakeDenoiser,
         constant=constant,
+        picture=picture,
         gaussian=gaussian,
         cosine_alphas_cumprod=cosine_alphas_cumprod,
     )

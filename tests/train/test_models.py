@@ -20,7 +20,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def test_small_cnn_has_the_weights_its_docstring_says() -> None:
-    # 1->8 and 8->16 convolutions of 3x3 without bias, two weights a BatchNorm channel, 16 * 2 * 2 features to 10 classes.
+    # 3x3 convolutions 1 -> 8 -> 16 without bias, two weights a BatchNorm channel, 16 * 2 * 2 features to 10 classes.
     assert count(SmallCNN(10, 1)) == 72 + 16 + 1152 + 32 + 650 == 1922
     assert "1,922" in (SmallCNN.__doc__ or "")
 

@@ -67,7 +67,7 @@ def test_classes_are_split_on_their_own() -> None:
 
 
 def test_softmax_and_logits_can_choose_differently() -> None:
-    # Margins 0, 3, 6, 20 are p = .5, .953, .998, 1: probabilities part {0} from the rest, logits part {20} from the rest.
+    # Margins 0, 3, 6, 20 are p = .5, .953, .998, 1: probabilities part 0 from the rest, logits 20 from the rest.
     logits, labels = margins(0, 3, 6, 20), np.zeros(4, np.int64)
     assert select_slow(logits, labels, "cluster", 0).indices.tolist() == [0]
     assert select_slow(logits, labels, "cluster", 0, space="softmax").indices.tolist() == [0]

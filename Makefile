@@ -1,0 +1,47 @@
+# Everything here sets itself up: a .venv, uv inside it, the pinned install. A second call starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
+
+.PHONY: demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the whole pipeline on scikit-learn's digits, with its report"
+	@echo "make test    the tests (make test ARGS='-m slow' for the slow ones)"
+	@echo "make check   lint, format, types, import rule"
+	@echo "make bench   benchmarks: ratios of two ways measured in one run"
+	@echo "make clean   remove .venv (runs/ stays)"
+
+demo: .venv/.runtime
+	$(BIN)/slowlane demo
+
+test: .venv/.dev
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	$(BIN)/python tests/benchmarks/denoise_speed.py
+	$(BIN)/python tests/benchmarks/train_together.py
+
+clean:
+	rm -rf .venv
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit("Slowlane needs Python 3.11 or newer, this is %d.%d; try make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+.venv/.runtime: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing (a minute or two the first time)"
+	$(UV) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	$(UV) --group dev
+	@touch $@

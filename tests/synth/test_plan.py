@@ -1,0 +1,190 @@
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+import pytest
+
+from data.images import LabeledImages
+from synth.plan import PLAN_SCHEMA, PlanConfig, Request, forecast, item_id, make_plan, requests
+
+SLOW = np.array([1, 5, 12])
+
+
+def plan_of(data: LabeledImages, k: int, grid: int = 100, seed: int = 7) -> pa.Table:
+    return make_plan(requests(SLOW, PlanConfig(k=k).steps(grid)), data, grid, seed)
+
+
+# Requests and names
+
+
+def test_each_reference_gets_each_level() -> None:
+    made = requests(np.array([5, 1]), (50, 70))
+    assert made == [Request(5, 50, 0), Request(5, 70, 0), Request(1, 50, 0), Request(1, 70, 0)]
+    assert all(type(request.source_index) is int for request in made)
+
+
+def test_a_repeated_level_makes_another_variant() -> None:
+    assert requests(np.array([3]), (50, 40, 50, 50)) == [
+        Request(3, 50, 0),
+        Request(3, 40, 0),
+        Request(3, 50, 1),
+        Request(3, 50, 2),
+    ]
+
+
+def test_names_say_source_level_and_variant() -> None:
+    assert item_id(Request(17, 50, 0), 100) == "0000017-50of100-v0"
+    assert item_id(Request(12_345_678, 1, 12), 20) == "12345678-1of20-v12"
+
+
+# Plans
+
+
+def test_a_plan_adds_k_minus_one_images_per_slow_one(tiny_images: LabeledImages) -> None:
+    for k in (2, 4, 5):
+        assert plan_of(tiny_images, k).num_rows == (k - 1) * len(SLOW)
+
+
+def test_a_plan_row_by_row(tiny_images: LabeledImages) -> None:
+    plan = make_plan([Request(5, 8, 0), Request(1, 10, 1), Request(1, 10, 0), Request(1, 4, 0)], tiny_images, 20, 7)
+    assert plan.schema.equals(PLAN_SCHEMA)
+    # Images are labelled 0, 1, 2, 0, 1, 2, ...: 1 is a "middle", 5 a "bottom".
+    assert plan.drop(["seed", "source_sha256"]).to_pylist() == [
+        {
+            "item_id": f"000000{source}-{level}of20-v{variant}",
+            "source_index": source,
+            "variant": variant,
+            "label": label,
+            "level_steps": level,
+            "level_grid": 20,
+            "prompt": name,
+        }
+        for source, level, variant, label, name in [
+            (1, 4, 0, 1, "middle"),
+            (1, 10, 0, 1, "middle"),
+            (1, 10, 1, 1, "middle"),
+            (5, 8, 0, 2, "bottom"),
+        ]
+    ]
+
+
+def test_every_image_has_the_label_of_its_source(tiny_images: LabeledImages) -> None:
+    plan = plan_of(tiny_images, 5)
+    assert plan["label"].to_pylist() == tiny_images.labels[plan["source_index"].to_numpy()].tolist()
+    assert len(set(plan["label"].to_pylist())) > 1
+
+
+def test_every_image_carries_the_digest_of_its_source(tiny_images: LabeledImages) -> None:
+    plan = plan_of(tiny_images, 2)
+    pixels = tiny_images.pixels(SLOW)
+    expected = [hashlib.sha256(b"(8, 8, 1)" + image.tobytes()).hexdigest() for image in pixels]
+    assert plan["source_sha256"].to_pylist() == expected
+
+
+def test_seeds_stay_what_they_were_in_every_version(tiny_images: LabeledImages) -> None:
+    # A changed number here makes other images of every plan ever written.
+    plan = make_plan([Request(3, 50, 0), Request(3, 40, 1)], tiny_images, 100, 7)
+    assert dict(zip(plan["item_id"].to_pylist(), plan["seed"].to_pylist(), strict=True)) == {
+        "0000003-50of100-v0": 8284484749781675706,
+        "0000003-40of100-v1": 3504463842631168303,
+    }
+
+
+def test_every_image_has_a_seed_of_its_own(tiny_images: LabeledImages) -> None:
+    plan = make_plan(requests(np.arange(16), (50, 50, 40)), tiny_images, 100, 7)
+    assert len(set(plan["seed"].to_pylist())) == 48
+    other = make_plan(requests(np.arange(16), (50, 50, 40)), tiny_images, 100, 8)
+    assert not set(plan["seed"].to_pylist()) & set(other["seed"].to_pylist())
+
+
+def test_the_images_of_k_2_are_among_those_of_k_5(tiny_images: LabeledImages) -> None:
+    few, many = plan_of(tiny_images, 2).to_pylist(), plan_of(tiny_images, 5).to_pylist()
+    assert len(few) == 3
+    assert all(row in many for row in few)
+
+
+def test_neither_order_nor_repetition_of_requests_changes_a_plan(tiny_images: LabeledImages) -> None:
+    wanted = requests(SLOW, (70, 50))
+    plan = make_plan(wanted, tiny_images, 100, 7)
+    assert plan.num_rows == 6
+    assert make_plan([*reversed(wanted), *wanted], tiny_images, 100, 7).equals(plan)
+    assert make_plan(iter(wanted), tiny_images, 100, 7).equals(plan)
+
+
+def test_a_plan_for_nothing_is_empty(tiny_images: LabeledImages) -> None:
+    plan = make_plan([], tiny_images, 100, 7)
+    assert plan.num_rows == 0
+    assert plan.schema.equals(PLAN_SCHEMA)
+
+
+@pytest.mark.parametrize("index", [-1, 16])
+def test_a_source_outside_the_data_is_refused(tiny_images: LabeledImages, index: int) -> None:
+    with pytest.raises(ValueError, match=f"^source index {index} is outside the 16 images of rows of light$"):
+        make_plan([Request(0, 50, 0), Request(index, 50, 0)], tiny_images, 100, 7)
+
+
+@pytest.mark.parametrize("level", [-1, 0, 101])
+def test_a_level_outside_the_grid_is_refused(tiny_images: LabeledImages, level: int) -> None:
+    message = f"^level {level} of 100 does not exist: levels go from 1 to 100$"
+    with pytest.raises(ValueError, match=message):
+        make_plan([Request(0, level, 0)], tiny_images, 100, 7)
+    with pytest.raises(ValueError, match=message):
+        PlanConfig(k=3, levels=(50, level)).steps(100)
+
+
+# The config
+
+
+def test_without_levels_they_are_the_papers() -> None:
+    assert PlanConfig().steps(100) == (40, 50, 70, 80)
+    assert PlanConfig(k=2).steps(20) == (10,)
+    with pytest.raises(ValueError, match="the paper gives levels for k = 2, 4 and 5 only; name 2 levels yourself"):
+        PlanConfig(k=3).steps(100)
+
+
+def test_own_levels_are_taken_as_they_are() -> None:
+    assert PlanConfig(k=4, levels=(60, 1, 60)).steps(60) == (60, 1, 60)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"k": 1}, "k\n.*greater than or equal to 2"),
+        ({"k": 1001}, "k\n.*less than or equal to 1000"),
+        ({"k": 3, "levels": (50,)}, r"k = 3 needs 2 levels \(k counts the real image\), got 1"),
+        ({"k": 2, "levels": (50, 70)}, r"k = 2 needs 1 levels \(k counts the real image\), got 2"),
+        ({"k": 2, "levels": (0.5,)}, "levels.0\n"),
+        ({"part_size": 0}, "part_size\n.*greater than or equal to 1"),
+        ({"size": 512}, "size\n.*Extra inputs are not permitted"),
+    ],
+)
+def test_a_config_outside_its_bounds_is_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        PlanConfig(**bad)
+
+
+# The forecast
+
+
+@pytest.mark.parametrize(("guided", "calls", "seconds"), [(False, 75, 37.5), (True, 150, 75.0)])
+def test_a_forecast_by_hand(tiny_images: LabeledImages, guided: bool, calls: int, seconds: float) -> None:
+    # Image 1 is a "middle" and 5 a "bottom"; each at 10 and 15, and 1 once more at 10 and 15.
+    plan = make_plan(
+        [*requests(np.array([1]), (10, 15, 10, 15)), *requests(np.array([5]), (10, 15))], tiny_images, 20, 0
+    )
+    what = forecast(plan, tiny_images, guided=guided, seconds_per_call=0.5, bytes_per_image=100.25)
+    assert what.images == 6
+    assert what.per_class == {"top": 0, "middle": 4, "bottom": 2}
+    assert what.per_level == {"10 of 20": 3, "15 of 20": 3}
+    assert what.denoiser_calls == calls  # 3 x 10 + 3 x 15, twice that with guidance
+    assert what.seconds == seconds
+    assert what.bytes == 602  # 601.5
+
+
+def test_the_forecast_of_an_empty_plan_is_nothing(tiny_images: LabeledImages) -> None:
+    plan = make_plan([], tiny_images, 20, 0)
+    what = forecast(plan, tiny_images, guided=True, seconds_per_call=0.5, bytes_per_image=100)
+    assert (what.images, what.denoiser_calls, what.bytes, what.seconds, what.per_level) == (0, 0, 0, 0.0, {})
+    assert what.per_class == {"top": 0, "middle": 0, "bottom": 0}
