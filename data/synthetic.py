@@ -110,7 +110,12 @@ class SyntheticFolder:
         except (FileNotFoundError, ValueError):
             return None
         file = self.part_path(part)
-        if record.get("key") != key or not file.is_file() or digest_file(file) != record.get("sha256"):
+        if (
+            not isinstance(record, dict)
+            or record.get("key") != key
+            or not file.is_file()
+            or digest_file(file) != record.get("sha256")
+        ):
             return None
         return record
 
@@ -124,7 +129,7 @@ class SyntheticFolder:
             The digest of the data set.
         """
         names = {record["file"] for record in parts}
-        for stray in [*self.path.glob("part-*.parquet"), *self.path.glob(".*.tmp")]:
+        for stray in [*self.path.glob("part-*.parquet"), *self.path.glob(".*.tmp"), *self.path.glob(".parts/.*.tmp")]:
             if stray.name not in names:
                 stray.unlink()
         states = {state: sum(record["states"].get(state, 0) for record in parts) for state in STATES}

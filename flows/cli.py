@@ -124,29 +124,43 @@ def _numbers(text: str | None) -> list[int] | None:
     try:
         return None if names is None else [int(name) for name in names]
     except ValueError:
-        raise typer.BadParameter(f"levels are whole numbers with commas between, got {text!r}") from None
+        raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from None
 
 
-def _resolve(source: str, out: Path | None, settings: dict[str, Any], kind: str) -> tuple[Any, Path]:
+def _resolve(out: Path | None, settings: dict[str, Any], kind: str) -> tuple[Any, Path]:
     """The config of a command and its run folder.
 
     A source starts from its preset. Without one, the run folder says what was asked before.
     """
-    from flows.config import CompareConfig, RunConfig, one_setting, preset, read_config
+    from flows.config import CompareConfig, RunConfig, one_setting, preset, read_config, setting_of
 
-    if not source:
-        if out is None:
-            raise typer.BadParameter("name a data source, or the run folder of an earlier command with --out")
-        before = read_config(out)
-        return CompareConfig(**_merge(before.model_dump(mode="json"), settings)), out
-    merged = _merge(_merge(preset(source), {"data": {"source": source}}), settings)
-    folder = out or Path("runs") / (Path(source).expanduser().resolve().stem if "/" in source else Path(source).stem)
+    many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
+    if kind == "run" and many:
+        raise typer.BadParameter(f"run is one setting and one seed; {', '.join(many)} can be given to compare")
+    compares = kind == "compare" or many not in ([], ["workers"])
+    data = settings.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if source is not None:
+        base = _merge(preset(source), {"data": {"source": source}})
+        path = Path(str(source))
+        folder = out or Path("runs") / (path.expanduser().resolve().stem if "/" in str(source) else path.stem)
+    elif out is not None:
+        folder, before = out, read_config(out)
+        setting = None if compares else setting_of(before)
+        if kind == "run" and setting is None:
+            raise ValueError(f"{out} holds a comparison; go on with `slowlane compare --out {out}`")
+        compares = setting is None
+        base = (before if setting is None else setting).model_dump(mode="json")
+        base |= {} if kind == "run" else {"workers": before.workers}
+    else:
+        raise typer.BadParameter("name a data source, or the run folder of an earlier command with --out")
+    merged = _merge(base, settings)
     if kind == "run":
         return RunConfig(**merged), folder
-    if kind == "compare" or {"arms", "seeds", "optimizers"} & set(settings):
+    if compares:
         return CompareConfig(**merged), folder
     workers = merged.pop("workers", 1)
-    return one_setting(RunConfig(**merged)).model_copy(update={"workers": workers}), folder
+    return CompareConfig(**{**dict(one_setting(RunConfig(**merged))), "workers": workers}), folder
 
 
 _STAGES = {
@@ -188,6 +202,7 @@ def _add_stage(kind: str, words: str) -> None:
         as_json: Json = False,
     ) -> None:
         given = {
+            "data.source": source or None,
             "generate.generator": generator,
             "plan.k": k,
             "plan.levels": _numbers(levels),
@@ -206,7 +221,7 @@ def _add_stage(kind: str, words: str) -> None:
             "seeds": seeds,
             "workers": workers,
         }
-        resolved, folder = _resolve(source, out, _settings(config, given, settings), kind)
+        resolved, folder = _resolve(out and out.expanduser(), _settings(config, given, settings), kind)
         _run_flow(kind, resolved, folder, as_json)
 
     app.command(kind, help=words)(command)
@@ -227,7 +242,7 @@ def demo(
     from flows.config import CompareConfig, demo_config
 
     config = CompareConfig(**{**dict(demo_config()), "seeds": seeds, "workers": workers})
-    _run_flow("compare", config, out or Path("runs") / "demo", as_json)
+    _run_flow("compare", config, out.expanduser() if out else Path("runs") / "demo", as_json)
 
 
 @app.command("fit-generator")
@@ -259,10 +274,11 @@ def fit_generator(
         "seed": seed,
         "device": device,
     }
-    from flows.generator import FitGeneratorConfig
+    from flows.generator import FitGeneratorConfig, check_fit
 
-    _prepare_prefect()
     resolved = FitGeneratorConfig(**_settings(config, given, settings))
+    check_fit(resolved, out.expanduser())  # the flow does too; here, before a server starts
+    _prepare_prefect()
     from flows.pipeline import fit_generator as flow
 
     print(flow(resolved, str(out)))
@@ -281,11 +297,13 @@ def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_j
     from flows.config import CompareConfig, one_setting
     from flows.progress import say
     from flows.run import RunFolder
-    from flows.stages import check_inputs
+    from flows.stages import check_folder, check_inputs
 
     say(f"{kind}: {config.data.source} in {folder}")
     # The flow checks them too. Here it takes a second, and no server has to start before a typing error is named.
-    check_inputs(config if isinstance(config, CompareConfig) else one_setting(config))
+    comparison = config if isinstance(config, CompareConfig) else one_setting(config)
+    check_inputs(comparison)
+    check_folder(comparison, str(folder), kind)
     _prepare_prefect()
     from flows import pipeline
 
@@ -347,7 +365,10 @@ def _overlap(report: Any) -> list[str]:
 
 
 def main() -> None:
-    """Run the command. Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage."""
+    """Run the command.
+
+    Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 130 for Ctrl-C.
+    """
     import pydantic
 
     try:
@@ -356,7 +377,9 @@ def main() -> None:
         _fail("; ".join(_one_error(e) for e in error.errors()))
     except (ValueError, FloatingPointError, OSError) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer makes this of Ctrl-C
+            raise
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(130)
 

@@ -26,6 +26,7 @@ __all__ = [
     "parse_arm",
     "preset",
     "read_config",
+    "setting_of",
 ]
 
 
@@ -131,18 +132,21 @@ def parse_arm(name: str) -> Arm:
     Raises:
         ValueError: no such arm; the message lists the forms.
     """
-    base, _, other = name.partition("@")
-    match = re.fullmatch(r"([a-z_]+)-(\d+)", base)
-    if base == "original":
+    base, at, other = name.partition("@")
+    whole = bool(at) == bool(other) and "@" not in other
+    match = re.fullmatch(r"([a-z_]+)-([1-9]\d{0,3})", base)
+    if whole and base == "original":
         return Arm(name=name, kind="original", equal_steps_of=other)
-    if match and int(match[2]) >= 2 and (match[1] == "upsample" or match[1] in _METHODS):
+    if whole and match and 2 <= int(match[2]) <= 1000 and (match[1] == "upsample" or match[1] in _METHODS):
         kind: Literal["upsample", "synthetic"] = "upsample" if match[1] == "upsample" else "synthetic"
         method = _METHODS.get(match[1], "cluster")
         return Arm(
             name=name, kind=kind, method=method, k=int(match[2]), from_noise=match[1] == "noise", equal_steps_of=other
         )
     forms = ", ".join(["original", "upsample-K", *(f"{method}-K" for method in _METHODS)])
-    raise ValueError(f"no arm is called {name!r}; an arm is one of {forms} with K from 2, or ARM@OTHER for equal steps")
+    raise ValueError(
+        f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, or ARM@OTHER for equal steps"
+    )
 
 
 def one_setting(config: RunConfig) -> CompareConfig:
@@ -154,6 +158,13 @@ def one_setting(config: RunConfig) -> CompareConfig:
     return CompareConfig(
         **dict(config), arms=("original", f"original@{ours}", ours), optimizers=(config.train.optimizer,), seeds=1
     )
+
+
+def setting_of(config: CompareConfig) -> RunConfig | None:
+    """The setting that `one_setting` made this comparison of; None where it is another comparison."""
+    setting = RunConfig(**{name: getattr(config, name) for name in RunConfig.model_fields})
+    same = one_setting(setting).model_copy(update={"workers": config.workers}) == config
+    return setting if same else None
 
 
 # Chosen on splits of the 1,000 images that are not test images: tests/benchmarks/tune_digits.py and its record.

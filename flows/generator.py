@@ -10,13 +10,14 @@ import pydantic
 import torch
 from pydantic import Field
 
+from data.images import LabeledImages
 from data.sources import DataConfig, load
 from data.store import read_json
 from flows.progress import meter, say
 from synth.fit import GeneratorConfig, fit_generator, save_generator
 from synth.pixel import CARD_FILE
 
-__all__ = ["FitGeneratorConfig", "fit_and_save"]
+__all__ = ["FitGeneratorConfig", "check_fit", "fit_and_save"]
 
 
 class FitGeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -32,8 +33,8 @@ class FitGeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
 
 
-def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
-    """Train a pixel generator and write it to `out`; skip where the same one is there already.
+def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, bool]:
+    """The images to train on, and whether `out` holds this generator already.
 
     Raises:
         ValueError: `out` holds something else, or the split does not exist.
@@ -42,14 +43,28 @@ def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
     data = splits.generator if config.split == "generator" else splits.train
     if data is None:
         raise ValueError(f"{config.data.source} has no images kept apart for a generator; use --split train")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder that is new or empty")
+    if not out.exists() or not any(out.iterdir()):
+        return data, False
     settings: dict[str, Any] = {"config": config.generator.model_dump(mode="json"), "seed": config.seed}
-    if out.exists() and any(out.iterdir()):
-        card = read_json(out / CARD_FILE) if (out / CARD_FILE).is_file() else {}
-        same = card.get("trained_on_sha256") == sorted(data.sha256)
-        if same and {name: card.get(name) for name in settings} == settings:
-            say(f"{out} holds this generator already")
-            return str(out)
-        raise ValueError(f"{out} is not empty and holds something else; give another folder")
+    card = read_json(out / CARD_FILE) if (out / CARD_FILE).is_file() else {}
+    same = card.get("trained_on_sha256") == sorted(data.sha256)
+    if same and {name: card.get(name) for name in settings} == settings:
+        return data, True
+    raise ValueError(f"{out} is not empty and holds something else; give another folder")
+
+
+def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
+    """Train a pixel generator and write it to `out`; skip where the same one is there already.
+
+    Raises:
+        ValueError: as `check_fit`, or images that a UNet of these levels cannot take.
+    """
+    data, there = check_fit(config, out)
+    if there:
+        say(f"{out} holds this generator already")
+        return str(out)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     begin = time.perf_counter()
     with meter("fit generator", config.generator.steps, "steps") as bar:

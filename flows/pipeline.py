@@ -39,7 +39,7 @@ def compare(config: CompareConfig, out: str) -> str:
 
 
 def _whole_story(config: CompareConfig, out: str) -> str:
-    run = _open(config, out)
+    run = _open(config, out, "compare")
     tasks.train_early(run, config)
     tasks.select_examples(run, config)
     if config.wants_synthetic:
@@ -52,7 +52,7 @@ def _whole_story(config: CompareConfig, out: str) -> str:
 @flow(name="select", flow_run_name="{out}")
 def select(config: CompareConfig, out: str) -> str:
     """Train the early classifiers and choose the slow-learnable images."""
-    run = _open(config, out)
+    run = _open(config, out, "select")
     tasks.train_early(run, config)
     tasks.select_examples(run, config)
     return str(run / "selection")
@@ -61,7 +61,7 @@ def select(config: CompareConfig, out: str) -> str:
 @flow(name="plan", flow_run_name="{out}")
 def plan(config: CompareConfig, out: str) -> str:
     """Say what would be generated and what it would cost, and generate nothing."""
-    run = _open(config, out)
+    run = _open(config, out, "plan")
     tasks.train_early(run, config)
     tasks.select_examples(run, config)
     tasks.plan_images(run, config)
@@ -71,7 +71,7 @@ def plan(config: CompareConfig, out: str) -> str:
 @flow(name="generate", flow_run_name="{out}")
 def generate(config: CompareConfig, out: str) -> str:
     """Make the synthetic data set."""
-    run = _open(config, out)
+    run = _open(config, out, "generate")
     tasks.train_early(run, config)
     tasks.select_examples(run, config)
     tasks.plan_images(run, config)
@@ -82,7 +82,7 @@ def generate(config: CompareConfig, out: str) -> str:
 @flow(name="retrain", flow_run_name="{out}")
 def retrain(config: CompareConfig, out: str) -> str:
     """Retrain the classifiers of all arms on the synthetic data set that a run has."""
-    run = _open(config, out)
+    run = _open(config, out, "retrain")
     _retrain(run, config)
     return str(run / "retrained")
 
@@ -90,7 +90,7 @@ def retrain(config: CompareConfig, out: str) -> str:
 @flow(name="report", flow_run_name="{out}")
 def report(config: CompareConfig, out: str) -> str:
     """Write the report of a run whose classifiers are trained."""
-    return tasks.write_report(_open(config, out), config)
+    return tasks.write_report(_open(config, out, "report"), config)
 
 
 @flow(name="fit-generator", flow_run_name="{out}")
@@ -99,8 +99,9 @@ def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     return generator.fit_and_save(config, Path(out).expanduser())
 
 
-def _open(config: CompareConfig, out: str) -> Path:
+def _open(config: CompareConfig, out: str, kind: str) -> Path:
     tasks.check_inputs(config)
+    stages.check_folder(config, out, kind)
     return stages.open_run(config, out).path
 
 

@@ -1,6 +1,7 @@
 """The report that people look at: report.json, contact_sheet.png and report.html, from values and pictures."""
 
 import base64
+import bisect
 import dataclasses
 import importlib.resources
 import io
@@ -342,6 +343,5 @@ def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    too_many = bisect.bisect_right(range(len(text)), width, key=lambda letters: font.getlength(text[:letters] + "…"))
+    return text[: max(0, too_many - 1)] + "…"

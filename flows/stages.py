@@ -44,6 +44,7 @@ from train.slow import Method, select_slow, separating_epoch
 
 __all__ = [
     "arms_of",
+    "check_folder",
     "check_inputs",
     "finish_synthetic",
     "make_one_part",
@@ -73,7 +74,10 @@ def check_inputs(config: CompareConfig) -> None:
     Raises:
         ValueError: the first thing that is.
     """
-    train = images_of(config.data).train
+    splits = images_of(config.data)
+    train = splits.train
+    for part in (train, splits.test):
+        len(part.sha256)  # decodes every image, as the stages do anyway: a damaged one is named now
     device_of(config)
     new_classifiers(config.model_copy(update={"seeds": 1}), train)
     epochs = _epochs(config.train, len(train))
@@ -89,6 +93,30 @@ def check_inputs(config: CompareConfig) -> None:
             )
         if config.sample.guidance_scale != 1 and not denoiser.unconditional:
             raise ValueError(f"generator {denoiser.name} cannot do guidance; set sample.guidance_scale to 1")
+
+
+def check_folder(config: CompareConfig, out: str, kind: str) -> None:
+    """What a flow of this kind would miss in its run folder, or find in its place; nothing is written.
+
+    Args:
+        kind: the name of the flow, such as `retrain`.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+    """
+    run = RunFolder(Path(out).expanduser())
+    there = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, so {run.path} cannot be a run folder; give another one with --out")
+    if kind in ("plan", "generate") and not config.wants_synthetic:
+        raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
+    if kind in ("retrain", "report"):
+        for name in ("early", "select", *(["plan", "generate"] if config.wants_synthetic else [])):
+            run.record(name)
+    if kind == "report":
+        for arm in config.arms:
+            for optimizer in config.optimizers:
+                run.record(f"retrain-{arm}-{optimizer}")
 
 
 def train_early(run: RunFolder, config: CompareConfig) -> None:
@@ -165,9 +193,11 @@ def _fit_all(
     seeds = classifier_seeds(config)
     together = config.classifier.model == "small-cnn"
     histories: list[History] = []
+    files: list[Path] = []
     for group in [list(range(len(models)))] if together else [[m] for m in range(len(models))]:
         mine = [models[m].to(device_of(config)) for m in group]
         file = folder / f"checkpoint-{group[0]}.safetensors"
+        files.append(file)
         key = digest_json(
             {
                 "data": data.digest,
@@ -197,22 +227,26 @@ def _fit_all(
                 stop_epoch=stop_epoch,
                 device=device_of(config),
                 start=start,
-                on_epoch=_Saver(file, mine, key, bar),
+                on_epoch=_Saver(file, mine, key, bar, 0 if together else last),
             )
+    for file in files:
         file.unlink(missing_ok=True)
     return histories
 
 
 class _Saver:
-    """Writes a checkpoint every half minute, at the end of an epoch, and moves the bar."""
+    """Writes a checkpoint every half minute, at the end of an epoch, and moves the bar.
 
-    def __init__(self, file: Path, models: list[nn.Module], key: str, bar: Meter) -> None:
-        self.file, self.models, self.key, self.bar = file, models, key, bar
+    Where others are trained after these models, also at `last`, their last step (0: none are).
+    """
+
+    def __init__(self, file: Path, models: list[nn.Module], key: str, bar: Meter, last: int) -> None:
+        self.file, self.models, self.key, self.bar, self.last_step = file, models, key, bar, last
         self.last = time.monotonic()
 
     def __call__(self, state: FitState) -> None:
         self.bar.add(state.step - self.bar.done)
-        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS or state.step == self.last_step:
             save_fit(self.file, self.models, state, self.key)
             self.last = time.monotonic()
 
@@ -247,10 +281,10 @@ def select_examples(run: RunFolder, config: CompareConfig) -> None:
                 outputs.append(file)
         counts = [len(selected(run, "cluster", number)) for number in range(config.seeds)]
         facts["slow"] = counts
+        for text in facts["warnings"]:
+            say(f"warning: {text}")
         if not any(counts):
             raise ValueError("no class has a slow half, so there is nothing to augment; see the warnings above")
-    for text in facts["warnings"]:
-        say(f"warning: {text}")
     say(f"selection: {np.mean(counts):.0f} of {len(labels)} images are slow ({np.mean(counts) / len(labels):.0%})")
 
 
@@ -486,11 +520,27 @@ def _pool(run: RunFolder, config: CompareConfig, arms: set[str]) -> tuple[Labele
         return train, Pool(len(train), {}), tokens
     folder = SyntheticFolder(run.path / "synthetic")
     table = folder.rows()
+    _check_made(run, config, arms, table)
     usable = table.filter(pc.equal(table["state"], "ok"))
     if usable.num_rows == 0:
         raise ValueError(f"none of the {table.num_rows} images in {folder.path} is ok; look at their states and scores")
     tokens += [digest_bytes(image["bytes"]) for image in usable["image"].to_pylist()]
     return concat(train, folder.images(usable)), Pool.of(len(train), usable), tokens
+
+
+def _check_made(run: RunFolder, config: CompareConfig, arms: set[str], table: pa.Table) -> None:
+    """Refuse a synthetic data set of other settings: an image that was never made must not pass for a bad one."""
+    keys = (table[name].to_pylist() for name in ("source_index", "level_steps", "variant", "level_grid"))
+    made = set(zip(*keys, strict=True))
+    for arm in map(parse_arm, arms):
+        for number in range(config.seeds if arm.kind == "synthetic" else 0):
+            wanted = requests(selected(run, arm.method, number), config.levels(arm))
+            missing = sum((r.source_index, r.steps, r.variant, config.sample.grid) not in made for r in wanted)
+            if missing:
+                raise ValueError(
+                    f"{run.path / 'synthetic'} was made with other settings: {missing} of {len(wanted)} images of arm "
+                    f"{arm.name}, seed {number}, are not in it; run `slowlane generate` first"
+                )
 
 
 def _calls_a_step(config: CompareConfig) -> int:

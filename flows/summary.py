@@ -98,13 +98,11 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
 
 def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any]) -> list[str]:
     lines = list(run.record("select")["facts"]["warnings"])
-    if seen is not None:
-        others = len(denoiser_of(config).trained_on) - seen
-        if others <= 0:
-            lines.append(
-                "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
-                "Bring one that was trained on other images too."
-            )
+    if seen is not None and denoiser_of(config).trained_on <= set(images_of(config.data).train.sha256):
+        lines.append(
+            "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
+            "Bring one that was trained on other images too."
+        )
     if config.data.source == "digits" and config.generate.generator == "digits":
         lines.append(
             "The shipped digits generator was trained by this project on 800 digits that are neither training nor test "
@@ -163,8 +161,12 @@ def _classes(run: RunFolder, sets: list[np.ndarray], train: LabeledImages) -> li
     stacked = np.stack(losses)  # (seeds, C, 2)
     known = np.isfinite(stacked)
     means = np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1)  # (C, 2)
+    # None: no seed has such a cluster.
+    fast, slow = (
+        [float(m) if k else None for m, k in zip(means[:, i], known.any(0)[:, i], strict=True)] for i in (0, 1)
+    )
     return [
-        [name, int(size), float(counts[label]), float(means[label, 0]), float(means[label, 1])]
+        [name, int(size), float(counts[label]), fast[label], slow[label]]
         for label, (name, size) in enumerate(zip(train.class_names, train.class_counts(), strict=True))
     ]
 

@@ -45,7 +45,7 @@ class GeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _multiples_of_eight(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
         if any(c < 8 or c % 8 for c in channels):
-            raise ValueError(f"channels are positive multiples of 8 (GroupNorm has 8 groups), got {channels}")
+            raise ValueError(f"channels are positive multiples of 8 (for GroupNorm), got {channels}")
         return channels
 
 
@@ -137,7 +137,8 @@ def _new_unet(config: GeneratorConfig, size: int, channels: int, num_classes: in
             block_out_channels=config.channels,
             down_block_types=("DownBlock2D",) * levels,
             up_block_types=("UpBlock2D",) * levels,
-            norm_num_groups=8,
+            # Two channels a group at least: with one, GroupNorm takes the shift by label and timestep out again.
+            norm_num_groups=min(8, min(config.channels) // 2),
             add_attention=False,
             num_class_embeds=num_classes + 1,  # the last is "no label"
         )
@@ -182,6 +183,8 @@ def save_generator(folder: Path, fit: GeneratorFit, data: LabeledImages, config:
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = DDPMPipeline(unet=fit.unet, scheduler=DDPMScheduler(**_scheduler_settings()))
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
     tail = fit.losses[-min(100, len(fit.losses)) :]
     write_json(
         folder / CARD_FILE,
@@ -214,8 +217,8 @@ pipeline_tag: unconditional-image-generation
 
 - Trained on: {data.origin}: {len(data):,} images of {width}x{height} with {channels} channel(s), {data.num_classes}
   classes ({", ".join(data.class_names[:20])}{", ..." if data.num_classes > 20 else ""}).
-- How: `slowlane fit-generator` with {settings}, seed {seed}; {config.steps} steps of {config.batch_size}, mean loss of
-  the last steps {loss:.4f}.
+- Make it again: `slowlane fit-generator` on the same images with {settings}, seed {seed}:
+  {config.steps} steps of {config.batch_size}, mean loss of the last ones {loss:.4f}.
 - `{CARD_FILE}` lists the SHA-256 of every image it was trained on (of shape and pixels, as `LabeledImages.sha256`).
 - Meant for noising and denoising real images of these classes in Slowlane. It knows nothing else.
 """

@@ -169,7 +169,7 @@ def test_only_differences_beyond_two_standard_errors_are_marked(
 
 
 def test_the_mark_is_bold_in_the_page_and_nothing_else_is(tmp_path: Path) -> None:
-    arms = [arm("original"), arm("a-2", difference=-0.03), arm("b-2", difference=-0.01), arm("c-2", difference=0.03)]
+    arms = [report().arms[0], arm("a-2", difference=-0.03), arm("b-2", difference=-0.01), arm("c-2", difference=0.03)]
     html = written(tmp_path, report(arms=arms))
     assert re.findall(r'<td class="marked">(.*?)</td>', html) == ["-3.00 ± 1.00 *", "+3.00 ± 1.00 *"]
 
@@ -209,6 +209,7 @@ def test_the_page_shows_every_section_with_its_numbers(tmp_path: Path) -> None:
         "Read this first But look.",
         "training images 1,000",
         "classes 2: 0, 1",
+        "image height, width, channels 8, 8, 1",
         "separating epoch 2",
         "after epoch 2, the knee of the curve",
         "0 331 33.1 43.21 1.23",  # seed, slow images, share %, error on slow %, on fast %
@@ -278,6 +279,7 @@ def test_nothing_in_the_input_becomes_markup(tmp_path: Path) -> None:
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.texts.count(HOSTILE) >= 20
     named = [attributes.get("aria-label") or attributes.get("title") for _, attributes in page.tags]
+    assert f"{HOSTILE}, images" in page.texts  # a state nobody knows has its column
     assert f"Outputs of class {HOSTILE}" in named
     assert HOSTILE in named
 
@@ -301,10 +303,12 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     links = {attributes["href"] for tag, attributes in page.tags if tag in ("a", "link")}
     assert links == {"report.json", "contact_sheet.png"}
     assert not re.search(r"url\((?!#)|@import|@font-face", html)
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in html
 
 
 def test_every_chart_takes_its_colours_from_the_page(tmp_path: Path) -> None:
     html = written(tmp_path, report(), pictures())
+    assert html.count("<style") == 1  # a chart's own would hold for the whole page
     svgs = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(svgs) > 4
     assert not [svg for svg in svgs if re.search(r"#[0-9a-f]{6}\b", svg.replace("xlink:href", ""))]
@@ -357,11 +361,11 @@ def test_report_json_reads_back_as_the_report(tmp_path: Path) -> None:
 
 def test_equal_values_make_equal_files_whatever_matplotlib_is_set_to(tmp_path: Path) -> None:
     write_report(tmp_path / "a", report(), pictures())
-    before = matplotlib.rcParams.copy()
-    with matplotlib.rc_context({"font.size": 30.0, "svg.fonttype": "path", "axes.grid": False}):
+    before = matplotlib.rcParams["svg.hashsalt"], matplotlib.rcParams["text.color"]
+    with matplotlib.rc_context({"axes.linewidth": 9.0, "svg.fonttype": "path", "axes.grid": False}):
         write_report(tmp_path / "b", report(), pictures())
-        assert matplotlib.rcParams["font.size"] == 30
-    assert matplotlib.rcParams == before
+        assert matplotlib.rcParams["axes.linewidth"] == 9
+    assert (matplotlib.rcParams["svg.hashsalt"], matplotlib.rcParams["text.color"]) == before
     for name in ("report.json", "report.html", "contact_sheet.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert {file.name for file in (tmp_path / "a").iterdir()} == {"report.json", "report.html", "contact_sheet.png"}
@@ -433,6 +437,11 @@ def test_small_images_grow_crisp_by_a_whole_factor() -> None:
 @pytest.mark.parametrize(("shape", "size"), [((2, 4), (96, 48)), ((64, 48), (48, 64)), ((400, 200), (48, 96))])
 def test_the_aspect_is_kept(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert box(contact_sheet([ContactRow("x", flat(RED, *shape), [])]), RED)[2:] == size
+
+
+def test_a_lower_image_stands_in_the_middle_of_its_row() -> None:
+    sheet = contact_sheet([ContactRow("x", flat(RED), [("8 of 20", "ok", flat(GREEN, 4, 8))])])
+    assert box(sheet, GREEN)[1] == box(sheet, RED)[1] + 24  # 48 of 96 pixels high
 
 
 def test_grey_images_stay_grey() -> None:
@@ -507,18 +516,20 @@ def test_a_contact_sheet_that_cannot_be_is_refused(rows: list[ContactRow], cell:
 # ---------------------------------------------------------------------------------------------------- the charts
 
 
-def test_the_chart_has_a_dot_for_each_seed_and_fills_the_ring_of_a_marked_arm() -> None:
+@pytest.mark.parametrize(("difference", "filled"), [(-0.04, True), (-0.02, False)])
+def test_the_chart_has_a_dot_for_each_seed_and_a_ring_with_its_standard_error(difference: float, filled: bool) -> None:
     original = arm("original", errors=[0.10, 0.12, 0.14])
-    for difference, filled in ((-0.03, True), (-0.01, False)):
-        ours = arm("ours-2", errors=[0.08, 0.08, 0.08], difference=difference, standard_error=0.01)
-        ((optimizer, compared, svg),) = arm_charts([original, ours])
-        assert (optimizer, compared) == ("sgd", True)
-        assert len(re.findall(r"<use[^>]*fill: var\(--c1\)", svg)) == 3
-        # markers have a filled or an empty middle; bars and their caps are lines
-        assert (
-            bool(re.search(r"<use[^>]*style=\"fill: var\(--ink\); stroke: var\(--ink\); stroke-width", svg)) == filled
-        )
-        assert "difference to original, percentage points" in svg
+    ours = arm("ours-2", errors=[0.08, 0.08, 0.08], difference=difference, standard_error=0.01)
+    ((optimizer, compared, svg),) = arm_charts([original, ours])
+    assert (optimizer, compared) == ("sgd", True)
+    assert "difference to original, percentage points" in svg
+    # Differences of -2, -4 and -6 points: the ring is on the middle dot, a bar of one point ends half-way.
+    worst, middle, best = map(float, re.findall(r'<use[^>]* x="([\d.]+)"[^>]*fill: var\(--c1\)', svg))
+    (ring,) = re.findall(r'z\s*" style="stroke: var\(--ink\)"/>\s*</defs>\s*(?:<g[^>]*>\s*)?(<use[^>]*>)', svg)
+    assert f' x="{middle}"' in ring
+    (bar,) = re.findall(r'd="M ([\d.]+) [\d.]+ \sL ([\d.]+) [\d.]+ \s"[^>]*stroke: var\(--ink\); stroke-width: 2', svg)
+    assert [float(end) for end in bar] == pytest.approx([(middle + best) / 2, (middle + worst) / 2], abs=0.01)
+    assert ("fill: var(--ink)" in ring) == filled
 
 
 def test_both_optimizers_share_a_scale() -> None:
@@ -560,9 +571,11 @@ def test_early_curves_are_one_line_a_seed_with_the_separating_epoch() -> None:
 def test_arms_keep_their_line_in_every_chart_and_twenty_differ() -> None:
     names = [f"ours-{number}" for number in range(20)]
     arms = [arm(name, "sgd") for name in names] + [arm(name, "sam") for name in names[::-1]]
-    (_, _, sgd), (_, _, sam) = final_charts(arms)
+    (_, first, sgd), (_, second, sam) = final_charts(arms)
     assert len({(colour, dashes) for _, colour, dashes, _ in sgd}) == 20
     assert sorted(sgd) == sorted(sam)
+    for svg in (first, second):
+        assert len(set(re.findall(r"stroke-dasharray: ([^;\"]+)", svg))) == 2  # eight solid, eight dashed, four dotted
     assert final_charts([arm(train_error=[])]) == []
 
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -112,5 +111,3 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     crop_and_flip(numbered(4), 1, True, seeded())
     assert torch.equal(torch.get_rng_state(), before)
-    # And what is drawn does not depend on it: nothing but the generator decides.
-    assert F.mse_loss(*[crop_and_flip(numbered(9).float(), 1, True, seeded()) for _ in range(2)]) == 0

@@ -85,7 +85,7 @@ def test_saving_leaves_the_model_alone_and_does_not_tie_it_to_the_file(tmp_path:
 
 def test_weights_that_are_not_contiguous_are_saved(tmp_path: Path) -> None:
     model, other = cnn(), cnn(1)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     assert not model.get_parameter("conv2.weight").is_contiguous()
     save_model(tmp_path / "model.safetensors", model)
     load_model(tmp_path / "model.safetensors", other)

@@ -368,8 +368,9 @@ def test_one_diverging_model_of_two_is_found() -> None:
 
 
 def test_no_global_random_state_is_read_or_touched() -> None:
-    def states() -> tuple[bytes, bytes, object]:
-        return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate()  # noqa: NPY002
+    def states() -> tuple[bytes, str, object]:
+        numpy_state = repr(np.random.get_state(legacy=False))  # noqa: NPY002
+        return torch.get_rng_state().numpy().tobytes(), numpy_state, random.getstate()
 
     before = states()
     first, _ = trained(SAM, model=with_dropout())

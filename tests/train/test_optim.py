@@ -101,7 +101,7 @@ def test_the_sam_gradient_is_that_of_the_paper() -> None:
         loss = F.cross_entropy(functional_call(model, w, (x,)), y)
         return dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
 
-    w = dict(model.named_parameters())
+    w: dict[str, Tensor] = dict(model.named_parameters())
     g = gradient(w)
     norm = math.sqrt(sum(float((value**2).sum()) for value in g.values()))
     expected = gradient({name: w[name] + rho * g[name] / norm for name in w})
