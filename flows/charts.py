@@ -209,7 +209,8 @@ def _curve(axes: "Axes", curve: Sequence[float], **style: Any) -> None:
     """A curve over epochs 1, 2, ...; a dot where it has only one."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.plot(range(1, len(curve) + 1), curve, linewidth=1.6, marker="o" if len(curve) == 1 else "", **style)
+    epochs = range(1, len(curve) + 1)
+    axes.plot(epochs, curve, linewidth=1.6, marker="o" if len(curve) == 1 else "", clip_on=False, zorder=3, **style)
     axes.margins(x=0.03)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")

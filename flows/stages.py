@@ -37,6 +37,7 @@ from flows.progress import Meter, duration, meter, say
 from flows.run import RunFolder, measured
 from synth.generate import Judge, make_part, probe
 from synth.plan import PLAN_SCHEMA, Forecast, forecast, make_plan, requests
+from synth.quality import Scores, states
 from train.checkpoint import load_fit, save_fit, save_model
 from train.evaluate import error_rate, logits_of, losses_of
 from train.fit import FitConfig, FitState, History, fit
@@ -122,7 +123,7 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
 def train_early(run: RunFolder, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch; keep its weights, its outputs and the error curve."""
     train = images_of(config.data).train
-    fit_config = config.train.model_copy(update={"optimizer": "sgd"})
+    fit_config = _fit_config(config, "sgd")
     inputs: dict[str, Any] = {
         "data": train.digest,
         "classifier": config.classifier.model_dump(mode="json"),
@@ -157,6 +158,12 @@ def train_early(run: RunFolder, config: CompareConfig) -> None:
             write_arrays(folder / "outputs.npz", logits=logits, labels=train.labels, losses=losses)
             write_json(folder / "config.json", {**inputs, "separating_epoch": chosen, "seed": inputs["seeds"][number]})
             outputs += [folder / name for name in ("model.safetensors", "outputs.npz", "config.json")]
+
+
+def _fit_config(config: CompareConfig, optimizer: str) -> FitConfig:
+    """How an optimizer trains. What SGD ignores stands at its default: changing it must not train SGD's arms again."""
+    for_sam = {name: FitConfig.model_fields[name].default for name in ("rho", "sam_batchnorm")}
+    return config.train.model_copy(update={"optimizer": optimizer, **(for_sam if optimizer == "sgd" else {})})
 
 
 def _epochs(fit_config: FitConfig, n: int) -> int:
@@ -395,9 +402,10 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     folder = SyntheticFolder(run.path / "synthetic")
     records = []
     for number, part in enumerate(_parts(plan, config)):
-        record = folder.finished_part(number, _part_key(run, config, part))
+        key = _part_key(run, config, part)
+        record = folder.finished_part(number, key)
         assert record is not None, f"part {number} is not there although it was made"
-        records.append(record)
+        records.append(_judged(folder, number, record, key, config, train.class_names))
     about = {
         "plan": digest_json(plan.to_pydict()),
         "data": train.digest,
@@ -421,6 +429,26 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     return digest
 
 
+def _judged(
+    folder: SyntheticFolder,
+    number: int,
+    record: dict[str, Any],
+    key: str,
+    config: CompareConfig,
+    class_names: tuple[str, ...],
+) -> dict[str, Any]:
+    """The record of a part whose states follow the thresholds of now; it is written again where a state moves."""
+    names = [field.name for field in dataclasses.fields(Scores)]
+    table = pq.read_table(folder.part_path(number), columns=[*names, "state"])
+    now = states(Scores(**{name: table[name].to_numpy() for name in names}), config.quality)
+    if now == table["state"].to_pylist():
+        return record
+    (folder.path / "manifest.json").unlink(missing_ok=True)  # the data set it tells of is going
+    rows = pq.read_table(folder.part_path(number))
+    rows = rows.set_column(rows.schema.get_field_index("state"), "state", pa.array(now, pa.string()))
+    return folder.write_part(number, rows, class_names, key, record["cost"])
+
+
 def _read_plan(run: RunFolder) -> pa.Table:
     run.record("plan")
     return pq.read_table(run.path / "plan.parquet", schema=PLAN_SCHEMA)
@@ -432,14 +460,13 @@ def _parts(plan: pa.Table, config: CompareConfig) -> list[pa.Table]:
 
 
 def _part_key(run: RunFolder, config: CompareConfig, part: pa.Table) -> str:
-    """Digest of all that decides the content of a part."""
+    """Digest of all that decides the images of a part and their scores; the states follow from them (`_judged`)."""
     return digest_json(
         {
             "version": 1,
             "rows": part.to_pydict(),
             "generator": denoiser_of(config).digest,
             "sample": config.sample.model_dump(mode="json"),
-            "quality": config.quality.model_dump(mode="json"),
             "judge": run.record("early")["digest"],
         }
     )
@@ -461,7 +488,7 @@ def retrain_arm(run: RunFolder, config: CompareConfig, arm_name: str, optimizer:
     """Train one arm with one optimizer for all seeds, from fresh weights, and measure the test error once."""
     arm = parse_arm(arm_name)
     splits = images_of(config.data)
-    fit_config = config.train.model_copy(update={"optimizer": optimizer})
+    fit_config = _fit_config(config, optimizer)
     folder = run.path / "retrained" / f"{arm_name}-{optimizer}"
     data, pool, tokens = _pool(run, config, {arm_name, arm.equal_steps_of} - {""})
     rows = [_rows(run, config, arm_name, number, pool) for number in range(config.seeds)]

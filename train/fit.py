@@ -151,7 +151,7 @@ def fit(
     state = start or FitState(0, [{} for _ in models], [History() for _ in models], np.zeros((len(models), 3)))
     _restore_momenta(optimizer, models, state)
     orders: dict[int, tuple[int, np.ndarray]] = {}  # per model, its epoch and the rows in the order of that epoch
-    sums = torch.from_numpy(state.partial).to(device)  # (M, 3) float64: loss, errors, examples of this epoch
+    sums = torch.tensor(state.partial, device=device)  # (M, 3) float64: loss, errors, examples of this epoch
 
     for step in range(state.step, max(ends)):
         active = [m for m in range(len(models)) if step < ends[m]]

@@ -102,7 +102,7 @@ def test_failures_are_rows_with_a_state(fakes: SimpleNamespace) -> None:
         probability[3, 3] = 0
         return probability
 
-    plan = make_plan(requests(np.arange(5), (2,)), data, 10, 7)
+    plan = make_plan([Request(i, 2 + i, 0) for i in range(5)], data, 10, 7)  # the deepest, made first, is last here
     part = make(fakes.Denoiser(fakes.picture(target)), data, plan, judge=judge, batch_size=2)
     assert part["state"].to_pylist() == ["nan", "flat", "near_reference", "off_label", "ok"]
     assert part["finite"].to_pylist() == [False, True, True, True, True]
@@ -141,7 +141,7 @@ def test_the_judge_sees_the_images_once_in_plan_order_and_its_word_on_the_own_la
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_neither_batches_nor_parts_change_a_row(
+def test_neither_batches_nor_parts_nor_their_order_change_a_row(
     fakes: SimpleNamespace, tiny_images: LabeledImages, batch_size: int
 ) -> None:
     plan = make_plan(requests(np.arange(6), (2, 7, 10)), tiny_images, 10, 7)
@@ -150,6 +150,9 @@ def test_neither_batches_nor_parts_change_a_row(
     assert make(fakes.Denoiser(belief), tiny_images, plan, batch_size=batch_size).equals(whole)
     parts = [make(fakes.Denoiser(belief), tiny_images, plan.slice(start, 5), batch_size=3) for start in range(0, 18, 5)]
     assert pa.concat_tables(parts).to_pylist() == whole.to_pylist()
+    shuffled = np.random.default_rng(0).permutation(18)
+    made = make(fakes.Denoiser(belief), tiny_images, plan.take(shuffled), batch_size=batch_size)
+    assert made.to_pylist() == whole.take(shuffled).to_pylist()
 
 
 def test_progress_is_told_after_each_batch(fakes: SimpleNamespace, tiny_images: LabeledImages) -> None:

@@ -1,0 +1,156 @@
+"""What the tests of flows share: a tiny generator, a config whose whole run takes two seconds, and finished runs."""
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.sources import DataConfig, load
+from flows import stages, summary
+from flows.config import CompareConfig
+from flows.progress import meter
+from flows.run import RunFolder
+from synth.fit import GeneratorConfig, fit_generator, save_generator
+
+Tiny = Callable[..., CompareConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread: small tensors are quicker so, and sums always have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a generator of 8x8 digits after three steps on 40 images: it makes noise, in milliseconds."""
+    data = load(DataConfig()).generator
+    assert data is not None
+    few = data.subset(np.arange(40), "40 digits")
+    config = GeneratorConfig(steps=3, channels=(8,), batch_size=8)
+    folder = tmp_path_factory.mktemp("generator") / "tiny"
+    save_generator(folder, fit_generator(few, config, 0, torch.device("cpu")), few, config, 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(generator: Path) -> dict[str, Any]:
+    """Nested settings of the tiny run: 60 digits, 3 epochs of a small CNN, levels 3 and 5 of 10, parts of 7 images."""
+    return {
+        "data": {"source": "digits", "train_limit": 60, "test_limit": 50},
+        "classifier": {"model": "small-cnn", "width": 4},
+        "train": {"epochs": 3, "batch_size": 16, "lr": 0.05, "rho": 0.05, "crop_padding": 0, "flip": False},
+        "slow": {"separating_epoch": 1},
+        "plan": {"k": 3, "levels": (3, 5), "part_size": 7},
+        "sample": {"grid": 10},
+        "generate": {"generator": str(generator), "batch_size": 8},
+        "quality": {"min_contrast": 0, "min_label_probability": 0, "min_distance": 0},  # every image is ok
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny(settings: dict[str, Any]) -> Tiny:
+    """Makes the tiny comparison of original and ours-3 with SGD and two seeds; `{"train.lr": 1}` changes a setting."""
+
+    def make(changes: dict[str, Any] | None = None) -> CompareConfig:
+        nested = copy.deepcopy(settings) | {"arms": ("original", "ours-3"), "optimizers": ("sgd",), "seeds": 2}
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            place = nested
+            for name in path:
+                place = place[name]
+            place[last] = value
+        return CompareConfig(**nested)
+
+    return make
+
+
+def make_images(run: RunFolder, config: CompareConfig, *, backwards: bool = False) -> list[int]:
+    """The stage that generates; which parts it made."""
+    todo = stages.open_parts(run, config)
+    with meter("generate", todo.images, "images", todo.images_done) as bar:
+        for number in reversed(todo.parts) if backwards else todo.parts:
+            stages.make_one_part(run, config, number, bar)
+    stages.finish_synthetic(run, config)
+    return todo.parts
+
+
+def up_to_plan(path: Path, config: CompareConfig) -> RunFolder:
+    """The stages before generation."""
+    run = stages.open_run(config, str(path))
+    stages.train_early(run, config)
+    stages.select_examples(run, config)
+    stages.plan_images(run, config)
+    return run
+
+
+def all_stages(path: Path, config: CompareConfig) -> RunFolder:
+    """The whole story but for the report, as flows/pipeline.py tells it."""
+    run = up_to_plan(path, config)
+    make_images(run, config)
+    for arm in config.arms:
+        for optimizer in config.optimizers:
+            stages.retrain_arm(run, config, arm, optimizer)
+    return run
+
+
+def made(run: RunFolder) -> set[str]:
+    """The stages that were really run the last time."""
+    return {record["stage"] for record in run.records() if not record["skipped"]}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def times(folder: Path) -> dict[str, tuple[int, int]]:
+    """Modification time and inode of every file below a folder: they change whenever one is written again."""
+    found = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
+
+
+@pytest.fixture(scope="session")
+def story() -> SimpleNamespace:
+    """The stages put together, and what can be seen of a run folder."""
+    return SimpleNamespace(
+        all_stages=all_stages,
+        contents=contents,
+        made=made,
+        make_images=make_images,
+        times=times,
+        up_to_plan=up_to_plan,
+    )
+
+
+@pytest.fixture(scope="session")
+def pristine(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The tiny run, finished and reported, as it was left: read it, never write to it."""
+    config = tiny()
+    run = all_stages(tmp_path_factory.mktemp("pristine") / "run", config)
+    summary.write(run, config)
+    return run
+
+
+@pytest.fixture
+def finished(pristine: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the finished tiny run, for a test of its own."""
+    shutil.copytree(pristine.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def many_arms(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A finished run of every kind of arm, and its config. Read only."""
+    config = tiny({"arms": ("original", "original@ours-3", "upsample-3", "random-3", "noise-2", "ours-3")})
+    return SimpleNamespace(config=config, run=all_stages(tmp_path_factory.mktemp("many") / "run", config))
