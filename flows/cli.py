@@ -139,7 +139,7 @@ def _resolve(out: Path | None, settings: dict[str, Any], kind: str) -> tuple[Any
         raise typer.BadParameter(f"run is one setting and one seed; {', '.join(many)} can be given to compare")
     compares = kind == "compare" or many not in ([], ["workers"])
     data = settings.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
+    source = data.get("source") if isinstance(data, dict) else data
     if source is not None:
         base = _merge(preset(source), {"data": {"source": source}})
         path = Path(str(source))
@@ -287,6 +287,7 @@ def fit_generator(
 def _prepare_prefect() -> None:
     """Settings that suit a terminal, where the person has not set them: our own lines instead of Prefect's."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # Without PREFECT_API_URL a server starts with the flow; on a busy machine that takes longer than its default.
@@ -342,12 +343,16 @@ def _print_report(folder: Path, as_json: bool) -> None:
     from flows.results import Report
 
     report = Report.from_json(json.loads(text))
-    header, *rows = report_table(report)
-    table = Table(*header, title=report.title)
+    _, *rows = report_table(report)
+    header = ("arm", "opt", "test err, %", "n", "diff, points", "added", "steps", "train s", "gen s")
+    table = Table(title=report.title, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    console.print("diff: mean over seeds to original, ± its standard error; * beyond two of them", style="dim")
     for line in _overlap(report) + report.sentences:
         console.print(f"- {line}", markup=False, highlight=False)
     for line in report.warnings:

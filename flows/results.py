@@ -176,13 +176,7 @@ def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
             rival = by_name.get((arm, optimizer))
             if rival is not None:
                 lines.append(_versus(best, rival, words))
-        everything = by_name.get((f"all-{k}", optimizer))
-        if everything is not None and best.images_added > 0:
-            ratio = everything.images_added / best.images_added
-            lines.append(
-                f"{everything.arm} makes {everything.images_added:.0f} images where {best.arm} makes "
-                f"{best.images_added:.0f}: {ratio:.1f} times the generation."
-            )
+    lines += _cost(results)
     if results and results[0].n == 1:
         lines.append("One seed cannot tell a difference from chance: run `slowlane compare` with several.")
     elif results:
@@ -191,6 +185,20 @@ def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
             f"it does not cover the choice of the {test_images:,} test images, of which one is "
             f"{100 / test_images:.2f} points."
         )
+    return lines
+
+
+def _cost(results: Sequence[ArmResult]) -> list[str]:
+    """How much more generation augmenting everything takes; the optimizers share the images."""
+    first = {result.arm: result for result in reversed(results)}
+    lines = []
+    for arm, everything in first.items():
+        ours = first.get(arm.replace("all-", "ours-"))
+        if arm.startswith("all-") and "@" not in arm and ours is not None and ours.images_added > 0:
+            lines.append(
+                f"{arm} makes {everything.images_added:.0f} images where {ours.arm} makes {ours.images_added:.0f}: "
+                f"{everything.images_added / ours.images_added:.1f} times the generation."
+            )
     return lines
 
 

@@ -2,17 +2,21 @@
 
 import copy
 import shutil
+import sys
+import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+import flows
 from data.sources import DataConfig, load
-from flows import stages, summary
+from flows import cli, stages, summary
 from flows.config import CompareConfig
 from flows.progress import meter
 from flows.run import RunFolder
@@ -154,3 +158,59 @@ def many_arms(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
     """A finished run of every kind of arm, and its config. Read only."""
     config = tiny({"arms": ("original", "original@ours-3", "upsample-3", "random-3", "noise-2", "ours-3")})
     return SimpleNamespace(config=config, run=all_stages(tmp_path_factory.mktemp("many") / "run", config))
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[ProcessPoolExecutor]:
+    """The pool of two that a run with `workers=2` uses: starting it takes seconds, so once for all tests."""
+    from flows import tasks
+
+    pool = tasks._classifier_processes(2)
+    yield pool
+    pool.shutdown()
+    tasks._classifier_processes.cache_clear()
+
+
+class Outcome(NamedTuple):
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def slowlane(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `slowlane WORD...` in this process."""
+    monkeypatch.setattr(cli, "_prepare_prefect", lambda: None)  # it changes the environment
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["slowlane", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+class FakeFlows(types.ModuleType):
+    """Stands where flows.pipeline would be. A flow that it was not given must not be started."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AssertionError(f"the flow {name} was started")
+
+
+@pytest.fixture
+def fake_flows(monkeypatch: pytest.MonkeyPatch) -> FakeFlows:
+    """Keeps Prefect out: set attributes on it to be called in place of flows."""
+    fake = FakeFlows("flows.pipeline")
+    monkeypatch.setitem(sys.modules, "flows.pipeline", fake)
+    monkeypatch.setattr(flows, "pipeline", fake, raising=False)
+    return fake

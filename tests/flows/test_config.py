@@ -310,5 +310,5 @@ def test_a_run_folder_says_what_was_asked(pristine: RunFolder, tiny: Tiny) -> No
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no run folder: it has no config.json; name a data source"):
+    with pytest.raises(ValueError, match=r"is no run folder: it has no config\.json; name a data source"):
         read_config(tmp_path)
