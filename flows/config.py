@@ -167,13 +167,13 @@ def setting_of(config: CompareConfig) -> RunConfig | None:
     return setting if same else None
 
 
-# Chosen on splits of the 1,000 images that are not test images: tests/benchmarks/tune_digits.py and its record.
+# Chosen on splits of the 1,000 images that are no test images: tests/benchmarks/tune_digits.md has the record.
 _DIGITS: dict[str, Any] = {
     "data": {"source": "digits"},
     "classifier": {"model": "small-cnn", "width": 8},
     "train": {"epochs": 30, "batch_size": 32, "lr": 0.05, "rho": 0.05, "crop_padding": 0, "flip": False},
     "slow": {"separating_epoch": 2},
-    "sample": {"grid": 20},
+    "sample": {"grid": 20, "guidance_scale": 1.0},
     "generate": {"generator": "digits"},
 }
 _PAPER: dict[str, Any] = {}  # every default is the papers' CIFAR setting
@@ -198,4 +198,4 @@ def read_config(run: Path) -> CompareConfig:
     file = run / "config.json"
     if not file.is_file():
         raise ValueError(f"{run} is no run folder: it has no config.json; name a data source to start a run in it")
-    return CompareConfig(**read_json(file))
+    return CompareConfig.model_validate(read_json(file))

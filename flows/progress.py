@@ -37,7 +37,7 @@ class Meter:
 
     def refresh(self) -> None:
         now = time.monotonic()
-        if now - self.last >= PLAIN_INTERVAL:
+        if now - self.last >= PLAIN_INTERVAL and self.done < self.total:  # the last line is that of `close`
             self.last = now
             say(self.line())
 

@@ -34,12 +34,10 @@ from train.slow import select_slow
 
 def all_but_test() -> LabeledImages:
     """The 1,000 digits that no test uses: the training and the generator split."""
-    from data.images import concat as join
-
     splits = load(DataConfig(source="digits"))
     assert splits.generator is not None
     assert len(digits_split()["test"]) == 797
-    return join(splits.train, splits.generator)
+    return concat(splits.train, splits.generator)
 
 
 def train(data: LabeledImages, rows: list[np.ndarray], config: FitConfig, seeds: list[int], stop: int = 0) -> list:

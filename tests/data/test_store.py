@@ -1,6 +1,8 @@
 import errno
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +42,10 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
-    old = os.umask(0o027)
-    try:
-        write_bytes(tmp_path / "file", b"")
-    finally:
-        os.umask(old)
+    # The umask is read when the module is imported, so another process is needed to see another one.
+    code = "import os; os.umask(0o027)\nimport pathlib, sys; from data.store import write_bytes\n"
+    code += "write_bytes(pathlib.Path(sys.argv[1]), b'')"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=True)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 

@@ -213,13 +213,14 @@ BAD = [
     Bad("run digits --set data=digits", "data: Input should be a valid dictionary or instance of DataConfig"),
     Bad("run digits --set data.source=5", "data.source: Input should be a valid string, got 5"),
     Bad("run digits --set train.lr=-1", "train.lr: Input should be greater than 0, got -1"),
-    Bad("run digits --set train.lr=NaN", "train.lr: Input should be greater than 0, got nan"),
+    Bad("run digits --set train.lr=NaN", "train.lr: Input should be less than or equal to 100, got nan"),
+    Bad("run digits --set =1", "--set takes KEY=VALUE, got '=1'", 2),
     Bad("run digits --set train.milestones=[0.75,0.5]", "milestones are ascending fractions between 0 and 1"),
     Bad("run digits --set train.flip=perhaps", "train.flip: Input should be a valid boolean"),
     # Training
     Bad("run digits --batch-size 0", "train.batch_size: Input should be greater than or equal to 1, got 0"),
     Bad("run digits --epochs 0", "train.epochs: Input should be greater than or equal to 1, got 0"),
-    Bad("run digits --epochs many", "'many' is not a valid", 2),
+    Bad("run digits --epochs many", "Invalid value for '--epochs': Input should be a valid integer", 2),
     Bad("run digits --seed -1", "seed: Input should be greater than or equal to 0, got -1"),
     Bad("run digits --optimizer adam", "train.optimizer: Input should be 'sgd' or 'sam', got 'adam'"),
     Bad("run digits --separating-epoch 31", "separating epoch 31 lies beyond the 30 epochs of training"),
@@ -271,7 +272,6 @@ BAD = [
     Bad("run SHOP/colour", "generator tiny makes images of 1 channels, the data have 3"),
     Bad("run SHOP/wide.npz", "makes square images, the data are 10x8; give an image size"),
     # The command itself
-    Bad("run", "name a data source, or the run folder of an earlier command with --out", 2),
     Bad("run digits --colour red", "No such option: --colour", 2),
     Bad("run digits flowers102", "unexpected extra argument", 2),
 ]
@@ -301,11 +301,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     before = story.contents(existing), story.times(existing)
     typed = words(bad.command, shop, generator)
-    for out in ([existing], [Path("new")], []):
-        if out == [existing] and typed == ["run"]:
-            continue  # that is a whole command
-        given = [*typed, "--out", *out] if out else typed
-        outcome = slowlane(*given)
+    for out in (["--out", existing], ["--out", "new"], []):
+        outcome = slowlane(*typed, *out)
         assert outcome.code == bad.code, outcome.err
         assert outcome.out == ""
         *progress, error = outcome.err.splitlines()
@@ -319,6 +316,12 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
             assert error.startswith("Error: ")
         assert list(tmp_path.iterdir()) == []  # neither new/ nor runs/
     assert (story.contents(existing), story.times(existing)) == before
+
+
+def test_neither_source_nor_run_folder_is_wrong_usage(slowlane: Slowlane, fake_flows: types.ModuleType) -> None:
+    outcome = slowlane("run")
+    assert outcome.code == 2
+    assert "Error: Invalid value: name a data source, or the run folder of an earlier command with --out" in outcome.err
 
 
 def test_the_list_is_long() -> None:

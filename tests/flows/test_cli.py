@@ -1,0 +1,475 @@
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import cli, generator, stages
+from flows.cli import _put, _settings
+from flows.config import CompareConfig, RunConfig, demo_config, one_setting
+from flows.generator import FitGeneratorConfig
+from flows.run import RunFolder
+
+Tiny = Callable[..., CompareConfig]
+Slowlane = Callable[..., Any]
+
+STAGES = ["run", "compare", "select", "plan", "generate", "retrain", "report"]
+FLOWS = ["augment_and_retrain", *STAGES[1:]]
+OPTIONS = {
+    "--out",
+    "--generator",
+    "--k",
+    "--levels",
+    "--model",
+    "--epochs",
+    "--batch-size",
+    "--optimizer",
+    "--separating-epoch",
+    "--image-size",
+    "--train-limit",
+    "--test-limit",
+    "--seed",
+    "--device",
+    "--arms",
+    "--optimizers",
+    "--seeds",
+    "--workers",
+    "--config",
+    "--set",
+    "--json",
+}
+
+
+@pytest.fixture
+def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespace]:
+    """The flows that were called, with what: nothing is checked, run or printed. The current folder is empty."""
+    calls: list[SimpleNamespace] = []
+
+    def record(name: str, config: Any, out: str) -> None:
+        calls.append(SimpleNamespace(name=name, config=config, out=out))
+
+    for name in FLOWS:
+        setattr(fake_flows, name, functools.partial(record, name))
+    monkeypatch.setattr(stages, "check_inputs", lambda *_: None)
+    monkeypatch.setattr(stages, "check_folder", lambda *_: None)
+    monkeypatch.setattr(cli, "_print_report", lambda *_: None)
+    monkeypatch.setattr(cli, "_print_forecast", lambda *_: None)
+    monkeypatch.setattr(RunFolder, "record", lambda *_: {"facts": {"forecast": {}}})
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+@pytest.fixture
+def ask(slowlane: Slowlane, asked: list[SimpleNamespace]) -> Callable[..., SimpleNamespace]:
+    """Runs a command; which flow it would have called, with which config and folder."""
+
+    def call(*words: str | Path) -> SimpleNamespace:
+        outcome = slowlane(*words)
+        assert outcome.code == 0, outcome.err
+        return asked.pop()
+
+    return call
+
+
+def setting(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+# ------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_help_names_every_option_of_a_stage(command: str, slowlane: Slowlane) -> None:
+    outcome = slowlane(command, "--help")
+    assert outcome.code == 0
+    named = {word.strip(",") for word in outcome.out.split() if word.startswith("--")}
+    assert named >= OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("demo", {"--out", "--seeds", "--workers", "--json"}),
+        ("fit-generator", {"--steps", "--channels", "--size", "--split", "--seed", "--config", "--set"}),
+    ],
+)
+def test_help_names_the_options_of_the_other_commands(command: str, options: set[str], slowlane: Slowlane) -> None:
+    outcome = slowlane(command, "--help")
+    assert outcome.code == 0
+    assert {word.strip(",") for word in outcome.out.split() if word.startswith("--")} >= options
+
+
+def test_help_names_every_command(slowlane: Slowlane) -> None:
+    outcome = slowlane("--help")
+    assert outcome.code == 0
+    assert all(f"  {command} " in outcome.out for command in (*STAGES, "demo", "fit-generator"))
+
+
+def test_help_waits_for_no_heavy_package() -> None:
+    script = """
+import sys
+from flows import cli
+for words in (["--help"], ["run", "--help"], ["fit-generator", "--help"]):
+    sys.argv = ["slowlane", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert end.code == 0
+heavy = {"torch", "prefect", "diffusers", "sklearn", "pyarrow", "matplotlib", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--generator /some/where", "generate.generator", "/some/where"),
+        ("-g /some/where", "generate.generator", "/some/where"),
+        ("--k 2", "plan.k", 2),
+        ("--levels 1,2,3,4", "plan.levels", (1, 2, 3, 4)),
+        ("--model preact-resnet18", "classifier.model", "preact-resnet18"),
+        ("--epochs 7", "train.epochs", 7),
+        ("--batch-size 9", "train.batch_size", 9),
+        ("--separating-epoch 3", "slow.separating_epoch", 3),
+        ("--separating-epoch 0", "slow.separating_epoch", 0),
+        ("--image-size 16", "data.image_size", 16),
+        ("--train-limit 50", "data.train_limit", 50),
+        ("--test-limit 60", "data.test_limit", 60),
+        ("--seed 4", "seed", 4),
+        ("--device cpu", "device", "cpu"),
+        ("--set train.lr=0.25", "train.lr", 0.25),
+        ("-s train.lr=0.25", "train.lr", 0.25),
+        ("--set plan.levels=[1,2,3,4]", "plan.levels", (1, 2, 3, 4)),
+        ("--set train.flip=true", "train.flip", True),
+        ("--set slow.method=random", "slow.method", "random"),
+        ("--set quality.min_contrast=5 --set quality.min_distance=6", "quality.min_distance", 6),
+        ("--set data.root=a=b", "data.root", "a=b"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_an_option_becomes_its_setting(
+    command: str, words: str, key: str, value: Any, ask: Callable[..., SimpleNamespace]
+) -> None:
+    assert setting(ask(command, "digits", *words.split()).config, key) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--arms", "original, ours-2"], "arms", ("original", "ours-2")),
+        (["--optimizers", "sam"], "optimizers", ("sam",)),
+        (["--optimizers", "sgd,sam"], "optimizers", ("sgd", "sam")),
+        (["--seeds", "4"], "seeds", 4),
+        (["--workers", "2"], "workers", 2),
+    ],
+)
+@pytest.mark.parametrize("command", STAGES[1:])
+def test_an_option_of_a_comparison_becomes_its_setting(
+    command: str, words: list[str], key: str, value: Any, ask: Callable[..., SimpleNamespace]
+) -> None:
+    assert setting(ask(command, "digits", *words).config, key) == value
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_a_command_calls_its_flow_with_config_and_folder(command: str, ask: Callable[..., SimpleNamespace]) -> None:
+    call = ask(command, "digits", "--out", "here", "--seed", "4")
+    assert call.name == {"run": "augment_and_retrain"}.get(command, command)
+    assert type(call.config) is (RunConfig if command == "run" else CompareConfig)
+    assert call.out == "here"
+    assert call.config.seed == 4
+
+
+@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
+def test_a_stage_alone_is_that_of_run_unless_a_comparison_is_asked_for(
+    command: str, ask: Callable[..., SimpleNamespace]
+) -> None:
+    alone = ask("run", "digits", "--k", "2").config
+    assert ask(command, "digits", "--k", "2").config == one_setting(alone)
+    assert ask(command, "digits", "--seeds", "4").config == ask("compare", "digits", "--seeds", "4").config
+
+
+def test_the_demo_is_its_config_with_the_seeds_and_workers_asked_for(ask: Callable[..., SimpleNamespace]) -> None:
+    call = ask("demo")
+    assert (call.name, call.config, call.out) == ("compare", demo_config(), str(Path("runs/demo")))
+    call = ask("demo", "--seeds", "3", "--workers", "1", "--out", "here")
+    assert (call.config.seeds, call.config.workers, call.out) == (3, 1, "here")
+
+
+# ------------------------------------------------------------------------------------------------- sources, folders
+
+
+def test_a_source_starts_from_its_preset(ask: Callable[..., SimpleNamespace]) -> None:
+    digits = ask("run", "digits").config
+    assert (digits.data.source, digits.classifier.model, digits.sample.grid) == ("digits", "small-cnn", 20)
+    other = ask("run", "/some/folder").config
+    assert (other.data.source, other.classifier.model, other.sample.grid) == ("/some/folder", "preact-resnet18", 100)
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("digits", "digits"),
+        ("fgvc-aircraft", "fgvc-aircraft"),
+        ("/data/blood.npz", "blood"),
+        ("/data/flowers", "flowers"),
+        ("/data/flowers/", "flowers"),
+        ("./digits", "digits"),
+    ],
+)
+def test_a_run_folder_is_called_after_its_source(source: str, folder: str, ask: Callable[..., SimpleNamespace]) -> None:
+    assert Path(ask("compare", source).out) == Path("runs") / folder
+
+
+def test_a_run_folder_may_lie_at_home(ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert ask("compare", "digits", "--out", "~/run").out == "/home/somebody/run"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.toml", 'seed = 1\n[train]\nepochs = 11\nlr = 0.5\n[data]\ntrain_limit = 20\nsource = "elsewhere"\n'),
+        (
+            "c.json",
+            '{"seed": 1, "train": {"epochs": 11, "lr": 0.5}, "data": {"train_limit": 20, "source": "elsewhere"}}',
+        ),
+    ],
+)
+def test_set_goes_over_options_over_the_file_over_the_preset(
+    name: str, text: str, ask: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    plain = ask("run", "digits").config
+    config = ask(
+        "run", "digits", "-c", name, "--epochs", "12", "--batch-size", "8", "--set", "train.batch_size=9"
+    ).config
+    assert config.train.batch_size == 9  # --set over the option
+    assert config.train.epochs == 12  # the option over the file
+    assert (config.train.lr, config.seed, config.data.train_limit) == (0.5, 1, 20)  # the file over the preset
+    assert config.data.source == "digits"  # the argument over the file
+    assert config.train.rho == plain.train.rho == 0.05  # the preset, where nobody says anything
+    assert config.classifier == plain.classifier
+
+
+def test_a_file_may_name_the_source(ask: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[data]\nsource = "digits"\n')
+    call = ask("run", "--config", "c.toml")
+    assert call.config == ask("run", "digits").config
+    assert Path(call.out) == Path("runs/digits")
+
+
+def test_settings_are_nested_by_their_dots() -> None:
+    settings: dict[str, Any] = {}
+    _put(settings, "seed", 1)
+    _put(settings, "train.lr", 2)
+    _put(settings, "train.rho", 3)
+    assert settings == {"seed": 1, "train": {"lr": 2, "rho": 3}}
+
+
+def test_a_value_of_set_is_json_and_else_a_word() -> None:
+    words = ["a=1", "b=1.5", "c=true", "d=[1,2]", "e=null", "f=word", 'g="1"', "h=", "i=x=y"]
+    assert _settings(None, {}, words) == {
+        "a": 1,
+        "b": 1.5,
+        "c": True,
+        "d": [1, 2],
+        "e": None,
+        "f": "word",
+        "g": "1",
+        "h": "",
+        "i": "x=y",
+    }
+
+
+def test_an_option_that_is_not_given_sets_nothing() -> None:
+    assert _settings(None, {"seed": None, "train.lr": 0.0}, None) == {"train": {"lr": 0.0}}
+
+
+# ------------------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("command", STAGES[1:])
+def test_without_a_source_a_command_goes_on_with_what_the_folder_was_asked_before(
+    command: str, ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny
+) -> None:
+    call = ask(command, "--out", pristine.path)
+    assert (call.config, call.out) == (tiny(), str(pristine.path))
+
+
+def test_going_on_may_change_a_setting(ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny) -> None:
+    words = ("--out", pristine.path, "--seeds", "3", "--set", "train.rho=1", "--arms", "original")
+    call = ask("compare", *words)
+    assert call.config == tiny({"seeds": 3, "train.rho": 1, "arms": ("original",)})
+
+
+@pytest.fixture
+def one(tmp_path: Path, tiny: Tiny) -> tuple[Path, RunConfig]:
+    """A run folder that `slowlane run` has begun, and its setting."""
+    fields = {name: value for name, value in dict(tiny()).items() if name in RunConfig.model_fields}
+    stages.open_run(one_setting(RunConfig(**fields)), str(tmp_path / "one"))
+    return tmp_path / "one", RunConfig(**fields)
+
+
+def test_a_run_of_one_setting_goes_on(ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]) -> None:
+    folder, before = one
+    call = ask("run", "--out", folder)
+    assert (call.name, call.config, call.out) == ("augment_and_retrain", before, str(folder))
+
+
+@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
+def test_a_stage_of_one_setting_that_is_changed_is_that_of_the_changed_setting(
+    command: str, ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]
+) -> None:
+    folder, before = one
+    words = ("--out", folder, "--k", "2", "--set", "plan.levels=[4]", "--optimizer", "sam", "--workers", "2")
+    config = ask(command, *words).config
+    # Not ours-3 at its old levels with SGD: the arms follow from the setting.
+    assert config.arms == ("original", "original@ours-2", "ours-2")
+    assert (config.optimizers, config.seeds, config.workers) == (("sam",), 1, 2)
+    assert config.plan.levels == (4,)
+    assert config.train == before.train.model_copy(update={"optimizer": "sam"})
+
+
+def test_one_setting_may_become_a_comparison(ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]) -> None:
+    folder, before = one
+    config = ask("compare", "--out", folder, "--seeds", "5").config
+    assert config == one_setting(before).model_copy(update={"seeds": 5})
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "check_inputs", lambda *_: None)
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_the_report_as_json_is_report_json(
+    command: str, slowlane: Slowlane, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    setattr(fake_flows, command, lambda *_: "report.html")
+    outcome = slowlane(command, "--out", pristine.path, "--json")
+    assert outcome.code == 0
+    assert outcome.out == (pristine.path / "report.json").read_text()
+    assert {arm["arm"] for arm in json.loads(outcome.out)["arms"]} == {"original", "ours-3"}
+    assert outcome.err == f"{command}: digits in {pristine.path}\n"  # and nothing else between
+
+
+@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain"])
+def test_a_stage_as_json_is_its_result_and_the_records(
+    command: str, slowlane: Slowlane, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    setattr(fake_flows, command, lambda _, out: f"{out}/thing")
+    outcome = slowlane(command, "--out", pristine.path, "--json")
+    value = json.loads(outcome.out)
+    assert value["result"] == f"{pristine.path}/thing"
+    assert value["stages"] == pristine.records()
+
+
+def test_a_report_for_people_has_the_table_the_sentences_and_where_the_page_is(
+    slowlane: Slowlane, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    fake_flows.compare = lambda *_: "report.html"
+    out = slowlane("compare", "--out", pristine.path).out
+    report = json.loads((pristine.path / "report.json").read_text())
+    text = " ".join(out.split())
+    assert "ours-3" in text
+    for sentence in report["sentences"]:
+        assert f"- {sentence}" in text
+    for warning in report["warnings"]:
+        assert f"! {warning}" in text
+    overlap = f"overlap by {report['jaccard']:.2f} (Jaccard, mean over pairs); sets drawn by lot would by "
+    assert overlap + f"{report['jaccard_chance']:.2f}." in text
+    assert out.splitlines()[-1] == str(pristine.path / "report.html")
+
+
+def test_a_plan_for_people_has_the_forecast(
+    slowlane: Slowlane, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    fake_flows.plan = lambda _, out: f"{out}/plan.parquet"
+    out = slowlane("plan", "--out", pristine.path).out
+    forecast = pristine.record("plan")["facts"]["forecast"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    expected = forecast["per_level"] | forecast["per_class"] | {"in all": forecast["images"]}
+    assert cells == [[name, str(count)] for name, count in expected.items()]
+    assert out.splitlines()[-1] == f"{pristine.path}/plan.parquet"
+
+
+# ------------------------------------------------------------------------------------------------- fit-generator
+
+
+@pytest.fixture
+def fitted(fake_flows: Any, monkeypatch: pytest.MonkeyPatch) -> list[FitGeneratorConfig]:
+    configs: list[FitGeneratorConfig] = []
+
+    def fit_generator(config: FitGeneratorConfig, out: str) -> str:
+        configs.append(config)
+        return out
+
+    fake_flows.fit_generator = fit_generator
+    monkeypatch.setattr(generator, "check_fit", lambda *_: None)
+    return configs
+
+
+def test_fit_generator_options_become_settings(
+    slowlane: Slowlane, fitted: list[FitGeneratorConfig], tmp_path: Path
+) -> None:
+    words = "--steps 5 --channels 8,16 --size 16 --batch-size 4 --image-size 24 --train-limit 30 --seed 2 --device cpu"
+    outcome = slowlane("fit-generator", "digits", tmp_path / "new", *words.split(), "--set", "generator.lr=0.5")
+    assert outcome == (0, f"{tmp_path / 'new'}\n", "")
+    (config,) = fitted
+    assert config == FitGeneratorConfig(
+        data={"source": "digits", "image_size": 24, "train_limit": 30},
+        split="generator",
+        generator={"steps": 5, "channels": (8, 16), "size": 16, "batch_size": 4, "lr": 0.5},
+        seed=2,
+        device="cpu",
+    )
+
+
+def test_only_digits_have_images_kept_for_a_generator(
+    slowlane: Slowlane, fitted: list[FitGeneratorConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_text('split = "train"\n')
+    for words in (["digits"], ["/some/folder"], ["digits", "--split", "train"], ["digits", "-c", tmp_path / "c.toml"]):
+        assert slowlane("fit-generator", words[0], tmp_path / "new", *words[1:]).code == 0
+    assert [config.split for config in fitted] == ["generator", "train", "train", "train"]
+
+
+# ------------------------------------------------------------------------------------------------- around it
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    slowlane: Slowlane, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    def select(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    fake_flows.select = select
+    outcome = slowlane("select", "--out", pristine.path)
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    assert "Traceback" not in outcome.err
+
+
+def test_prefect_is_quiet_and_patient_unless_the_person_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", environment := {"DO_NOT_TRACK": "0"})
+    cli._prepare_prefect()
+    assert environment["DO_NOT_TRACK"] == "0"
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert int(environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]) >= 60
+    assert environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "CRITICAL"

@@ -1,0 +1,193 @@
+"""The flows as Prefect runs them, on a server of their own that starts once for this file."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.store import read_json
+from data.synthetic import SyntheticFolder
+from flows.config import CompareConfig, RunConfig
+from flows.run import RunFolder
+
+Tiny = Callable[..., CompareConfig]
+Story = SimpleNamespace
+Slowlane = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def flows() -> Iterator[Any]:
+    """flows.pipeline with a server behind it."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    # A heartbeat costs every flow run a second.
+    quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "CRITICAL"})
+    with prefect_test_harness(server_startup_timeout=120), quick:
+        from flows import pipeline
+
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def setting(settings: dict[str, Any]) -> RunConfig:
+    return RunConfig(**settings)
+
+
+def same_files(run: Path, other: Path, story: Story) -> None:
+    """All files alike but for those that tell the time."""
+    ours, theirs = story.contents(run), story.contents(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if not name.startswith(("stages/", "synthetic/.parts/", "report.")):
+            assert ours[name] == theirs[name], name
+
+
+def test_compare_tells_the_whole_story_and_a_second_time_skips_it(
+    flows: Any, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
+) -> None:
+    page = flows.compare(tiny(), str(tmp_path / "run"))
+    assert page == str(tmp_path / "run" / "report.html")
+    assert Path(page).is_file()
+    run = RunFolder(tmp_path / "run")
+    same_files(run.path, pristine.path, story)  # as the stages make it without Prefect
+    assert story.made(run) == {record["stage"] for record in run.records()}
+    first = read_json(run.path / "report.json")
+    flows.compare(tiny(), str(run.path))
+    assert story.made(run) == set()
+    second = read_json(run.path / "report.json")
+    assert second["arms"] == first["arms"]
+    assert [stage["skipped"] for stage in first["stages"]] == [False] * 6
+    assert [stage["skipped"] for stage in second["stages"]] == [True] * 6
+
+
+def test_augment_and_retrain_stands_beside_the_original_at_equal_epochs_and_equal_steps(
+    flows: Any, setting: RunConfig, tmp_path: Path
+) -> None:
+    flows.augment_and_retrain(setting, str(tmp_path / "run"))
+    report = read_json(tmp_path / "run" / "report.json")
+    assert [arm["arm"] for arm in report["arms"]] == ["original", "original@ours-3", "ours-3"]
+    assert {arm["optimizer"] for arm in report["arms"]} == {"sgd"}
+    steps = {arm["arm"]: arm["steps"] for arm in report["arms"]}
+    assert steps["original"] < steps["original@ours-3"] == steps["ours-3"]
+    assert report["sentences"][-1].startswith("One seed cannot tell a difference from chance")
+
+
+def test_the_stages_as_flows_of_their_own_are_the_whole_story(
+    flows: Any, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
+) -> None:
+    out, run = str(tmp_path / "run"), RunFolder(tmp_path / "run")
+    assert flows.select(tiny(), out) == f"{out}/selection"
+    assert story.made(run) == {"early", "select"}
+    assert flows.plan(tiny(), out) == f"{out}/plan.parquet"
+    assert story.made(run) == {"plan"}
+    assert not (run.path / "synthetic").exists()
+    assert flows.generate(tiny(), out) == f"{out}/synthetic"
+    assert story.made(run) == {"generate"}
+    assert flows.retrain(tiny(), out) == f"{out}/retrained"
+    assert story.made(run) == {"generate", "retrain-original-sgd", "retrain-ours-3-sgd"}
+    assert flows.report(tiny(), out) == f"{out}/report.html"
+    same_files(run.path, pristine.path, story)
+
+
+def test_generate_goes_on_after_a_part_failed(
+    flows: Any, tiny: Tiny, pristine: RunFolder, finished: RunFolder, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+
+    for name in ("part-00001.parquet", "part-00003.parquet", "part-00005.parquet"):
+        (finished.path / "synthetic" / name).unlink()
+    real, numbers = stages.make_one_part, []
+
+    def second_fails(run: RunFolder, config: CompareConfig, number: int, bar: Any) -> None:
+        numbers.append(number)
+        if len(numbers) == 2:
+            raise OSError("the disk went away")
+        real(run, config, number, bar)
+
+    monkeypatch.setattr(stages, "make_one_part", second_fails)
+    with pytest.raises(OSError, match="the disk went away"):
+        flows.generate(tiny(), str(finished.path))
+    flows.generate(tiny(), str(finished.path))
+    assert numbers == [1, 3, 3, 5]
+    same_files(finished.path, pristine.path, story)
+
+
+def test_two_workers_train_the_same_classifiers_as_one(
+    flows: Any,
+    tiny: Tiny,
+    pristine: RunFolder,
+    finished: RunFolder,
+    story: Story,
+    two_processes: ProcessPoolExecutor,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for arm in ("original", "ours-3"):
+        (finished.path / f"stages/retrain-{arm}-sgd.json").unlink()
+    flows.compare(tiny({"workers": 2}), str(finished.path))
+    assert story.made(finished) == {"retrain-original-sgd", "retrain-ours-3-sgd"}
+    errors = [arm["errors"] for arm in read_json(finished.path / "report.json")["arms"]]
+    assert errors == [arm["errors"] for arm in read_json(pristine.path / "report.json")["arms"]]
+    assert "retrain  2/2 arms  100%" in capfd.readouterr().err
+
+
+def test_an_error_in_another_process_is_the_flows(
+    flows: Any, tiny: Tiny, finished: RunFolder, two_processes: ProcessPoolExecutor
+) -> None:
+    (finished.path / "stages/retrain-ours-3-sgd.json").unlink()
+    (finished.path / "synthetic/part-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"part-00002\.parquet is missing or damaged"):
+        flows.retrain(tiny({"workers": 2}), str(finished.path))
+
+
+def test_what_cannot_work_fails_the_flow_with_the_persons_error_and_before_anything_is_written(
+    flows: Any, tiny: Tiny, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="is neither a data set's name nor a path that exists"):
+        flows.compare(tiny({"data.source": "nowhere"}), str(out))
+    with pytest.raises(ValueError, match="separating epoch 4 lies beyond the 3 epochs of training"):
+        flows.augment_and_retrain(RunConfig(**settings | {"slow": {"separating_epoch": 4}}), str(out))
+    with pytest.raises(ValueError, match="has no finished stage 'early'"):
+        flows.report(tiny(), str(out))
+    with pytest.raises(ValueError, match=r"none of the arms \(original\) needs images"):
+        flows.plan(tiny({"arms": ("original",)}), str(out))
+    assert not out.exists()
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="is a file, so"):
+        flows.compare(tiny(), str(out))
+
+
+def test_arms_without_synthetic_images_need_no_generator(flows: Any, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny({"arms": ("original", "upsample-2"), "generate.generator": "nowhere"})
+    flows.compare(config, str(tmp_path / "run"))
+    report = read_json(tmp_path / "run" / "report.json")
+    assert (report["synthetic"], report["generator"], report["levels"]) == ({}, {}, [])
+    assert not (tmp_path / "run" / "synthetic").exists()
+
+
+def test_fit_generator_makes_one_that_a_run_can_use(flows: Any, tiny: Tiny, tmp_path: Path) -> None:
+    from flows.generator import FitGeneratorConfig
+
+    config = FitGeneratorConfig(
+        data={"train_limit": 20}, split="train", generator={"steps": 2, "channels": (8,), "batch_size": 4}
+    )
+    assert flows.fit_generator(config, str(tmp_path / "mine")) == str(tmp_path / "mine")
+    flows.generate(tiny({"generate.generator": str(tmp_path / "mine")}), str(tmp_path / "run"))
+    assert SyntheticFolder(tmp_path / "run" / "synthetic").manifest()["about"]["generator"] == "mine"
+
+
+def test_the_command_line_runs_the_flow_and_prints_nothing_but_its_result(
+    flows: Any, slowlane: Slowlane, finished: RunFolder
+) -> None:
+    outcome = slowlane("compare", "--out", finished.path, "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == read_json(finished.path / "report.json")
+    outcome = slowlane("retrain", "--out", finished.path, "--set", "plan.levels=[4,5]")
+    assert outcome.code == 1
+    assert "was made with other settings" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
