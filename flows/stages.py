@@ -77,8 +77,6 @@ def check_inputs(config: CompareConfig) -> None:
     """
     splits = images_of(config.data)
     train = splits.train
-    for part in (train, splits.test):
-        len(part.sha256)  # decodes every image, as the stages do anyway: a damaged one is named now
     device_of(config)
     new_classifiers(config.model_copy(update={"seeds": 1}), train)
     epochs = _epochs(config.train, len(train))
@@ -94,6 +92,9 @@ def check_inputs(config: CompareConfig) -> None:
             )
         if config.sample.guidance_scale != 1 and not denoiser.unconditional:
             raise ValueError(f"generator {denoiser.name} cannot do guidance; set sample.guidance_scale to 1")
+    # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
+    for part in (train, splits.test):
+        len(part.sha256)
 
 
 def check_folder(config: CompareConfig, out: str, kind: str) -> None:

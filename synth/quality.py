@@ -62,11 +62,11 @@ def states(scores: Scores, config: QualityConfig) -> list[State]:
         state: State = "ok"
         if not finite:
             state = "nan"
-        elif contrast < config.min_contrast:
+        elif not contrast >= config.min_contrast:  # a NaN score is no pass
             state = "flat"
-        elif probability < config.min_label_probability:
+        elif not probability >= config.min_label_probability:
             state = "off_label"
-        elif distance < config.min_distance:
+        elif not distance >= config.min_distance:
             state = "near_reference"
         result.append(state)
     return result

@@ -42,8 +42,8 @@ def denoise(
     """Noise each reference to its own level and denoise it, all in one batch.
 
     The loop walks the grid downwards; an image joins when its level is reached, so images of different levels share
-    every call and level R costs exactly R calls. Each image has a generator of its own on the CPU: batch mates, their
-    order and the device have no part in its noise.
+    every call and level R costs exactly R calls. Each image has a random stream of its own on the CPU: batch mates,
+    their order and the device have no part in its noise.
 
     Args:
         references: x0, float32 (B, c, h, w), from `denoiser.encode`.
@@ -65,16 +65,17 @@ def denoise(
     # Deepest first: those that have joined are then always a prefix.
     order = np.argsort(-levels, kind="stable")
     levels = levels[order]
-    generators = [torch.Generator().manual_seed(int(seeds[i])) for i in order]
+    # Philox, because torch's CPU generator keeps only the low 32 bits of a seed: 100,000 images would share noise.
+    streams = [np.random.Generator(np.random.Philox(int(seeds[i]))) for i in order]
     target = torch.from_numpy(labels[order]).to(denoiser.device)
-    x = _start(references[torch.from_numpy(order).to(references.device)], levels, grid, generators)
+    x = _start(references[torch.from_numpy(order).to(references.device)], levels, grid, streams)
     previous_x0 = torch.zeros_like(x)
     for i in range(int(levels[0]) - 1, -1, -1):
         active = int((levels > i).sum())
         entering = torch.from_numpy(levels[:active] == i + 1).to(x.device)[:, None, None, None]  # (A, 1, 1, 1)
         x0 = _predict_x0(denoiser, x[:active], grid, i, target[:active], config.guidance_scale)
         if config.sampler == "ddpm":
-            x[:active] = _ddpm(x[:active], x0, grid, i, generators[:active])
+            x[:active] = _ddpm(x[:active], x0, grid, i, streams[:active])
         elif config.sampler == "ddim":
             x[:active] = _ddim(x[:active], x0, grid, i)
         else:
@@ -95,20 +96,20 @@ def check_guidance(denoiser: Denoiser, config: SampleConfig) -> None:
         )
 
 
-def _normal(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """Standard normal noise (B, c, h, w), row b from generator b."""
-    rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-    return torch.stack(rows).to(like.device)
+def _normal(streams: Sequence[np.random.Generator], like: Tensor) -> Tensor:
+    """Standard normal noise (B, c, h, w), row b from stream b."""
+    rows = [stream.standard_normal(like.shape[1:], np.float32) for stream in streams]
+    return torch.from_numpy(np.stack(rows)).to(like.device)
 
 
-def _start(references: Tensor, levels: np.ndarray, grid: NoiseGrid, generators: Sequence[torch.Generator]) -> Tensor:
+def _start(references: Tensor, levels: np.ndarray, grid: NoiseGrid, streams: Sequence[np.random.Generator]) -> Tensor:
     """q(x_t | x_0) at each image's own level (Ho et al., arXiv 2006.11239, Eq. 4); pure noise at R = S."""
     alpha = grid.alphas_cumprod[levels - 1]
     signal = torch.from_numpy(np.where(levels == grid.size, 0.0, np.sqrt(alpha))).float()
     noise = torch.from_numpy(np.where(levels == grid.size, 1.0, np.sqrt(1 - alpha))).float()
     scale = (len(levels), 1, 1, 1)
     device = references.device
-    return signal.view(scale).to(device) * references + noise.view(scale).to(device) * _normal(generators, references)
+    return signal.view(scale).to(device) * references + noise.view(scale).to(device) * _normal(streams, references)
 
 
 def _predict_x0(denoiser: Denoiser, x: Tensor, grid: NoiseGrid, i: int, labels: Tensor, scale: float) -> Tensor:
@@ -126,14 +127,14 @@ def _predict_x0(denoiser: Denoiser, x: Tensor, grid: NoiseGrid, i: int, labels: 
     return x0.clamp(-1, 1).masked_fill(x0.isinf(), math.nan)
 
 
-def _ddpm(x: Tensor, x0: Tensor, grid: NoiseGrid, i: int, generators: Sequence[torch.Generator]) -> Tensor:
+def _ddpm(x: Tensor, x0: Tensor, grid: NoiseGrid, i: int, streams: Sequence[np.random.Generator]) -> Tensor:
     """Ancestral step with the posterior's variance (arXiv 2006.11239, Eq. 7), betas of the respaced grid."""
     if i == 0:
         return x0
     now, after = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod[i - 1])
     beta = 1 - now / after
     mean = after**0.5 * beta / (1 - now) * x0 + (1 - beta) ** 0.5 * (1 - after) / (1 - now) * x
-    return mean + (beta * (1 - after) / (1 - now)) ** 0.5 * _normal(generators, x)
+    return mean + (beta * (1 - after) / (1 - now)) ** 0.5 * _normal(streams, x)
 
 
 def _ddim(x: Tensor, x0: Tensor, grid: NoiseGrid, i: int) -> Tensor:

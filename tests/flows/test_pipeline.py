@@ -191,3 +191,19 @@ def test_the_command_line_runs_the_flow_and_prints_nothing_but_its_result(
     assert outcome.code == 1
     assert "was made with other settings" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
+
+
+def test_ctrl_c_within_a_flow_ends_the_command_as_one_would_expect(
+    flows: Any, slowlane: Slowlane, finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "select_examples", pressed)
+        outcome = slowlane("select", "--out", finished.path)
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    assert slowlane("select", "--out", finished.path).code == 0

@@ -71,9 +71,9 @@ def trained(
 # --- what a step does ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augmented", [False, True])
-def test_sgd_is_a_plain_torch_loop_over_the_same_batches(augmented: bool) -> None:
-    config = CONFIG.model_copy(update={"epochs": 4} | ({} if augmented else PLAIN))
+@pytest.mark.parametrize(("padding", "flip"), [(0, False), (1, False), (0, True), (1, True)])
+def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: bool) -> None:
+    config = CONFIG.model_copy(update={"epochs": 4, "crop_padding": padding, "flip": flip})
     data, rows = noise(), np.array([3, 1, 4, 15, 9, 2, 6, 5, 8, 7, 11])  # two batches of four, three rows dropped
     expected = cnn()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -84,8 +84,7 @@ def test_sgd_is_a_plain_torch_loop_over_the_same_batches(augmented: bool) -> Non
         total_loss, wrong = 0.0, 0
         for place, batch in enumerate((order[:4], order[4:8])):
             pixels = torch.from_numpy(data.pixels(batch)).permute(0, 3, 1, 2)
-            if augmented:
-                pixels = crop_and_flip(pixels, 1, True, torch_rng(7, "augment", 2 * epoch + place))
+            pixels = crop_and_flip(pixels, padding, flip, torch_rng(7, "augment", 2 * epoch + place))
             logits, target = expected(pixels / 255), torch.from_numpy(data.labels[batch])
             loss = F.cross_entropy(logits, target)
             optimizer.zero_grad()
@@ -162,6 +161,12 @@ def test_running_statistics_after_a_sam_step_are_those_of_an_sgd_step_unless_bot
         assert not torch.equal(both[name], sgd[name])
     assert int(sgd["bn1.num_batches_tracked"]) == 1
     assert int(both["bn1.num_batches_tracked"]) == 2
+
+
+def test_a_model_handed_over_in_eval_mode_is_trained_in_training_mode() -> None:
+    model = cnn().eval()
+    assert equal(trained(CONFIG, model=model)[0], trained(CONFIG)[0])
+    assert model.training
 
 
 def test_the_learning_rate_reaches_the_optimizer() -> None:
