@@ -91,9 +91,14 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         return self
 
     @property
+    def parsed_arms(self) -> list["Arm"]:
+        """The arms as `parse_arm` reads them, in order."""
+        return [parse_arm(name) for name in self.arms]
+
+    @property
     def wants_synthetic(self) -> bool:
         """Whether any arm trains on generated images."""
-        return any(parse_arm(name).kind == "synthetic" for name in self.arms)
+        return any(arm.kind == "synthetic" for arm in self.parsed_arms)
 
     def levels(self, arm: "Arm") -> tuple[int, ...]:
         """The levels of an arm in steps of the grid; none for arms without synthetic images."""

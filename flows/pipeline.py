@@ -8,10 +8,11 @@ from pathlib import Path
 from prefect import flow
 from prefect.futures import as_completed
 
-from flows import generator, stages, tasks
+from flows import generator, stages, synthesis, tasks
 from flows.config import CompareConfig, RunConfig, one_setting
 from flows.generator import FitGeneratorConfig
 from flows.progress import meter
+from flows.run import RunFolder
 
 __all__ = ["augment_and_retrain", "compare", "fit_generator", "generate", "plan", "report", "retrain", "select"]
 
@@ -106,7 +107,7 @@ def _open(config: CompareConfig, out: str, kind: str) -> Path:
 
 
 def _generate(run: Path, config: CompareConfig) -> None:
-    todo = stages.open_parts(stages.RunFolder(run), config)
+    todo = synthesis.open_parts(RunFolder(run), config)
     if todo.parts:
         with meter("generate", todo.images, "images", todo.images_done) as bar:
             for number in todo.parts:

@@ -14,7 +14,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import stages, summary
+from flows import stages, summary, synthesis, training
 from flows.config import CompareConfig
 from flows.progress import Meter
 from flows.run import RunFolder
@@ -40,7 +40,7 @@ def check_inputs(config: CompareConfig) -> None:
 @task(task_run_name="train early classifiers", cache_policy=NO_CACHE)
 def train_early(run: Path, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch."""
-    stages.train_early(RunFolder(run), config)
+    training.train_early(RunFolder(run), config)
 
 
 @task(task_run_name="select slow examples", cache_policy=NO_CACHE)
@@ -52,30 +52,30 @@ def select_examples(run: Path, config: CompareConfig) -> None:
 @task(task_run_name="plan images", cache_policy=NO_CACHE)
 def plan_images(run: Path, config: CompareConfig) -> None:
     """Write the plan and say what it will cost."""
-    stages.plan_images(RunFolder(run), config)
+    synthesis.plan_images(RunFolder(run), config)
 
 
 @task(task_run_name="make part {number}", cache_policy=NO_CACHE)
 def make_part(run: Path, config: CompareConfig, number: int, bar: Any) -> None:
     """Make one part of the synthetic data set: minutes of work, kept once it is done."""
     assert isinstance(bar, Meter)
-    stages.make_one_part(RunFolder(run), config, number, bar)
+    synthesis.make_one_part(RunFolder(run), config, number, bar)
 
 
 @task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE)
 def finish_synthetic(run: Path, config: CompareConfig) -> str:
     """Write the manifest, last; its digest."""
-    return stages.finish_synthetic(RunFolder(run), config)
+    return synthesis.finish_synthetic(RunFolder(run), config)
 
 
 @task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE)
 def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> None:
     """Train one arm with one optimizer for all seeds, in a process of its own where the config has several."""
-    if config.workers == 1:
-        stages.retrain_arm(RunFolder(run), config, arm, optimizer)
+    if config.workers == 1 or training.arm_is_done(RunFolder(run), config, arm, optimizer):
+        training.retrain_arm(RunFolder(run), config, arm, optimizer)
     else:
         _classifier_processes(config.workers).submit(
-            stages.retrain_arm, RunFolder(run), config, arm, optimizer
+            training.retrain_arm, RunFolder(run), config, arm, optimizer
         ).result()
 
 

@@ -66,6 +66,10 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         """Optimizer steps of the whole run on n examples."""
         return self.steps or self.epochs * self.steps_per_epoch(n)
 
+    def total_epochs(self, n: int) -> int:
+        """Whole epochs of the whole run on n examples, at least one."""
+        return max(1, self.total_steps(n) // self.steps_per_epoch(n))
+
 
 @dataclasses.dataclass
 class History:

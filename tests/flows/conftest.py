@@ -16,7 +16,7 @@ import torch
 
 import flows
 from data.sources import DataConfig, load
-from flows import cli, stages, summary
+from flows import cli, stages, summary, synthesis, training
 from flows.config import CompareConfig
 from flows.progress import meter
 from flows.run import RunFolder
@@ -81,20 +81,20 @@ def tiny(settings: dict[str, Any]) -> Tiny:
 
 def make_images(run: RunFolder, config: CompareConfig, *, backwards: bool = False) -> list[int]:
     """The stage that generates; which parts it made."""
-    todo = stages.open_parts(run, config)
+    todo = synthesis.open_parts(run, config)
     with meter("generate", todo.images, "images", todo.images_done) as bar:
         for number in reversed(todo.parts) if backwards else todo.parts:
-            stages.make_one_part(run, config, number, bar)
-    stages.finish_synthetic(run, config)
+            synthesis.make_one_part(run, config, number, bar)
+    synthesis.finish_synthetic(run, config)
     return todo.parts
 
 
 def up_to_plan(path: Path, config: CompareConfig) -> RunFolder:
     """The stages before generation."""
     run = stages.open_run(config, str(path))
-    stages.train_early(run, config)
+    training.train_early(run, config)
     stages.select_examples(run, config)
-    stages.plan_images(run, config)
+    synthesis.plan_images(run, config)
     return run
 
 
@@ -104,7 +104,7 @@ def all_stages(path: Path, config: CompareConfig) -> RunFolder:
     make_images(run, config)
     for arm in config.arms:
         for optimizer in config.optimizers:
-            stages.retrain_arm(run, config, arm, optimizer)
+            training.retrain_arm(run, config, arm, optimizer)
     return run
 
 

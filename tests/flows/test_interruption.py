@@ -17,7 +17,7 @@ import pytest
 from data import store
 from data.store import digest_file, read_json
 from data.synthetic import SyntheticFolder
-from flows import stages
+from flows import training
 from flows.config import CompareConfig, read_config
 from flows.run import RunFolder
 from train.fit import FitState
@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import data.synthetic
-from flows import stages
+from flows import synthesis, training
 from flows.config import read_config
 from flows.progress import meter
 from flows.run import RunFolder
@@ -47,31 +47,31 @@ def third_stops(*args, **kwargs):
 data.synthetic.pq.write_table = third_stops
 run = RunFolder(Path(sys.argv[1]))
 config = read_config(run.path)
-todo = stages.open_parts(run, config)
+todo = synthesis.open_parts(run, config)
 with meter("generate", todo.images, "images", todo.images_done) as bar:
     for number in todo.parts:
-        stages.make_one_part(run, config, number, bar)
+        synthesis.make_one_part(run, config, number, bar)
 """
 RETRAIN = """
 import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from flows import stages
+from flows import synthesis, training
 from flows.config import read_config
 from flows.run import RunFolder
 
-save_fit, saved = stages.save_fit, []
+save_fit, saved = training.save_fit, []
 def second_stops(*args):
     save_fit(*args)
     saved.append(1)
     if len(saved) == 2:  # of three epochs
         print("now", flush=True)
         time.sleep(600)
-stages.save_fit = second_stops
-stages.CHECKPOINT_SECONDS = 0
+training.save_fit = second_stops
+training.CHECKPOINT_SECONDS = 0
 run = RunFolder(Path(sys.argv[1]))
-stages.retrain_arm(run, read_config(run.path), "ours-3", "sam")
+training.retrain_arm(run, read_config(run.path), "ours-3", "sam")
 """
 
 
@@ -133,18 +133,18 @@ def test_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     killed: SimpleNamespace, finished: RunFolder, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = read_config(finished.path)
-    stages.retrain_arm(finished, config, "ours-3", "sam")  # never interrupted
+    training.retrain_arm(finished, config, "ours-3", "sam")  # never interrupted
     run = killed.retrain
     assert not (run.path / "stages/retrain-ours-3-sam.json").exists()
-    real, started = stages.load_fit, []
+    real, started = training.load_fit, []
 
     def load_fit(*args: Any) -> FitState | None:
         state = real(*args)
         started.append(state.step if state else 0)
         return state
 
-    monkeypatch.setattr(stages, "load_fit", load_fit)
-    stages.retrain_arm(run, config, "ours-3", "sam")
+    monkeypatch.setattr(training, "load_fit", load_fit)
+    training.retrain_arm(run, config, "ours-3", "sam")
     # Seeds have sets of other sizes: an epoch ends when the longest does.
     steps = max(run.record("retrain-ours-3-sam")["facts"]["steps"])
     assert started == [steps * 2 // 3]
@@ -159,14 +159,14 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
     killed: SimpleNamespace, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (killed.retrain.path / "retrained/ours-3-sam/checkpoint-0.safetensors").exists()
-    real, started = stages.load_fit, []
+    real, started = training.load_fit, []
 
     def load_fit(*args: Any) -> FitState | None:
         started.append(real(*args))
         return started[-1]
 
-    monkeypatch.setattr(stages, "load_fit", load_fit)
-    stages.retrain_arm(killed.retrain, tiny({"train.rho": 0.5}), "ours-3", "sam")
+    monkeypatch.setattr(training, "load_fit", load_fit)
+    training.retrain_arm(killed.retrain, tiny({"train.rho": 0.5}), "ours-3", "sam")
     assert started == [None]
 
 
@@ -224,13 +224,13 @@ def test_a_full_disk_in_any_other_stage_leaves_it_to_be_run_again(
 def test_a_full_disk_at_a_checkpoint_leaves_no_half_checkpoint_and_no_result(
     finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     with monkeypatch.context() as patch:
         full_after(1, patch)  # the first epoch's fits, the second's does not
         with pytest.raises(OSError, match="No space left on device"):
-            stages.retrain_arm(finished, tiny(), "original", "sam")
+            training.retrain_arm(finished, tiny(), "original", "sam")
     assert [file.name for file in (finished.path / "retrained/original-sam").iterdir()] == ["checkpoint-0.safetensors"]
-    stages.retrain_arm(finished, tiny(), "original", "sam")
+    training.retrain_arm(finished, tiny(), "original", "sam")
     assert finished.record("retrain-original-sam")["facts"]["steps"] == [9, 9]
 
 
@@ -269,7 +269,7 @@ def test_a_stage_that_cannot_write_loses_its_old_record_so_that_nothing_is_taken
 ) -> None:
     full_after(0, monkeypatch)
     with pytest.raises(OSError, match="No space"):
-        stages.train_early(finished, tiny({"train.lr": 0.04}))
+        training.train_early(finished, tiny({"train.lr": 0.04}))
     assert not (finished.path / "stages/early.json").exists()
     assert read_json(finished.path / "stages/select.json")["stage"] == "select"
 

@@ -97,11 +97,11 @@ def test_the_stages_as_flows_of_their_own_are_the_whole_story(
 def test_generate_goes_on_after_a_part_failed(
     flows: Any, tiny: Tiny, pristine: RunFolder, finished: RunFolder, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import stages
+    from flows import synthesis
 
     for name in ("part-00001.parquet", "part-00003.parquet", "part-00005.parquet"):
         (finished.path / "synthetic" / name).unlink()
-    real, numbers = stages.make_one_part, []
+    real, numbers = synthesis.make_one_part, []
 
     def second_fails(run: RunFolder, config: CompareConfig, number: int, bar: Any) -> None:
         numbers.append(number)
@@ -109,7 +109,7 @@ def test_generate_goes_on_after_a_part_failed(
             raise OSError("the disk went away")
         real(run, config, number, bar)
 
-    monkeypatch.setattr(stages, "make_one_part", second_fails)
+    monkeypatch.setattr(synthesis, "make_one_part", second_fails)
     with pytest.raises(OSError, match="the disk went away"):
         flows.generate(tiny(), str(finished.path))
     flows.generate(tiny(), str(finished.path))

@@ -17,7 +17,7 @@ from data.seeds import child_seed
 from data.sources import DataConfig, Splits, load
 from data.store import digest_file, read_json
 from data.synthetic import SyntheticFolder
-from flows import inputs, stages
+from flows import inputs, stages, synthesis, training
 from flows.config import CompareConfig
 from flows.inputs import classifier_seeds, selected
 from flows.run import RunFolder
@@ -264,7 +264,7 @@ def test_thresholds_move_without_generating_again(
     fresh = story.up_to_plan(tmp_path / "fresh", strict)
     story.make_images(fresh, strict)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "make_part", _never)
+        patch.setattr(synthesis, "make_part", _never)
         assert story.make_images(finished, strict) == []
         assert story.contents(finished.path / "synthetic").keys() == story.contents(fresh.path / "synthetic").keys()
         states = SyntheticFolder(finished.path / "synthetic").manifest()["states"]
@@ -371,9 +371,9 @@ def test_there_is_no_data_set_from_the_moment_a_part_is_to_be_made_until_all_are
     finished: RunFolder, tiny: Tiny
 ) -> None:
     (finished.path / "synthetic" / "part-00001.parquet").unlink()
-    stages.open_parts(finished, tiny())
+    synthesis.open_parts(finished, tiny())
     with pytest.raises(ValueError, match=r"has no manifest\.json"):
-        stages.retrain_arm(finished, tiny(), "ours-3", "sam")
+        training.retrain_arm(finished, tiny(), "ours-3", "sam")
     assert not (finished.path / "retrained/ours-3-sam").exists()
 
 
@@ -381,17 +381,17 @@ def test_a_data_set_of_other_settings_is_refused(finished: RunFolder, tiny: Tiny
     slow = finished.record("select")["facts"]["slow"][0]
     words = rf"made with other settings: {slow} of {2 * slow} images of arm ours-3, seed 0, are not in it; run `slow"
     with pytest.raises(ValueError, match=words):
-        stages.retrain_arm(finished, tiny({"plan.levels": (4, 5)}), "ours-3", "sgd")
+        training.retrain_arm(finished, tiny({"plan.levels": (4, 5)}), "ours-3", "sgd")
     with pytest.raises(ValueError, match=f"{2 * slow} of {2 * slow} images of arm ours-3"):
-        stages.retrain_arm(finished, tiny({"sample.grid": 20}), "ours-3", "sgd")
+        training.retrain_arm(finished, tiny({"sample.grid": 20}), "ours-3", "sgd")
 
 
 def test_images_of_which_none_is_ok_are_no_training_set(finished: RunFolder, tiny: Tiny, story: Story) -> None:
     config = tiny({"quality.min_contrast": 128})
     story.make_images(finished, config)
     with pytest.raises(ValueError, match=r"none of the \d+ images in .*synthetic is ok; look at their states"):
-        stages.retrain_arm(finished, config, "ours-3", "sgd")
-    stages.retrain_arm(finished, config, "original", "sgd")  # needs none
+        training.retrain_arm(finished, config, "ours-3", "sgd")
+    training.retrain_arm(finished, config, "original", "sgd")  # needs none
 
 
 def test_classes_that_have_no_slow_half_are_named_before_it_is_refused(
@@ -399,7 +399,7 @@ def test_classes_that_have_no_slow_half_are_named_before_it_is_refused(
 ) -> None:
     config = tiny({"data.train_limit": 10, "train.batch_size": 4})  # one image a class
     run = stages.open_run(config, str(tmp_path / "run"))
-    stages.train_early(run, config)
+    training.train_early(run, config)
     with pytest.raises(ValueError, match=r"no class has a slow half.*see the warnings above"):
         stages.select_examples(run, config)
     assert "warning: seed 0: no slow half in class 0, 1, 2" in capsys.readouterr().err
@@ -459,10 +459,11 @@ def test_the_test_split_has_no_part_in_anything_before_retraining(
         return Splits(splits.train, test, splits.generator)
 
     monkeypatch.setattr(inputs, "images_of", shuffled)
-    monkeypatch.setattr(stages, "images_of", shuffled)
+    for module in (stages, synthesis, training):
+        monkeypatch.setattr(module, "images_of", shuffled)
     run = story.up_to_plan(tmp_path / "run", tiny())
     story.make_images(run, tiny())
-    stages.retrain_arm(run, tiny(), "ours-3", "sgd")
+    training.retrain_arm(run, tiny(), "ours-3", "sgd")
     now, before = story.contents(run.path), story.contents(pristine.path)
     for name in now:
         if name.startswith(("early/", "selection/", "plan", "synthetic/p", "synthetic/m", "retrained/ours-3-sgd/seed")):
@@ -474,7 +475,7 @@ def test_classifiers_trained_side_by_side_in_processes_are_those_trained_in_turn
     pristine: RunFolder, finished: RunFolder, tiny: Tiny, two_processes: ProcessPoolExecutor
 ) -> None:
     shutil.rmtree(finished.path / "retrained")
-    jobs = [two_processes.submit(stages.retrain_arm, finished, tiny(), arm, "sgd") for arm in tiny().arms]
+    jobs = [two_processes.submit(training.retrain_arm, finished, tiny(), arm, "sgd") for arm in tiny().arms]
     for job in jobs:
         job.result(timeout=120)
     for arm in tiny().arms:
@@ -488,9 +489,9 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
 ) -> None:
     config = tiny({"classifier.model": "preact-resnet18", "arms": ("original",)})
     run = stages.open_run(config, str(finished.path))
-    stages.train_early(run, config)
+    training.train_early(run, config)
     stages.select_examples(run, config)
-    real, starts = stages.fit, []
+    real, starts = training.fit, []
 
     def second_fails(models: Any, *args: Any, **kwargs: Any) -> Any:
         starts.append(kwargs["start"].step if kwargs["start"] else 0)
@@ -498,21 +499,21 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
             raise OSError("the machine went away")
         return real(models, *args, **kwargs)
 
-    monkeypatch.setattr(stages, "fit", second_fails)
+    monkeypatch.setattr(training, "fit", second_fails)
     with pytest.raises(OSError, match="went away"):
-        stages.retrain_arm(run, config, "original", "sgd")
-    stages.retrain_arm(run, config, "original", "sgd")
+        training.retrain_arm(run, config, "original", "sgd")
+    training.retrain_arm(run, config, "original", "sgd")
     # The first one was done (9 steps), so it is not trained again; the second one starts anew.
     assert starts == [0, 0, 9, 0]
     assert not list(run.path.rglob("checkpoint*"))
     weights = [digest_file(run.path / f"retrained/original-sgd/seed-{n}.safetensors") for n in (0, 1)]
-    errors, training = facts(run, "original")["errors"], facts(run, "original")["train_error"]
+    errors, curve = facts(run, "original")["errors"], facts(run, "original")["train_error"]
     (run.path / "stages/retrain-original-sgd.json").unlink()
-    stages.retrain_arm(run, config, "original", "sgd")
+    training.retrain_arm(run, config, "original", "sgd")
     assert starts[4:] == [0, 0]
     assert [digest_file(run.path / f"retrained/original-sgd/seed-{n}.safetensors") for n in (0, 1)] == weights
-    assert (facts(run, "original")["errors"], facts(run, "original")["train_error"]) == (errors, training)
-    assert len(training) == 3
+    assert (facts(run, "original")["errors"], facts(run, "original")["train_error"]) == (errors, curve)
+    assert len(curve) == 3
 
 
 # --------------------------------------------------------------------------------------- early training, forecast
@@ -526,7 +527,7 @@ def test_the_separating_epoch_is_the_one_that_was_asked_for_or_the_knee(
     assert [len(errors) for errors in asked["errors"]] == [1, 1]
     config = tiny({"slow.separating_epoch": 0, "train.epochs": 24})
     run = stages.open_run(config, str(tmp_path / "run"))
-    stages.train_early(run, config)
+    training.train_early(run, config)
     knee = run.record("early")["facts"]
     assert knee["by_knee"]
     assert [len(errors) for errors in knee["errors"]] == [6, 6]  # it looks at a quarter of the run
@@ -534,7 +535,7 @@ def test_the_separating_epoch_is_the_one_that_was_asked_for_or_the_knee(
     # The weights are those of that epoch of the whole run, whoever chose it.
     chosen = tiny({"slow.separating_epoch": knee["separating_epoch"], "train.epochs": 24})
     other = stages.open_run(chosen, str(tmp_path / "other"))
-    stages.train_early(other, chosen)
+    training.train_early(other, chosen)
     for name in ("model.safetensors", "outputs.npz"):
         assert digest_file(run.path / "early/seed-1" / name) == digest_file(other.path / "early/seed-1" / name)
 

@@ -47,17 +47,20 @@ def test_preact_convolutions_start_from_kaiming_fan_out() -> None:
     assert float(weight.detach().std()) == pytest.approx(0.020833, rel=0.005)
 
 
-def test_a_preact_block_adds_to_its_input_or_to_a_projection_of_the_activated_input() -> None:
-    model = build("preact-resnet18", 10, (8, 8, 3), 0, width=4)
-    same_size, smaller = model.get_submodule("blocks.0"), model.get_submodule("blocks.2")
+@pytest.mark.parametrize(("block", "stride"), [("blocks.0", 1), ("blocks.2", 2)])
+def test_a_preact_block_is_that_of_arxiv_1603_05027(block: str, stride: int) -> None:
+    found = build("preact-resnet18", 10, (8, 8, 3), 0, width=4).get_submodule(block)
     x = images(8, channels=4) - 0.5
-    for block in (same_size, smaller):
-        nn.init.zeros_(block.get_parameter("conv2.weight"))  # what is left is the shortcut
-    assert torch.equal(same_size(x), x)
-    projection = smaller.get_submodule("shortcut")
-    activated = F.relu(F.batch_norm(x, None, None, training=True))
-    torch.testing.assert_close(smaller(x), projection(activated))
-    assert smaller(x).shape == (2, 8, 4, 4)
+
+    def activated(x: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.batch_norm(x, None, None, training=True))
+
+    hidden = F.conv2d(activated(x), found.get_parameter("conv1.weight"), stride=stride, padding=1)
+    branch = F.conv2d(activated(hidden), found.get_parameter("conv2.weight"), padding=1)
+    # An identity shortcut takes the bare input, a projection the activated one.
+    shortcut = x if stride == 1 else F.conv2d(activated(x), found.get_parameter("shortcut.weight"), stride=stride)
+    torch.testing.assert_close(found(x), branch + shortcut)
+    assert found(x).shape == ((2, 4, 8, 8) if stride == 1 else (2, 8, 4, 4))
 
 
 def test_preact_halves_the_map_three_times() -> None:

@@ -202,9 +202,9 @@ def test_misclassified_takes_wrong_answers_first_and_the_worst_of_them() -> None
 
 
 def test_misclassified_is_filled_up_by_loss_where_too_few_are_wrong() -> None:
-    # Slow half: rows 0 to 2, of which row 0 alone is wrong; all others are right.
-    logits, labels = margins(-0.1, 0.3, 0.2, 5, 6), np.zeros(5, np.int64)
-    assert select_slow(logits, labels, "misclassified", 0).indices.tolist() == [0, 1, 2]
+    # Slow half: rows 2 to 4, of which row 4 alone is wrong; all others are right.
+    logits, labels = margins(6, 5, 0.3, 0.2, -0.1), np.zeros(5, np.int64)
+    assert select_slow(logits, labels, "misclassified", 0).indices.tolist() == [2, 3, 4]
 
 
 def test_random_draws_by_its_seed_and_every_example_sometimes() -> None:
