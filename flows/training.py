@@ -115,6 +115,7 @@ def _fit_all(
         key = digest_json(
             {
                 "data": data.digest,
+                "classifier": config.classifier.model_dump(mode="json"),
                 "rows": [digest_json(rows[m].tolist()) for m in group],
                 "train": fit_config.model_dump(mode="json"),
                 "stop": stop_epoch,

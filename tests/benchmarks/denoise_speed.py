@@ -22,7 +22,9 @@ from synth.sample import SampleConfig, denoise
 LEVELS = (40, 50, 70, 80)
 
 
-def naive(unet: UNet2DModel, scheduler: DDPMScheduler, image: torch.Tensor, label: int, level: int, seed: int) -> None:
+def naive(
+    unet: UNet2DModel, scheduler: DDPMScheduler, image: torch.Tensor, label: int, level: int, seed: int, guidance: float
+) -> None:
     """One image from one level of 100, as a diffusers user would: guidance in a batch of two."""
     generator = torch.Generator().manual_seed(seed)
     scheduler.set_timesteps(100)
@@ -31,8 +33,11 @@ def naive(unet: UNet2DModel, scheduler: DDPMScheduler, image: torch.Tensor, labe
     labels = torch.tensor([label, 10])
     with torch.inference_mode():
         for timestep in timesteps:
-            conditional, unconditional = unet(torch.cat([x, x]), timestep, class_labels=labels).sample.chunk(2)
-            output = unconditional + 3.0 * (conditional - unconditional)
+            if guidance == 1:
+                output = unet(x, timestep, class_labels=labels[:1]).sample
+            else:
+                conditional, unconditional = unet(torch.cat([x, x]), timestep, class_labels=labels).sample.chunk(2)
+                output = unconditional + guidance * (conditional - unconditional)
             x = scheduler.step(output, timestep, x, generator=generator).prev_sample
 
 
@@ -51,21 +56,28 @@ def main() -> None:
     rows = np.arange(options.images) % len(train)
     levels = np.resize(LEVELS, options.images)
     references = denoiser.encode(train.pixels(rows))
-    ratios = []
-    for repeat in range(options.repeats):
-        begin = time.perf_counter()
-        for i in range(options.naive_images):
-            naive(unet, scheduler, references[i : i + 1], int(train.labels[rows[i]]), int(levels[i]), i)
-        slow = options.naive_images / (time.perf_counter() - begin)
-        begin = time.perf_counter()
-        denoise(denoiser, references, train.labels[rows], levels, list(range(options.images)), SampleConfig())
-        fast = options.images / (time.perf_counter() - begin)
-        ratios.append(fast / slow)
-        print(f"repeat {repeat}: one image and level a call {slow:.2f} images/s, ragged batch {fast:.2f} images/s")
-    print(
-        f"ratio {np.mean(ratios):.1f} (min {min(ratios):.1f}, max {max(ratios):.1f}, n = {len(ratios)}); "
-        f"{options.images} images, {options.threads} thread(s), torch {torch.__version__}, {platform.machine()}"
-    )
+    for guidance in (1.0, 3.0):
+        ratios = []
+        for repeat in range(options.repeats):
+            begin = time.perf_counter()
+            for i in range(options.naive_images):
+                label, level = int(train.labels[rows[i]]), int(levels[i])
+                naive(unet, scheduler, references[i : i + 1], label, level, i, guidance)
+            slow = options.naive_images / (time.perf_counter() - begin)
+            begin = time.perf_counter()
+            sample = SampleConfig(guidance_scale=guidance)
+            denoise(denoiser, references, train.labels[rows], levels, list(range(options.images)), sample)
+            fast = options.images / (time.perf_counter() - begin)
+            ratios.append(fast / slow)
+            print(
+                f"guidance {guidance:g}, repeat {repeat}: one image and level a call {slow:.2f} images/s, "
+                f"ragged batch {fast:.2f} images/s"
+            )
+        print(
+            f"guidance {guidance:g}: ratio {np.mean(ratios):.1f} (min {min(ratios):.1f}, max {max(ratios):.1f}, "
+            f"n = {len(ratios)}); {options.images} images, {options.threads} thread(s), torch {torch.__version__}, "
+            f"{platform.machine()}"
+        )
 
 
 if __name__ == "__main__":
