@@ -83,6 +83,11 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
     if kind in ("retrain", "report"):
         for name in ("early", "select", *(["plan", "generate"] if config.wants_synthetic else [])):
             run.record(name)
+        made = len(run.record("early")["facts"]["errors"])
+        if config.seeds > made:
+            raise ValueError(
+                f"{run.path} has early classifiers of {made} seeds, not of {config.seeds}; run the whole again"
+            )
     if kind == "report":
         for arm in config.arms:
             for optimizer in config.optimizers:

@@ -3,11 +3,6 @@
 Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code.
 """
 
-import functools
-import multiprocessing
-import os
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import stages, summary, synthesis, training
 from flows.config import CompareConfig
+from flows.processes import classifier_processes
 from flows.progress import Meter
 from flows.run import RunFolder
 
@@ -74,7 +70,7 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
     if config.workers == 1 or training.arm_is_done(RunFolder(run), config, arm, optimizer):
         training.retrain_arm(RunFolder(run), config, arm, optimizer)
     else:
-        _classifier_processes(config.workers).submit(
+        classifier_processes(config.workers).submit(
             training.retrain_arm, RunFolder(run), config, arm, optimizer
         ).result()
 
@@ -83,26 +79,3 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
 def write_report(run: Path, config: CompareConfig) -> str:
     """Write report.json and report.html; the path of the latter."""
     return str(summary.write(RunFolder(run), config))
-
-
-@functools.lru_cache(maxsize=1)
-def _classifier_processes(workers: int) -> ProcessPoolExecutor:
-    """Processes that train classifiers side by side on the CPU; each imports what it needs once."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(threads,))
-
-
-def _start_process(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    # A pool's process would wait for work for ever when its parent is killed.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

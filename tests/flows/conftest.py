@@ -16,7 +16,7 @@ import torch
 
 import flows
 from data.sources import DataConfig, load
-from flows import cli, stages, summary, synthesis, training
+from flows import cli, processes, stages, summary, synthesis, training
 from flows.config import CompareConfig
 from flows.progress import meter
 from flows.run import RunFolder
@@ -163,12 +163,11 @@ def many_arms(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
 @pytest.fixture(scope="session")
 def two_processes() -> Iterator[ProcessPoolExecutor]:
     """The pool of two that a run with `workers=2` uses: starting it takes seconds, so once for all tests."""
-    from flows import tasks
 
-    pool = tasks._classifier_processes(2)
+    pool = processes.classifier_processes(2)
     yield pool
     pool.shutdown()
-    tasks._classifier_processes.cache_clear()
+    processes.classifier_processes.cache_clear()
 
 
 class Outcome(NamedTuple):

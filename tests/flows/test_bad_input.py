@@ -389,6 +389,15 @@ def test_going_on_from_a_run_that_has_not_come_so_far_is_refused(
     assert story.times(finished.path) == before
 
 
+@pytest.mark.parametrize("command", ["retrain", "report"])
+def test_going_on_with_more_seeds_than_a_run_was_made_for_is_refused(
+    command: str, refused: Callable[..., str], finished: RunFolder, story: Story
+) -> None:
+    before = story.times(finished.path)
+    assert "was made for 2 seeds, not 3" in refused(command, "--out", finished.path, "--seeds", "3")
+    assert story.times(finished.path) == before
+
+
 @pytest.mark.parametrize("command", ["run", "compare", "select", "plan", "generate", "retrain", "report"])
 def test_a_folder_that_is_no_run_is_refused_where_no_source_is_named(
     command: str, refused: Callable[..., str], tmp_path: Path

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data import store
@@ -19,6 +20,7 @@ from data.store import digest_file, read_json
 from data.synthetic import SyntheticFolder
 from flows import training
 from flows.config import CompareConfig, read_config
+from flows.inputs import selection_path
 from flows.run import RunFolder
 from train.fit import FitState
 
@@ -155,10 +157,20 @@ def test_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert len(ours["train_error"]) == 3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"train.rho": 0.5}, {"train.epochs": 4}, {"classifier.width": 5}, {"seed": 1}, {"data.test_limit": 40}, {}],
+    ids=lambda changes: next(iter(changes), "another selection"),
+)
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
-    killed: SimpleNamespace, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], killed: SimpleNamespace, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (killed.retrain.path / "retrained/ours-3-sam/checkpoint-0.safetensors").exists()
+    run = killed.retrain
+    assert (run.path / "retrained/ours-3-sam/checkpoint-0.safetensors").exists()
+    if not changes:
+        with np.load(selection_path(run, "cluster", 0)) as arrays:
+            fewer = {**arrays, "indices": arrays["indices"][:-1]}
+        store.write_arrays(selection_path(run, "cluster", 0), **fewer)
     real, started = training.load_fit, []
 
     def load_fit(*args: Any) -> FitState | None:
@@ -166,8 +178,9 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
         return started[-1]
 
     monkeypatch.setattr(training, "load_fit", load_fit)
-    training.retrain_arm(killed.retrain, tiny({"train.rho": 0.5}), "ours-3", "sam")
-    assert started == [None]
+    training.retrain_arm(run, tiny(changes), "ours-3", "sam")
+    # How many test images there are has no part in training.
+    assert (started == [None]) == (changes != {"data.test_limit": 40})
 
 
 # ------------------------------------------------------------------------------------------------- a full disk

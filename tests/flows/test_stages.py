@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.numpy
 
 from data.images import LabeledImages
 from data.seeds import child_seed
@@ -237,6 +238,41 @@ def test_a_run_that_was_changed_and_changed_back_is_what_it_was(finished: RunFol
     for name in before:
         if not name.startswith(("stages/", "synthetic/.parts/")):  # these tell the time
             assert now[name] == before[name], name
+
+
+def test_a_generator_is_its_weights_wherever_it_lies(
+    finished: RunFolder, tiny: Tiny, story: Story, generator: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(generator, tmp_path / "moved")
+    shutil.copytree(generator, tmp_path / "other")
+    weights = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    safetensors.numpy.save_file({name: tensor * np.float32(1.5) for name, tensor in tensors.items()}, weights)
+    moved, other = (tiny({"generate.generator": str(tmp_path / name)}) for name in ("moved", "other"))
+    before = _data_set(finished, story)
+    story.all_stages(finished.path, moved)
+    assert story.made(finished) == {"generate"}  # its manifest, which names the generator
+    now = _data_set(finished, story)
+    assert all(now[name] == before[name] for name in before if name != "manifest.json")
+    story.all_stages(finished.path, other)
+    assert story.made(finished) == {"plan", "generate", "retrain-ours-3-sgd"}
+    now = _data_set(finished, story)
+    assert not any(now[name] == before[name] for name in before)
+
+
+def test_scores_are_those_of_the_early_classifier_of_now(tiny: Tiny, story: Story, tmp_path: Path) -> None:
+    # With `all` the plan stays the same whatever the early classifier says.
+    early, late = (tiny({"arms": ("all-3",), "slow.separating_epoch": epoch, "plan.part_size": 60}) for epoch in (1, 2))
+    changed = story.up_to_plan(tmp_path / "changed", early)
+    story.make_images(changed, early)
+    plan, scores = digest_file(changed.path / "plan.parquet"), synthetic(changed)["label_probability"].to_pylist()
+    story.up_to_plan(changed.path, late)
+    story.make_images(changed, late)
+    assert digest_file(changed.path / "plan.parquet") == plan
+    assert synthetic(changed)["label_probability"].to_pylist() != scores
+    fresh = story.up_to_plan(tmp_path / "fresh", late)
+    story.make_images(fresh, late)
+    assert _data_set(changed, story) == _data_set(fresh, story)
 
 
 def test_a_new_arm_leaves_the_finished_ones_alone(finished: RunFolder, tiny: Tiny, story: Story) -> None:
