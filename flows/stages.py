@@ -86,7 +86,7 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
         made = len(run.record("early")["facts"]["errors"])
         if config.seeds > made:
             raise ValueError(
-                f"{run.path} has early classifiers of {made} seeds, not of {config.seeds}; run the whole again"
+                f"{run.path} was made for {made} seeds, not {config.seeds}; run `slowlane compare` in it first"
             )
     if kind == "report":
         for arm in config.arms:
