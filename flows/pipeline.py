@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.futures import as_completed
 
-from flows import generator, stages, synthesis, tasks
+from flows import generator, stages, synthesis, tasks, training
 from flows.config import CompareConfig, RunConfig, one_setting
 from flows.generator import FitGeneratorConfig
 from flows.progress import meter
@@ -121,8 +121,10 @@ def _retrain(run: Path, config: CompareConfig) -> None:
         for arm, optimizer in arms:
             tasks.retrain_arm(run, config, arm, optimizer)
     else:
-        # The process pool behind the task takes as many at a time as the config says.
-        with meter("retrain", len(arms), "arms") as bar:
-            for future in as_completed([tasks.retrain_arm.submit(run, config, *arm) for arm in arms]):
+        # One after the other before any process is asked: each look reads the whole synthetic data set.
+        todo = [arm for arm in arms if not training.arm_is_done(RunFolder(run), config, *arm)]
+        with meter("retrain", len(arms), "arms", len(arms) - len(todo)) as bar:
+            # The process pool behind the task takes as many at a time as the config says.
+            for future in as_completed([tasks.retrain_arm.submit(run, config, *arm) for arm in todo]):
                 future.result()
                 bar.add(1)

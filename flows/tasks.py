@@ -67,7 +67,7 @@ def finish_synthetic(run: Path, config: CompareConfig) -> str:
 @task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE)
 def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> None:
     """Train one arm with one optimizer for all seeds, in a process of its own where the config has several."""
-    if config.workers == 1 or training.arm_is_done(RunFolder(run), config, arm, optimizer):
+    if config.workers == 1:
         training.retrain_arm(RunFolder(run), config, arm, optimizer)
     else:
         classifier_processes(config.workers).submit(
