@@ -326,9 +326,12 @@ def _print_forecast(forecast: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("what", "images", title="Forecast")
-    for name, count in (forecast["per_level"] | forecast["per_class"] | {"in all": forecast["images"]}).items():
-        table.add_row(name, f"{count:,}")
+    table = Table("", "", "images", title="Forecast", box=None, title_justify="left")
+    for level, count in sorted(forecast["per_level"].items(), key=lambda item: int(item[0].split()[0])):
+        table.add_row("level", level, f"{count:,}")
+    for name, count in forecast["per_class"].items():
+        table.add_row("class", name, f"{count:,}")
+    table.add_row("in all", "", f"{forecast['images']:,}")
     Console().print(table)
 
 
