@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import torch
 from pydantic import Field
 
 from data.images import LabeledImages
 from data.sources import DataConfig, load
 from data.store import read_json
+from flows.inputs import device_of
 from flows.progress import meter, say
 from synth.fit import GeneratorConfig, fit_generator, save_generator
 from synth.pixel import CARD_FILE
@@ -37,8 +37,9 @@ def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, boo
     """The images to train on, and whether `out` holds this generator already.
 
     Raises:
-        ValueError: `out` holds something else, or the split does not exist.
+        ValueError: `out` holds something else, the split does not exist, or there is no GPU where one is asked for.
     """
+    device_of(config.device)
     splits = load(config.data)
     data = splits.generator if config.split == "generator" else splits.train
     if data is None:
@@ -65,7 +66,7 @@ def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
     if there:
         say(f"{out} holds this generator already")
         return str(out)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(config.device)
     begin = time.perf_counter()
     with meter("fit generator", config.generator.steps, "steps") as bar:
         fit = fit_generator(data, config.generator, config.seed, device, lambda step, _: bar.add(step - bar.done))

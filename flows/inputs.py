@@ -3,6 +3,7 @@
 import functools
 import threading
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,18 +49,18 @@ def _denoiser(name_or_path: str, device: str) -> Denoiser:
 def denoiser_of(config: CompareConfig) -> Denoiser:
     """The generator of a config, loaded once a process."""
     with _denoiser_lock:
-        return _denoiser(config.generate.generator, str(device_of(config)))
+        return _denoiser(config.generate.generator, str(device_of(config.device)))
 
 
-def device_of(config: CompareConfig) -> torch.device:
-    """The device a config asks for.
+def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that a config's `device` asks for.
 
     Raises:
         ValueError: cuda was asked for and there is none.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def classifier_seeds(config: CompareConfig) -> list[int]:
@@ -83,7 +84,7 @@ def early_classifiers(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
     models = new_classifiers(config, images_of(config.data).train)
     for number, model in enumerate(models):
         load_model(early_folder(run, number) / "model.safetensors", model)
-        model.to(device_of(config)).eval()
+        model.to(device_of(config.device)).eval()
     return models
 
 

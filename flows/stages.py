@@ -25,6 +25,7 @@ from flows.inputs import (
 )
 from flows.progress import say
 from flows.run import RunFolder
+from synth.sample import check_guidance
 from train.slow import Method, select_slow
 
 __all__ = ["check_folder", "check_inputs", "open_run", "select_examples"]
@@ -45,7 +46,7 @@ def check_inputs(config: CompareConfig) -> None:
     """
     splits = images_of(config.data)
     train = splits.train
-    device_of(config)
+    device_of(config.device)
     new_classifiers(config.model_copy(update={"seeds": 1}), train)
     epochs = config.train.total_epochs(len(train))
     if config.slow.separating_epoch > epochs:
@@ -58,8 +59,7 @@ def check_inputs(config: CompareConfig) -> None:
                 f"a grid of {config.sample.grid} steps is finer than the {len(denoiser.alphas_cumprod)} timesteps "
                 f"of generator {denoiser.name}"
             )
-        if config.sample.guidance_scale != 1 and not denoiser.unconditional:
-            raise ValueError(f"generator {denoiser.name} cannot do guidance; set sample.guidance_scale to 1")
+        check_guidance(denoiser, config.sample)
     # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
     for part in (train, splits.test):
         len(part.sha256)

@@ -109,7 +109,7 @@ def _fit_all(
     histories: list[History] = []
     files: list[Path] = []
     for group in [list(range(len(models)))] if together else [[m] for m in range(len(models))]:
-        mine = [models[m].to(device_of(config)) for m in group]
+        mine = [models[m].to(device_of(config.device)) for m in group]
         file = folder / f"checkpoint-{group[0]}.safetensors"
         files.append(file)
         key = digest_json(
@@ -140,7 +140,7 @@ def _fit_all(
                 [seeds[m] for m in group],
                 total_steps=[total_steps[m] for m in group],
                 stop_epoch=stop_epoch,
-                device=device_of(config),
+                device=device_of(config.device),
                 start=start,
                 on_epoch=_Saver(file, mine, key, bar, 0 if together else last),
             )

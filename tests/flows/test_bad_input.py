@@ -268,7 +268,7 @@ BAD = [
     Bad("run digits --generator SHOP/few-classes", "generator few-classes knows 5 classes, the data have 10"),
     Bad(
         "run digits --generator SHOP/unguided --set sample.guidance_scale=3",
-        "cannot do guidance; set sample.guidance_scale to 1",
+        "was trained without an unconditional branch: set the guidance scale to 1",
     ),
     Bad("run digits --generator SHOP/coarse", "a grid of 20 steps is finer than the 10 timesteps of generator coarse"),
     Bad("run SHOP/good", "class 0 of the data is 'cat', of generator tiny it is '0'"),
@@ -354,6 +354,7 @@ def refused(slowlane: Slowlane, fake_flows: types.ModuleType) -> Callable[..., s
 def test_cuda_without_a_gpu_is_refused(refused: Callable[..., str], generator: Path, tmp_path: Path) -> None:
     error = refused("run", "digits", "--device", "cuda", "--generator", generator, "--out", tmp_path / "new")
     assert error == "device cuda was asked for, but torch sees no GPU; use --device auto or cpu"
+    assert refused("fit-generator", "digits", tmp_path / "new", "--device", "cuda") == error
     assert not (tmp_path / "new").exists()
 
 
