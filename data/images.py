@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.store import digest_bytes
 
-__all__ = ["COLOUR_MODES", "GREY_MODES", "EncodedImages", "LabeledImages", "concat", "decode", "encode_png"]
+__all__ = ["COLOUR_MODES", "GREY_MODES", "EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]
 
 # Modes that lose nothing when they become L or RGB. Others (16-bit, float) are refused by name.
 GREY_MODES = ("1", "L")
@@ -48,15 +48,26 @@ def decode(blob: bytes | Path, name: str, *, channels: int = 0, size: int = 0) -
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     grey = channels == 1 or (channels == 0 and image.mode in GREY_MODES)
     image = image.convert("L" if grey else "RGB")
-    if size:
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    pixels = np.asarray(image)
+    pixels = np.asarray(_cut(image, size) if size else image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def cut(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (H, W, C) as `decode` would cut it to `size`; 0: the same."""
+    if not size:
+        return pixels
+    grey = pixels.shape[2] == 1
+    done = np.asarray(_cut(Image.fromarray(pixels[:, :, 0] if grey else pixels), size))
+    return done[:, :, None] if grey else done
+
+
+def _cut(image: Image.Image, size: int) -> Image.Image:
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -154,6 +165,18 @@ class LabeledImages:
         if rows is None:
             return self.images if isinstance(self.images, np.ndarray) else self.images[np.arange(len(self))]
         return self.images[np.asarray(rows)]
+
+    @property
+    def crop(self) -> int:
+        """The size that images are cut to square when they are decoded; 0: they are left as they are."""
+        return self.images.crop if isinstance(self.images, EncodedImages) else 0
+
+    def whole(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The images of `rows` before any cut to size, uint8 (H, W, C) each of its own size."""
+        if isinstance(self.images, EncodedImages):
+            images, channels = self.images, self.image_shape[2]
+            return [decode(images.blobs[row], images.names[row], channels=channels) for row in rows]
+        return list(self.images[np.asarray(rows)])
 
     def subset(self, rows: np.ndarray, origin: str = "") -> "LabeledImages":
         """The images of `rows`, in that order, with the same class names."""

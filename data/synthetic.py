@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.images import EncodedImages, LabeledImages, decode
+from data.images import EncodedImages, LabeledImages
 from data.store import atomic_path, digest_file, digest_json, read_json, write_json
 
 __all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
 
-State = Literal["ok", "nan", "flat", "off_label", "near_reference"]
+State = Literal["ok", "nan", "flat", "unsafe", "off_label", "near_reference", "near_real", "duplicate"]
 STATES: tuple[State, ...] = get_args(State)
-FORMAT = 1
+FORMAT = 2
 
 # The image column is the Hugging Face layout; `datasets` and pyarrow both read it.
 SYNTHETIC_SCHEMA = pa.schema(
@@ -34,18 +34,30 @@ SYNTHETIC_SCHEMA = pa.schema(
         ("variant", pa.int64()),
         ("level_steps", pa.int64()),
         ("level_grid", pa.int64()),
+        ("calls", pa.int64()),
+        ("timestep", pa.float64()),
         ("log_snr", pa.float64()),
         ("strength", pa.float64()),
         ("seed", pa.int64()),
+        ("attempt", pa.int64()),
         ("prompt", pa.string()),
         ("guidance_scale", pa.float64()),
         ("sampler", pa.string()),
         ("generator", pa.string()),
         ("generator_digest", pa.string()),
+        ("fingerprint", pa.binary()),
         ("finite", pa.bool_()),
+        ("brightness", pa.float64()),
         ("contrast", pa.float64()),
         ("label_probability", pa.float64()),
         ("reference_distance", pa.float64()),
+        ("feature_distance", pa.float64()),
+        ("nearest_real_distance", pa.float64()),
+        ("nearest_real_index", pa.int64()),
+        ("clip_score", pa.float64()),
+        ("clip_margin", pa.float64()),
+        ("unsafe", pa.float64()),
+        ("duplicate_distance", pa.float64()),
         ("state", pa.string()),
     ]
 )
@@ -82,13 +94,21 @@ class SyntheticFolder:
         return self.path / ".parts" / f"part-{part:05d}.json"
 
     def write_part(
-        self, part: int, rows: pa.Table, class_names: tuple[str, ...], key: str, cost: dict[str, float] | None = None
+        self,
+        part: int,
+        rows: pa.Table,
+        class_names: tuple[str, ...],
+        key: str,
+        cost: dict[str, float] | None = None,
+        failures: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Write a part, then its record.
 
         Args:
             key: digest of all that decides its content.
             cost: what making it took; in the record only, so that equal data sets are equal files.
+            failures: what went wrong, by item id, with images that are not among the rows. The part is then kept but
+                not finished.
         """
         with atomic_path(self.part_path(part)) as temporary:
             pq.write_table(rows.cast(_hugging_face_schema(class_names)), temporary, compression="zstd")
@@ -99,12 +119,18 @@ class SyntheticFolder:
             "sha256": digest_file(self.part_path(part)),
             "states": _count(rows["state"]),
             "cost": cost or {},
+            "failures": failures or {},
         }
         write_json(self._record_path(part), record)
         return record
 
     def finished_part(self, part: int, key: str) -> dict[str, Any] | None:
         """The record of a part that is done and undamaged under this key, else None: then it is to be made."""
+        record = self.kept_part(part, key)
+        return None if record is None or record["failures"] else record
+
+    def kept_part(self, part: int, key: str) -> dict[str, Any] | None:
+        """The same, or the record of a part that some images failed in: those are to be made."""
         try:
             record = read_json(self._record_path(part))
         except (FileNotFoundError, ValueError):
@@ -113,6 +139,7 @@ class SyntheticFolder:
         if (
             not isinstance(record, dict)
             or record.get("key") != key
+            or "failures" not in record
             or not file.is_file()
             or digest_file(file) != record.get("sha256")
         ):
@@ -183,16 +210,17 @@ class SyntheticFolder:
         tables = [pq.read_table(self.path / part["file"]) for part in manifest["parts"]]
         return pa.concat_tables(tables) if tables else SYNTHETIC_SCHEMA.empty_table()
 
-    def images(self, rows: pa.Table, origin: str = "") -> LabeledImages:
-        """The images of some of its `rows` with their labels, decoded when asked for."""
+    def images(self, rows: pa.Table, real: LabeledImages, origin: str = "") -> LabeledImages:
+        """The images of some of its `rows` with their labels, decoded when asked for, cut as the real ones are.
+
+        Raises:
+            ValueError: no rows.
+        """
         class_names = tuple(self.manifest()["class_names"])
-        structs = rows["image"].combine_chunks()
-        blobs = structs.field("bytes").to_pylist()
-        if not blobs:
+        if not rows.num_rows:
             raise ValueError(f"{self.path}: none of its images is wanted; nothing to read")
-        names = rows["item_id"].to_pylist()
-        height, width, channels = decode(blobs[0], names[0]).shape
-        encoded = EncodedImages(blobs, names, (height, width, channels))
+        blobs = rows["image"].combine_chunks().field("bytes").to_pylist()
+        encoded = EncodedImages(blobs, rows["item_id"].to_pylist(), real.image_shape, real.crop)
         labels = np.asarray(rows["label"].to_numpy(), np.int64)
         return LabeledImages(encoded, labels, class_names, origin or str(self.path))
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flows.dataset_commands import add_dataset_commands
+from flows.settings import names, nested, numbers, resolve
 
 if TYPE_CHECKING:
     from flows.config import CompareConfig, RunConfig
@@ -45,7 +48,23 @@ Settings = Annotated[
     list[str] | None,
     _option("Any setting as KEY=VALUE, such as train.lr=0.05 or plan.levels=[40,50]; repeatable", "--set", "-s"),
 ]
-Generator = Annotated[str | None, _option("A shipped generator or the path of a diffusers folder", "--generator", "-g")]
+Generator = Annotated[
+    str | None, _option("A shipped generator, the path of a diffusers folder, or a hub id", "--generator", "-g")
+]
+Kind = Annotated[str | None, _option("auto, pixel, latent, pipeline or diffusemix", "--kind")]
+Sampling = Annotated[
+    str | None,
+    _option(
+        "paper (100 ancestral steps, guidance 3), balanced (25 of DPM-Solver++) or fast (8, for LCM and Turbo models)",
+        "--sampling",
+    ),
+]
+Prompt = Annotated[
+    list[str] | None, _option('Prompt with {name} for the class, such as "a photo of a {name}"; repeatable', "--prompt")
+]
+WorkSize = Annotated[int | None, _option("Shorter side in pixels that the generator sees", "--work-size")]
+MakeBatch = Annotated[int | None, _option("Images denoised together, at most", "--generate-batch-size")]
+Processes = Annotated[int | None, _option("Processes that generate; 0: one a GPU", "--processes")]
 K = Annotated[int | None, _option("Images per slow example, the real one counted", "--k")]
 Levels = Annotated[str | None, _option("k - 1 levels in steps of the grid, such as 40,50,70,80", "--levels")]
 Epochs = Annotated[int | None, _option("Epochs of training", "--epochs")]
@@ -66,103 +85,6 @@ Seeds = Annotated[int | None, _option("Classifiers an arm", "--seeds")]
 Workers = Annotated[int | None, _option("Processes that train classifiers side by side", "--workers")]
 
 
-def _settings(file: Path | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
-    """Nested settings: a file's, over them the options that were given, over them the `--set` ones."""
-    settings = _read_settings(file) if file else {}
-    for key, value in given.items():
-        if value is not None:
-            _put(settings, key, value)
-    for assignment in assignments or []:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, got {assignment!r}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        _put(settings, key, value)
-    return settings
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"there is no config file at {file}")
-    if file.suffix not in (".toml", ".json"):
-        raise ValueError(f"{file} is neither .toml nor .json")
-    try:
-        settings = tomllib.loads(file.read_text()) if file.suffix == ".toml" else json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} holds a {type(settings).__name__}, expected settings by name")
-    return settings
-
-
-def _put(settings: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for name in path:
-        settings = settings.setdefault(name, {})
-        if not isinstance(settings, dict):
-            raise ValueError(f"{key} is no setting: {name} has no settings of its own")
-    settings[last] = value
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in over.items():
-        old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    names = _names(text)
-    try:
-        return None if names is None else [int(name) for name in names]
-    except ValueError:
-        raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from None
-
-
-def _resolve(out: Path | None, settings: dict[str, Any], kind: str) -> tuple[Any, Path]:
-    """The config of a command and its run folder.
-
-    A source starts from its preset. Without one, the run folder says what was asked before.
-    """
-    from flows.config import CompareConfig, RunConfig, one_setting, preset, read_config, setting_of
-
-    many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
-    if kind == "run" and many:
-        raise typer.BadParameter(f"run is one setting and one seed; {', '.join(many)} can be given to compare")
-    compares = kind == "compare" or many not in ([], ["workers"])
-    data = settings.get("data")
-    source = data.get("source") if isinstance(data, dict) else data
-    if source is not None:
-        base = _merge(preset(source), {"data": {"source": source}})
-        path = Path(str(source))
-        folder = out or Path("runs") / (path.expanduser().resolve().stem if "/" in str(source) else path.stem)
-    elif out is not None:
-        folder, before = out, read_config(out)
-        setting = None if compares else setting_of(before)
-        if kind == "run" and setting is None:
-            raise ValueError(f"{out} holds a comparison; go on with `slowlane compare --out {out}`")
-        compares = setting is None
-        base = (before if setting is None else setting).model_dump(mode="json")
-        base |= {} if kind == "run" else {"workers": before.workers}
-    else:
-        raise typer.BadParameter("name a data source, or the run folder of an earlier command with --out")
-    merged = _merge(base, settings)
-    if kind == "run":
-        return RunConfig(**merged), folder
-    if compares:
-        return CompareConfig(**merged), folder
-    workers = merged.pop("workers", 1)
-    return CompareConfig(**{**dict(one_setting(RunConfig(**merged))), "workers": workers}), folder
-
-
 _STAGES = {
     "run": "Augment the slow-learnable images, retrain, and report beside the original: one setting, one seed.",
     "compare": "Compare arms over optimizers and seeds, and report.",
@@ -174,13 +96,19 @@ _STAGES = {
 }
 
 
-def _add_stage(kind: str, words: str) -> None:
+def _add_stage(stage: str, words: str) -> None:
     """All stage commands take the same settings, so that one can go on where another stopped."""
 
     def command(
         source: Source = "",
         out: Out = None,
         generator: Generator = None,
+        kind: Kind = None,
+        sampling: Sampling = None,
+        prompt: Prompt = None,
+        work_size: WorkSize = None,
+        generate_batch_size: MakeBatch = None,
+        processes: Processes = None,
         k: K = None,
         levels: Levels = None,
         model: Model = None,
@@ -204,8 +132,13 @@ def _add_stage(kind: str, words: str) -> None:
         given = {
             "data.source": source or None,
             "generate.generator": generator,
+            "generate.kind": kind,
+            "generate.batch_size": generate_batch_size,
+            "generate.processes": processes,
+            "prompts.templates": prompt or None,
+            "sizes.work_size": work_size,
             "plan.k": k,
-            "plan.levels": _numbers(levels),
+            "plan.levels": numbers(levels),
             "classifier.model": model,
             "train.epochs": epochs,
             "train.batch_size": batch_size,
@@ -216,19 +149,20 @@ def _add_stage(kind: str, words: str) -> None:
             "data.test_limit": test_limit,
             "seed": seed,
             "device": device,
-            "arms": _names(arms),
-            "optimizers": _names(optimizers),
+            "arms": names(arms),
+            "optimizers": names(optimizers),
             "seeds": seeds,
             "workers": workers,
         }
-        resolved, folder = _resolve(out and out.expanduser(), _settings(config, given, settings), kind)
-        _run_flow(kind, resolved, folder, as_json)
+        resolved, folder = resolve(out and out.expanduser(), nested(config, given, settings), stage, sampling)
+        _run_flow(stage, resolved, folder, as_json)
 
-    app.command(kind, help=words)(command)
+    app.command(stage, help=words)(command)
 
 
-for _kind, _words in _STAGES.items():
-    _add_stage(_kind, _words)
+for _stage, _words in _STAGES.items():
+    _add_stage(_stage, _words)
+add_dataset_commands(app)
 
 
 @app.command("demo")
@@ -264,7 +198,7 @@ def fit_generator(
     """Train a small class-conditional pixel generator (UNet2DModel) on a data set."""
     given = {
         "generator.steps": steps,
-        "generator.channels": _numbers(channels),
+        "generator.channels": numbers(channels),
         "generator.size": size,
         "generator.batch_size": batch_size,
         "data.source": source,
@@ -277,7 +211,7 @@ def fit_generator(
     from flows.generator import FitGeneratorConfig, check_fit
 
     resolved = FitGeneratorConfig(
-        **{"split": "generator" if source == "digits" else "train"} | _settings(config, given, settings)
+        **{"split": "generator" if source == "digits" else "train"} | nested(config, given, settings)
     )
     check_fit(resolved, out.expanduser())  # the flow does too; here, before a server starts
     _prepare_prefect()
@@ -377,17 +311,24 @@ def _overlap(report: Any) -> list[str]:
 def main() -> None:
     """Run the command.
 
-    Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 130 for Ctrl-C.
+    Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 3 for a synthetic data set that is
+    made but for some images; 130 for Ctrl-C.
     """
     # Before torch is imported: on busy cores, threads that spin while they wait cost small networks a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import pydantic
 
+    from flows.run import Partial
+
     try:
         app(standalone_mode=True)
+    except Partial as partial:
+        print(f"partial: {' '.join(str(partial).split())}", file=sys.stderr)
+        print(f"make the rest: {shlex.join(['slowlane', *sys.argv[1:]])}", file=sys.stderr)
+        sys.exit(3)
     except pydantic.ValidationError as error:
         _fail("; ".join(_one_error(e) for e in error.errors()))
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, MemoryError, OSError) as error:
         _fail(str(error))
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:  # typer makes this of Ctrl-C

@@ -9,14 +9,19 @@ from pydantic import Field
 
 from data.sources import DataConfig
 from data.store import read_json
-from synth.generate import GenerateConfig
+from synth.diffusemix import DiffuseMixConfig
+from synth.generate import ScoreConfig
+from synth.load import GenerateConfig
 from synth.plan import PlanConfig
+from synth.prompts import PromptConfig
 from synth.quality import QualityConfig
 from synth.sample import SampleConfig
+from synth.sizes import SizeConfig
 from train.fit import FitConfig
 from train.slow import Method, SlowConfig
 
 __all__ = [
+    "SAMPLING",
     "Arm",
     "ClassifierConfig",
     "CompareConfig",
@@ -49,6 +54,10 @@ class RunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     plan: PlanConfig = PlanConfig()
     sample: SampleConfig = SampleConfig()
     generate: GenerateConfig = GenerateConfig()
+    sizes: SizeConfig = SizeConfig()
+    prompts: PromptConfig = PromptConfig()
+    diffusemix: DiffuseMixConfig = DiffuseMixConfig()
+    scores: ScoreConfig = ScoreConfig()
     quality: QualityConfig = QualityConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="Root of every random stream, 0 to 2147483647")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
@@ -180,6 +189,12 @@ _DIGITS: dict[str, Any] = {
     "slow": {"separating_epoch": 2},
     "sample": {"grid": 20, "guidance_scale": 1.0},
     "generate": {"generator": "digits"},
+}
+# How images are sampled. docs/benchmarks.md has what balanced costs and how far from paper it ends.
+SAMPLING: dict[str, dict[str, Any]] = {
+    "paper": {"sampler": "ddpm", "grid": 100, "steps": 0, "guidance_scale": 3.0},
+    "balanced": {"sampler": "dpm++2m", "grid": 100, "steps": 25, "guidance_scale": 3.0},
+    "fast": {"sampler": "lcm", "grid": 100, "steps": 8, "guidance_scale": 1.0},
 }
 _PAPER: dict[str, Any] = {}  # every default is the papers' CIFAR setting
 

@@ -14,19 +14,29 @@ from data.seeds import child_seed
 from data.sources import DataConfig, Splits, load
 from flows.config import CompareConfig
 from flows.run import RunFolder
-from synth.denoiser import Denoiser, load_denoiser
+from synth.clip import ClipScorer, SafetyScorer
+from synth.denoiser import Generator
+from synth.diffusemix import DiffuseMixConfig
+from synth.generate import Scorers
+from synth.load import GenerateConfig, generator_folder, load_generator
+from synth.prompts import names_of
+from synth.quality import RealFeatures
+from synth.sample import SampleConfig
 from train.checkpoint import load_model
+from train.evaluate import features_of
 from train.models import build
 from train.slow import Method
 
 __all__ = [
     "classifier_seeds",
-    "denoiser_of",
     "device_of",
     "early_classifiers",
     "early_folder",
+    "forget_generator",
+    "generator_of",
     "images_of",
     "new_classifiers",
+    "scorers_of",
     "selected",
     "selection_path",
 ]
@@ -38,18 +48,30 @@ def images_of(config: DataConfig) -> Splits:
     return load(config)
 
 
-_denoiser_lock = threading.Lock()
+_generator_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _denoiser(name_or_path: str, device: str) -> Denoiser:
-    return load_denoiser(name_or_path, torch.device(device))
+def _generator(
+    generate: GenerateConfig, sample: SampleConfig, diffusemix: DiffuseMixConfig, negative: str, device: str
+) -> Generator:
+    return load_generator(generate, sample, diffusemix, negative, torch.device(device))
 
 
-def denoiser_of(config: CompareConfig) -> Denoiser:
+def generator_of(config: CompareConfig) -> Generator:
     """The generator of a config, loaded once a process."""
-    with _denoiser_lock:
-        return _denoiser(config.generate.generator, str(device_of(config.device)))
+    with _generator_lock:
+        device = str(device_of(config.device))
+        # What changes neither the model nor how it is called must not load it twice.
+        generate = config.generate.model_copy(update={"batch_size": 1, "processes": 0})
+        return _generator(generate, config.sample, config.diffusemix, config.prompts.negative, device)
+
+
+def forget_generator() -> None:
+    """Free the generator of this process, before others load theirs."""
+    with _generator_lock:
+        _generator.cache_clear()
+        torch.cuda.empty_cache()
 
 
 def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -86,6 +108,44 @@ def early_classifiers(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
         load_model(early_folder(run, number) / "model.safetensors", model)
         model.to(device_of(config.device)).eval()
     return models
+
+
+def scorers_of(run: RunFolder, config: CompareConfig) -> Scorers:
+    """Who scores the images of a run, made once a process.
+
+    The judge is the mean of the early classifiers' probabilities and the features of the first of them, or the one
+    classifier that the config names.
+    """
+    return _scorers(run, config, run.record("early")["digest"])
+
+
+@functools.lru_cache(maxsize=1)
+def _scorers(run: RunFolder, config: CompareConfig, _early: str) -> Scorers:  # new early classifiers, new scorers
+    train = images_of(config.data).train
+    models = _judges(run, config)
+
+    def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = LabeledImages(images, np.zeros(len(images), np.int64), train.class_names, "a part")
+        seen = [features_of(model, batch) for model in models]
+        return np.mean([torch.from_numpy(logits).softmax(1).numpy() for logits, _ in seen], 0), seen[0][1]
+
+    device = device_of(config.device)
+    clip = safety = None
+    if config.scores.clip:
+        names = names_of(config.prompts, train.class_names)
+        prompts = [config.prompts.templates[0].replace("{name}", name) for name in names]
+        clip = ClipScorer.load(Path(config.scores.clip).expanduser(), prompts, device)
+    if config.scores.safety:
+        safety = SafetyScorer.load(generator_folder(config.generate.generator, config.generate.revision), device)
+    return Scorers(judge, RealFeatures.of(features_of(models[0], train)[1]), clip, safety)
+
+
+def _judges(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
+    if not config.scores.judge:
+        return early_classifiers(run, config)
+    model = new_classifiers(config.model_copy(update={"seeds": 1}), images_of(config.data).train)[0]
+    load_model(Path(config.scores.judge).expanduser(), model)
+    return [model.to(device_of(config.device)).eval()]
 
 
 def selection_path(run: RunFolder, method: Method, number: int) -> Path:

@@ -110,8 +110,7 @@ def _generate(run: Path, config: CompareConfig) -> None:
     todo = synthesis.open_parts(RunFolder(run), config)
     if todo.parts:
         with meter("generate", todo.images, "images", todo.images_done) as bar:
-            for number in todo.parts:
-                tasks.make_part(run, config, number, bar)
+            tasks.make_parts(run, config, todo.parts, bar)
     tasks.finish_synthetic(run, config)
 
 

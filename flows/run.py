@@ -10,7 +10,11 @@ from typing import Any
 
 from data.store import digest_file, digest_json, read_json, write_json
 
-__all__ = ["RunFolder", "Stage", "measured"]
+__all__ = ["Partial", "RunFolder", "Stage", "measured"]
+
+
+class Partial(RuntimeError):
+    """Some of what was asked for could not be made; all else is kept, and the same command makes the rest."""
 
 
 @dataclasses.dataclass(frozen=True)

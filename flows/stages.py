@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from data.images import LabeledImages
 from data.store import write_arrays, write_json
 from flows.config import CompareConfig
 from flows.inputs import (
     classifier_seeds,
-    denoiser_of,
     device_of,
     early_folder,
+    generator_of,
     images_of,
     new_classifiers,
     selected,
@@ -25,7 +26,9 @@ from flows.inputs import (
 )
 from flows.progress import say
 from flows.run import RunFolder
-from synth.sample import check_guidance
+from synth.load import kind_of
+from synth.prompts import lint, names_of
+from synth.sizes import Frame, check_channels, work_size_warning
 from train.slow import Method, select_slow
 
 __all__ = ["check_folder", "check_inputs", "open_run", "select_examples"]
@@ -52,17 +55,31 @@ def check_inputs(config: CompareConfig) -> None:
     if config.slow.separating_epoch > epochs:
         raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
     if config.wants_synthetic:
-        denoiser = denoiser_of(config)
-        denoiser.check(train.image_shape, train.class_names)
-        if config.sample.grid > len(denoiser.alphas_cumprod):
-            raise ValueError(
-                f"a grid of {config.sample.grid} steps is finer than the {len(denoiser.alphas_cumprod)} timesteps "
-                f"of generator {denoiser.name}"
-            )
-        check_guidance(denoiser, config.sample)
+        _check_generator(config, train)
     # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
     for part in (train, splits.test):
         len(part.sha256)
+
+
+def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
+    generator = generator_of(config)
+    generator.check(train.class_names)
+    check_channels(train.image_shape[2], generator.channels)
+    for arm in config.parsed_arms:
+        for level in config.levels(arm):
+            generator.level(level)
+    if config.sizes.returned == "source":
+        shapes = {train.whole(np.array([row]))[0].shape[:2] for row in range(len(train))}
+    else:
+        shapes = {train.image_shape[:2]}
+    for height, width in shapes:
+        Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
+    warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
+    if warning:
+        say(f"warning: {warning}")
+    if kind_of(config.generate) in ("latent", "pipeline"):
+        for line in lint(train.class_names, names_of(config.prompts, train.class_names)):
+            say(f"warning: {line}")
 
 
 def check_folder(config: CompareConfig, out: str, kind: str) -> None:

@@ -13,7 +13,7 @@ from data.images import LabeledImages
 from data.seeds import numpy_rng
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import denoiser_of, early_folder, images_of, selected, selection_path
+from flows.inputs import early_folder, generator_of, images_of, selected, selection_path
 from flows.report import Cluster, ContactRow, Pictures, write_report
 from flows.results import LevelResult, Report, SeedSelection, StageCost, arm_results, sentences
 from flows.run import RunFolder
@@ -59,10 +59,10 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
             "denoiser_calls": made["facts"]["denoiser_calls"],
             "seconds": made["seconds"],
         }
-        denoiser = denoiser_of(config)
-        generator = {"name": denoiser.name, "digest": denoiser.digest, "trained_on": denoiser.trained_on_words}
-        if denoiser.trained_on:
-            seen = sum(digest in denoiser.trained_on for digest in train.sha256)
+        model = generator_of(config)
+        generator = {"name": model.name, "digest": model.digest, "trained_on": model.trained_on_words}
+        if model.trained_on:
+            seen = sum(digest in model.trained_on for digest in train.sha256)
     slow_sets = [selected(run, "cluster", number) for number in range(config.seeds)]
     results = arm_results(facts, seconds_per_call)
     report = Report(
@@ -98,7 +98,7 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
 
 def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any]) -> list[str]:
     lines = list(run.record("select")["facts"]["warnings"])
-    if seen is not None and denoiser_of(config).trained_on <= set(images_of(config.data).train.sha256):
+    if seen is not None and generator_of(config).trained_on <= set(images_of(config.data).train.sha256):
         lines.append(
             "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
             "Bring one that was trained on other images too."
@@ -220,7 +220,7 @@ def _pictures(run: RunFolder, train: LabeledImages, slow: np.ndarray, table: pa.
         folder = SyntheticFolder(run.path / "synthetic")
         for row in draw(np.intersect1d(slow, sources), CONTACT_ROWS):
             mine = table.take(np.flatnonzero(sources == row)).sort_by([("level_steps", "ascending")])
-            images = folder.images(mine).pixels()
+            images = folder.images(mine, train).pixels()
             variants = [
                 (f"{item['level_steps']} of {item['level_grid']}", item["state"], image)
                 for item, image in zip(mine.drop_columns(["image"]).to_pylist(), images, strict=True)

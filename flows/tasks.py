@@ -8,10 +8,12 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
 
 from flows import stages, summary, synthesis, training
 from flows.config import CompareConfig
-from flows.processes import classifier_processes
+from flows.inputs import device_of
+from flows.processes import Devices, classifier_processes, devices
 from flows.progress import Meter
 from flows.run import RunFolder
 
@@ -19,6 +21,7 @@ __all__ = [
     "check_inputs",
     "finish_synthetic",
     "make_part",
+    "make_parts",
     "plan_images",
     "retrain_arm",
     "select_examples",
@@ -52,10 +55,41 @@ def plan_images(run: Path, config: CompareConfig) -> None:
 
 
 @task(task_run_name="make part {number}", cache_policy=NO_CACHE)
-def make_part(run: Path, config: CompareConfig, number: int, bar: Any) -> None:
-    """Make one part of the synthetic data set: minutes of work, kept once it is done."""
-    assert isinstance(bar, Meter)
-    synthesis.make_one_part(RunFolder(run), config, number, bar)
+def make_part(run: Path, config: CompareConfig, number: int, place: Any) -> dict[str, Any]:
+    """Make one part of the synthetic data set: minutes of work, kept once it is done. Its record."""
+    assert isinstance(place, Devices)
+    synthesis.check_space(RunFolder(run), config, number)
+    return place.call(synthesis.make_one_part, RunFolder(run), config, number)
+
+
+def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -> None:
+    """Make parts, on every device one at a time. What fails leaves the others alone.
+
+    Raises:
+        Partial: some images, or whole parts, could not be made.
+        OSError, MemoryError: nothing more can be made: a full disk, a folder that is read-only, too little memory.
+    """
+    failed: dict[str, str] = {}
+    count, on_gpu = synthesis.generator_processes(config), device_of(config.device).type == "cuda"
+    rest = list(reversed(parts))
+    flying: dict[PrefectFuture[dict[str, Any]], int] = {}
+    with devices(count, on_gpu, bar.add) as place:
+        while rest or flying:
+            while rest and len(flying) < count:
+                number = rest.pop()
+                flying[make_part.submit(run, config, number, place)] = number
+            future = next(as_completed(list(flying)))
+            number = flying.pop(future)
+            try:
+                record = future.result()
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # the part's own fault: the others go on, and it is told in the end
+                failed[f"part {number}"] = f"{type(error).__name__}: {error}"
+            else:
+                bar.add(0, record["states"])
+                failed |= record["failures"]
+    synthesis.check_failures(RunFolder(run), failed)
 
 
 @task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE)

@@ -231,8 +231,9 @@ def retrain_arm(run: RunFolder, config: CompareConfig, arm_name: str, optimizer:
         outputs.append(folder / "config.json")
         facts["errors"] = errors
         facts["images_added"] = [len(r) - len(splits.train) for r in job.rows]
+        calls = run.record("plan")["facts"]["calls"] if arm.kind == "synthetic" else {}
         facts["denoiser_calls"] = [
-            len(selected(run, arm.method, number)) * sum(config.levels(arm)) * config.sample.calls_a_step
+            len(selected(run, arm.method, number)) * sum(calls[str(level)] for level in config.levels(arm))
             for number in range(config.seeds)
         ]
         facts["steps"] = job.steps
@@ -258,7 +259,7 @@ def _pool(run: RunFolder, config: CompareConfig, arms: set[str]) -> tuple[Labele
     if usable.num_rows == 0:
         raise ValueError(f"none of the {table.num_rows} images in {folder.path} is ok; look at their states and scores")
     tokens += [digest_bytes(image["bytes"]) for image in usable["image"].to_pylist()]
-    return concat(train, folder.images(usable)), Pool.of(len(train), usable), tokens
+    return concat(train, folder.images(usable, train)), Pool.of(len(train), usable), tokens
 
 
 def _check_made(run: RunFolder, config: CompareConfig, arms: set[str], table: pa.Table) -> None:

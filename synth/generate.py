@@ -1,86 +1,295 @@
 """Make the images of a plan, a part at a time: arrays in, rows out."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pydantic
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from data.images import LabeledImages, encode_png
+from data.images import LabeledImages, cut, encode_png
+from data.seeds import child_seed
 from data.synthetic import SYNTHETIC_SCHEMA
-from synth.denoiser import Denoiser
-from synth.levels import NoiseGrid
-from synth.quality import QualityConfig, score, states
-from synth.sample import SampleConfig, check_guidance, denoise
+from synth.denoiser import Generator, Made, Wanted
+from synth.memory import BatchSizes, attempt, in_batches, out_of_memory
+from synth.quality import Judge, QualityConfig, RealFeatures, fingerprints, score, states
+from synth.sample import SampleConfig
+from synth.sizes import Frame, SizeConfig, buckets
 
-__all__ = ["GenerateConfig", "Judge", "Probe", "make_part", "probe"]
+__all__ = ["Drawn", "Probe", "ScoreConfig", "Scorers", "describe", "draw", "probe", "reference"]
 
-# uint8 (n, H, W, C) to probabilities float (n, num_classes): who says whether an image still shows its label.
-Judge = Callable[[np.ndarray], np.ndarray]
-
-
-class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Which generator makes the images, and how many at once."""
-
-    generator: str = Field("digits", description="A shipped generator by name, or the path of a diffusers folder")
-    batch_size: int = Field(256, ge=1, le=65_536, description="Images denoised together, 1 to 65,536; changes no image")
+# An image of less contrast than this, in grey levels, gets its one retry. Not a threshold of the config: those may
+# move after the images are made, and which images were retried must not depend on when they did.
+_FLAT = 2.0
 
 
-def make_part(
-    denoiser: Denoiser,
+class ScoreConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Who scores images. The scores say nothing yet; thresholds on them (`QualityConfig`) do."""
+
+    judge: str = Field(
+        "",
+        description="Classifier that says how probable the label is: the path of a .safetensors file that a run wrote "
+        "(retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early classifiers",
+    )
+    clip: str = Field("", description="Folder of a CLIP model for CLIP scores; empty: none")
+    safety: bool = Field(False, description="Run the generator's own safety checker, as a score: it blanks no image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorers:
+    """Who scores images.
+
+    Attributes:
+        judge: probabilities and features of images.
+        real: features of the training images, by the same model.
+        clip: CLIP score and margin of images and their labels.
+        safety: the safety checker's flag.
+    """
+
+    judge: Judge
+    real: RealFeatures
+    clip: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    safety: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What a generator drew of the rows of a plan.
+
+    Attributes:
+        images: of each row uint8 (H, W, C) in the size of its reference; None where it failed.
+        blobs: the same as PNG.
+        unchanged: of each row its reference as it would have come back from a generator that changes nothing.
+        finite: bool (n,).
+        seeds: int64 (n,), those that the images were really drawn with.
+        attempts: int64 (n,), 0 or 1: whether this is the retry.
+        failures: by row, what went wrong with it.
+    """
+
+    images: list[np.ndarray | None]
+    blobs: list[bytes]
+    unchanged: list[np.ndarray | None]
+    finite: np.ndarray
+    seeds: np.ndarray
+    attempts: np.ndarray
+    failures: dict[int, str]
+
+
+def draw(
+    generator: Generator,
     data: LabeledImages,
     plan: pa.Table,
-    sample: SampleConfig,
-    quality: QualityConfig,
-    judge: Judge,
-    batch_size: int,
+    sizes: SizeConfig,
+    batch: BatchSizes,
     on_images: Callable[[int], None] | None = None,
-) -> pa.Table:
-    """Make, score and encode the images of `plan` (rows of `PLAN_SCHEMA`); same order, `SYNTHETIC_SCHEMA`.
+) -> Drawn:
+    """Draw the images of `plan` (rows of `PLAN_SCHEMA`): the work of the device.
+
+    Every reference is encoded once for all its levels. Rows of one work size go together, those with the longest way
+    first, so an image waits in no batch for its level to be reached. An image that is not finite or flat is drawn once
+    more with a seed derived from its own. A reference that cannot be read, or an image that the generator fails on,
+    is a failure of that row alone.
 
     Args:
         data: the images that `source_index` points into.
-        judge: the classifier that scores labels.
         on_images: told the number of images finished, after each batch.
+
+    Raises:
+        MemoryError: not even one image fits.
+        Exception: whatever the generator raised, where it failed on every image of a batch.
     """
-    grid = NoiseGrid.of(denoiser.alphas_cumprod, sample.grid)
-    labels = plan["label"].to_numpy()
-    levels = plan["level_steps"].to_numpy()
-    sources = plan["source_index"].to_numpy()
-    seeds = plan["seed"].to_numpy()
-    images = np.empty((plan.num_rows, *data.image_shape), np.uint8)
-    finite = np.empty(plan.num_rows, bool)
-    # Batches of like depth: an image waits in no batch for its level to be reached.
-    order = np.argsort(-levels, kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        references = denoiser.encode(data.pixels(sources[rows]))
-        x0 = denoise(denoiser, references, labels[rows], levels[rows], seeds[rows].tolist(), sample)
-        finite[rows] = torch.isfinite(x0).flatten(1).all(1).cpu().numpy()
-        images[rows] = denoiser.decode(x0, data.image_shape)
-        if on_images:
-            on_images(len(rows))
-    probability = judge(images)[np.arange(len(labels)), labels]
-    scores = score(images, data.pixels(sources), finite, probability)
+    count = plan.num_rows
+    wanted = Wanted(
+        plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()
+    )
+    seeds = plan["seed"].to_numpy().copy()
+    drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds), {})
+    references = _References(generator, data, plan["source_index"].to_numpy(), sizes, batch, drawn)
+    for rows in references.groups():
+        _draw_rows(generator, references, wanted, rows, batch, drawn, on_images)
+    again = np.array([row for row, image in enumerate(drawn.images) if _failed(image, drawn.finite[row])], np.int64)
+    if len(again):
+        seeds[again] = [child_seed(int(seed), "retry") for seed in seeds[again]]
+        drawn.attempts[again] = 1
+        retry = dataclasses.replace(wanted, seeds=seeds.tolist())
+        for rows in references.groups():
+            _draw_rows(generator, references, retry, np.intersect1d(rows, again), batch, drawn, None)
+    return drawn
+
+
+def _failed(image: np.ndarray | None, finite: bool) -> bool:
+    return image is not None and (not finite or float(image.std()) < _FLAT)
+
+
+class _References:
+    """The references of the rows of a part: read, brought to the work size and encoded once each."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        data: LabeledImages,
+        sources: np.ndarray,
+        sizes: SizeConfig,
+        batch: BatchSizes,
+        drawn: Drawn,
+    ) -> None:
+        failures = drawn.failures
+        self.channels = data.image_shape[2]
+        self.rows: dict[int, np.ndarray] = {int(s): np.flatnonzero(sources == s) for s in np.unique(sources)}
+        self.frames: dict[int, Frame] = {}
+        self.encoded: dict[int, Tensor] = {}
+        images: dict[int, np.ndarray] = {}
+        for source, rows in self.rows.items():
+            try:
+                images[source] = reference(data, source, sizes)
+                self.frames[source] = _frame(images[source], generator, sizes)
+            except (ValueError, OSError) as error:
+                failures |= dict.fromkeys(rows.tolist(), f"its reference: {error}")
+                continue
+            frame = self.frames[source]
+            there = frame.forward(images[source][None], generator.channels)
+            back = frame.back(there, self.channels)[0]
+            for row in rows.tolist():
+                drawn.unchanged[row] = back
+        known = np.array(list(self.frames), np.int64)
+        for bucket, places in buckets([self.frames[source] for source in known.tolist()]).items():
+
+            def encode(chosen: np.ndarray) -> Tensor:
+                framed = [self.frames[s].forward(images[s][None], generator.channels) for s in chosen.tolist()]
+                return generator.encode(np.concatenate(framed))
+
+            broken: dict[int, str] = {}
+            for chosen, encoded in in_batches(known[places], encode, batch, f"encode {_name(bucket)}", broken):
+                self.encoded |= zip(chosen.tolist(), encoded, strict=True)
+            for source, words in broken.items():
+                failures |= dict.fromkeys(self.rows[source].tolist(), words)
+        self.source_of = sources
+
+    def groups(self) -> list[np.ndarray]:
+        """The rows whose references are there, by work size, largest first."""
+        sources = list(self.encoded)
+        grouped = buckets([self.frames[source] for source in sources]).values()
+        return [np.sort(np.concatenate([self.rows[sources[place]] for place in places])) for places in grouped]
+
+    def of(self, rows: np.ndarray) -> Tensor:
+        """Encoded references of rows of one work size, (n, ...)."""
+        return torch.stack([self.encoded[int(source)] for source in self.source_of[rows]])
+
+    def frame(self, row: int) -> Frame:
+        return self.frames[int(self.source_of[row])]
+
+
+def _draw_rows(
+    generator: Generator,
+    references: _References,
+    wanted: Wanted,
+    rows: np.ndarray,
+    batch: BatchSizes,
+    drawn: Drawn,
+    on_images: Callable[[int], None] | None,
+) -> None:
+    """Draw rows of one work size into `drawn`."""
+    if not len(rows):
+        return
+    calls = np.array([generator.level(int(level)).calls for level in wanted.levels[rows]])
+    rows = rows[np.argsort(-calls, kind="stable")]
+    key = f"make {_name(references.frame(int(rows[0])).bucket)}"
+
+    def make(some: np.ndarray) -> Made:
+        return generator.make(references.of(some), wanted.take(some))
+
+    def finish(row: int, image: np.ndarray) -> None:
+        drawn.images[row] = back = references.frame(row).back(image[None], references.channels)[0]
+        drawn.blobs[row] = encode_png(back)
+
+    errors: dict[int, str] = {}
+    with ThreadPoolExecutor() as pool:  # the device goes on while images are resampled and packed
+        finished = []
+        for chosen, made in in_batches(rows, make, batch, key, errors):
+            drawn.finite[chosen] = made.finite
+            finished += [pool.submit(finish, *item) for item in zip(chosen.tolist(), made.images, strict=True)]
+            if on_images:
+                on_images(len(chosen))
+        for future in finished:
+            future.result()
+    drawn.failures.update(errors)
+
+
+def reference(data: LabeledImages, source: int, sizes: SizeConfig) -> np.ndarray:
+    """The reference of a source index, uint8 (H, W, C): as the classifier sees it, or the whole source image."""
+    rows = np.array([source])
+    return data.whole(rows)[0] if sizes.returned == "source" else data.pixels(rows)[0]
+
+
+def _frame(image: np.ndarray, generator: Generator, sizes: SizeConfig) -> Frame:
+    return Frame.of(*image.shape[:2], size=generator.size, multiple=generator.multiple, config=sizes)
+
+
+def _name(bucket: tuple[int, int]) -> str:
+    return f"{bucket[1]}x{bucket[0]}"
+
+
+def describe(
+    generator: Generator,
+    data: LabeledImages,
+    plan: pa.Table,
+    drawn: Drawn,
+    sample: SampleConfig,
+    quality: QualityConfig,
+    scorers: Scorers,
+) -> pa.Table:
+    """Score and encode what was drawn of `plan`: `SYNTHETIC_SCHEMA`, same order, without the rows that failed.
+
+    Images are scored as the classifier will see them: at the training size, also where they are kept larger.
+    """
+    rows = np.array([row for row, image in enumerate(drawn.images) if image is not None], np.int64)
+    if not len(rows):
+        return SYNTHETIC_SCHEMA.empty_table()
+    plan = plan.take(rows)
+    names = plan["item_id"].to_pylist()
+    labels, sources = plan["label"].to_numpy(), plan["source_index"].to_numpy()
+    seen = _as_trained(drawn.images, rows, data)
+    scores = score(
+        seen,
+        _as_trained(drawn.unchanged, rows, data),
+        drawn.finite[rows],
+        labels,
+        sources,
+        scorers.judge,
+        scorers.real,
+        scorers.clip,
+        scorers.safety,
+    )
+    levels = {steps: generator.level(steps) for steps in set(plan["level_steps"].to_pylist())}
+    row_levels = [levels[steps] for steps in plan["level_steps"].to_pylist()]
     columns = {name: plan[name] for name in plan.column_names} | {
-        "image": [
-            {"bytes": encode_png(image), "path": f"{name}.png"}
-            for image, name in zip(images, plan["item_id"].to_pylist(), strict=True)
-        ],
-        "log_snr": [grid.log_snr(int(level)) for level in levels],
-        "strength": [grid.strength(int(level)) for level in levels],
-        "guidance_scale": [sample.guidance_scale] * len(labels),
-        "sampler": [sample.sampler] * len(labels),
-        "generator": [denoiser.name] * len(labels),
-        "generator_digest": [denoiser.digest] * len(labels),
+        "image": [{"bytes": drawn.blobs[row], "path": f"{name}.png"} for row, name in zip(rows, names, strict=True)],
+        "seed": drawn.seeds[rows],
+        "attempt": drawn.attempts[rows],
+        "calls": [level.calls for level in row_levels],
+        "timestep": [level.timestep for level in row_levels],
+        "log_snr": [level.log_snr for level in row_levels],
+        "strength": [level.strength for level in row_levels],
+        "guidance_scale": [sample.guidance_scale] * len(rows),
+        "sampler": [sample.sampler] * len(rows),
+        "generator": [generator.name] * len(rows),
+        "generator_digest": [generator.digest] * len(rows),
+        "fingerprint": [row.tobytes() for row in fingerprints(seen)],
         **dataclasses.asdict(scores),
         "state": states(scores, quality),
     }
     return pa.table({name: columns[name] for name in SYNTHETIC_SCHEMA.names}, schema=SYNTHETIC_SCHEMA)
+
+
+def _as_trained(images: list[np.ndarray | None], rows: np.ndarray, data: LabeledImages) -> np.ndarray:
+    """uint8 (n, H, W, C) of some images as the classifier will see them."""
+    return np.stack([cut(image, data.crop) for image in (images[row] for row in rows) if image is not None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +300,39 @@ class Probe:
     bytes_per_image: float
 
 
-def probe(denoiser: Denoiser, data: LabeledImages, plan: pa.Table, sample: SampleConfig, batch_size: int) -> Probe:
-    """Time the denoiser on one batch of the plan for about a second, after one call to warm up."""
-    check_guidance(denoiser, sample)
-    rows = plan.slice(0, min(batch_size, plan.num_rows))
-    sources = rows["source_index"].to_numpy()
-    references = denoiser.encode(data.pixels(sources))
-    labels = torch.tensor(rows["label"].to_numpy()).to(denoiser.device)
-    guided = sample.guidance_scale != 1
-    if guided:
-        references, labels = torch.cat([references, references]), torch.cat([labels, torch.full_like(labels, -1)])
-    timestep = int(NoiseGrid.of(denoiser.alphas_cumprod, sample.grid).timesteps[sample.grid // 2])
-    denoiser.predict(references, timestep, labels).cpu()
-    calls, begin = 0, time.perf_counter()
-    while calls < 3 or (time.perf_counter() - begin < 1.0 and calls < 20):
-        denoiser.predict(references, timestep, labels).cpu()  # .cpu() waits for a GPU to be done
-        calls += 1
-    seconds = (time.perf_counter() - begin) / calls / len(references)
-    sizes = [len(encode_png(image)) for image in data.pixels(sources[:64])]
-    return Probe(seconds, float(np.mean(sizes)))
+def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: SizeConfig, batch: BatchSizes) -> Probe:
+    """Time the generator on images of the plan, in batches that grow to the batch size while that takes seconds.
+
+    What does not fit into memory is found here, and remembered, before hours are spent.
+    """
+    rows = plan.slice(0, min(batch.most, plan.num_rows))
+    few = rows.slice(0, min(64, rows.num_rows))
+    images = [reference(data, source, sizes) for source in few["source_index"].to_pylist()]
+    bytes_per_image = float(np.mean([len(encode_png(image)) for image in images]))
+    frame = _frame(images[0], generator, sizes)
+    encoded = generator.encode(frame.forward(images[0][None], generator.channels))
+    key = f"make {_name(frame.bucket)}"
+    seconds, begin, size = np.inf, time.perf_counter(), 1
+    while True:
+        some = rows.slice(0, size)
+        wanted = Wanted(
+            some["label"].to_numpy(),
+            some["prompt"].to_pylist(),
+            some["level_steps"].to_numpy(),
+            some["seed"].to_pylist(),
+        )
+        repeated = encoded.expand(some.num_rows, *encoded.shape[1:])
+        measured, error = attempt(functools.partial(generator.seconds_per_call, repeated, wanted))
+        if error is not None:
+            if not out_of_memory(error):
+                raise error
+            error = None
+            torch.cuda.empty_cache()
+            batch.halve(key, size)
+            break
+        assert measured is not None
+        seconds = min(seconds, measured)
+        if size >= rows.num_rows or size >= batch.of(key) or time.perf_counter() - begin > 3:
+            break
+        size = min(size * 4, batch.of(key))
+    return Probe(seconds, bytes_per_image)

@@ -1,65 +1,143 @@
-"""Noise levels: R of S steps, their log-SNR and strength."""
+"""Noise levels: R of S steps, and what they are on a model's own schedule."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
-__all__ = ["NoiseGrid", "paper_levels"]
+__all__ = ["Level", "Match", "NoiseGrid", "glide_log_snr", "paper_levels"]
+
+Match = Literal["snr", "steps", "strength"]
 
 # Paper 2505.21574, App. F.1 and Table 4: denoising steps of 100 by k. (k counts the real image.)
 _PAPER_LEVELS = {2: (50,), 4: (50, 70, 80), 5: (40, 50, 70, 80)}
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseGrid:
-    """`size` of the model's training timesteps, evenly spaced from the first to the last.
+class Level:
+    """What level R of S is for one generator. All of it is kept with every image.
 
-    Level R of S = `size` means: noise the reference to the R-th of the S timesteps, then make exactly R denoiser
+    Attributes:
+        steps, grid: R and S.
+        calls: denoising steps really made; R unless the sampler was given fewer.
+        timestep: where denoising starts, in the model's training timesteps (flow models: 1000 sigma).
+        log_snr: log(signal variance / noise variance) there; -inf for pure noise.
+        strength: the share of the model's own schedule that lies below the start, 0 to 1; what diffusers' pipelines
+            call strength.
+    """
+
+    steps: int
+    grid: int
+    calls: int
+    timestep: float
+    log_snr: float
+    strength: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseGrid:
+    """`size` training timesteps of a model, ascending, that levels count in.
+
+    Level R of S = `size` means: noise the reference to the R-th of the S timesteps, then go back in exactly R denoiser
     calls. That is the start index R-1 of the only public code for it (Real-Guidance on GLIDE, arXiv 2210.07574).
     R = S starts from pure noise: the reference then gives nothing but its label.
 
     Attributes:
-        timesteps: int64 (S,), ascending; round(i * (T - 1) / (S - 1)) as GLIDE respaces.
+        timesteps: int64 (S,), strictly ascending.
         alphas_cumprod: float64 (S,), the signal's share of the variance at each.
+        total: T, the training timesteps of the model.
     """
 
     timesteps: np.ndarray
     alphas_cumprod: np.ndarray
+    total: int
 
     @classmethod
-    def of(cls, alphas_cumprod: np.ndarray, size: int) -> "NoiseGrid":
+    def of(cls, alphas_cumprod: np.ndarray, size: int, match: Match = "snr") -> "NoiseGrid":
         """The grid of `size` steps over a training schedule float (T,).
+
+        Args:
+            match: what makes level R of S the same for every model.
+                snr: the noise. Each step has the log-SNR, as near as whole timesteps come to it, of the same step of
+                GLIDE's grid: the cosine schedule (arXiv 2102.09672, Eq. 17) of 1,000, respaced evenly.
+                steps: the place. The model's own timesteps, evenly from the first to the last.
+                strength: the share. Step R is the last of the first R / S of the model's own timesteps, where
+                diffusers' image-to-image pipelines start at this strength (spacing "trailing").
 
         Raises:
             ValueError: size outside 1..T.
         """
+        alphas_cumprod = np.asarray(alphas_cumprod, np.float64)
         total = len(alphas_cumprod)
         if not 1 <= size <= total:
             raise ValueError(f"a grid has 1 to {total} steps (the model's training timesteps), got {size}")
-        timesteps = np.linspace(0, total - 1, size).round().astype(np.int64) if size > 1 else np.array([total - 1])
-        return cls(timesteps, np.asarray(alphas_cumprod, np.float64)[timesteps])
+        if match == "steps":
+            timesteps = _evenly(total, size)
+        elif match == "strength":
+            timesteps = np.round(np.arange(1, size + 1) * total / size).astype(np.int64) - 1
+        else:
+            timesteps = _like_glide(alphas_cumprod, size)
+        return cls(timesteps, alphas_cumprod[timesteps], total)
 
     @property
     def size(self) -> int:
         return len(self.timesteps)
+
+    def path(self, steps: int, calls: int) -> np.ndarray:
+        """Where the network is called from level `steps` down to the image, as grid indices int64 (calls,).
+
+        All `steps` of them for calls = steps; fewer are spread evenly: round(R (n - j) / n) - 1 for j = 0..n-1.
+
+        Raises:
+            ValueError: a level that the grid does not have, or calls outside 1..steps.
+        """
+        self.check(steps)
+        if not 1 <= calls <= steps:
+            raise ValueError(f"level {steps} takes 1 to {steps} denoiser calls, got {calls}")
+        return np.round(steps * np.arange(calls, 0, -1) / calls).astype(np.int64) - 1
 
     def check(self, steps: int) -> None:
         """Raise ValueError where `steps` is no level of this grid."""
         if not 1 <= steps <= self.size:
             raise ValueError(f"level {steps} of {self.size} does not exist: levels go from 1 to {self.size}")
 
-    def log_snr(self, steps: int) -> float:
-        """log(signal variance / noise variance) at the start of level `steps`; -inf for pure noise (R = S)."""
-        self.check(steps)
-        if steps == self.size:
-            return -np.inf
+    def level(self, steps: int, calls: int) -> Level:
+        """All there is to say of level `steps` when it is left in `calls` calls."""
+        start = int(self.timesteps[self.path(steps, calls)[0]])
         alpha = self.alphas_cumprod[steps - 1]
-        return float(np.log(alpha / (1 - alpha)))
+        log_snr = -np.inf if steps == self.size else float(np.log(alpha / (1 - alpha)))
+        return Level(steps, self.size, calls, float(start), log_snr, (start + 1) / self.total)
 
-    def strength(self, steps: int) -> float:
-        """R / S, the `strength` of diffusers' image-to-image pipelines. A name for people, never computed with."""
-        self.check(steps)
-        return steps / self.size
+
+def _evenly(total: int, size: int) -> np.ndarray:
+    """round(i (T - 1) / (S - 1)), as GLIDE respaces."""
+    return np.linspace(0, total - 1, size).round().astype(np.int64) if size > 1 else np.array([total - 1])
+
+
+def glide_log_snr(size: int) -> np.ndarray:
+    """log-SNR float64 (S,) of GLIDE's grid of `size` steps, on which levels are defined: 0.01 at step 50 of 100."""
+    t = np.arange(1001) / 1000
+    f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    alphas_cumprod = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))[_evenly(1000, size)]
+    return np.log(alphas_cumprod / (1 - alphas_cumprod))
+
+
+def _like_glide(alphas_cumprod: np.ndarray, size: int) -> np.ndarray:
+    """The timesteps nearest in log-SNR to GLIDE's, moved apart where two would be one at the ends of the schedule."""
+    total = len(alphas_cumprod)
+    if size > 1000:
+        raise ValueError(f"a grid matched by log-SNR has at most 1000 steps (GLIDE's), got {size}")
+    with np.errstate(divide="ignore"):  # zero terminal SNR (arXiv 2305.08891)
+        log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
+    # Falling with the timestep; searchsorted wants it rising.
+    right = np.clip(np.searchsorted(-log_snr, -glide_log_snr(size)), 1, total - 1)
+    wanted = glide_log_snr(size)
+    nearer_left = np.abs(log_snr[right - 1] - wanted) <= np.abs(log_snr[right] - wanted)
+    timesteps = right - nearer_left
+    timesteps[-1] = total - 1  # the whole of it is pure noise for every model
+    step = np.arange(size)
+    timesteps = np.maximum.accumulate(timesteps - step) + step  # rising by one at least, from below ...
+    return np.minimum(timesteps, total - size + step)  # ... and ending with the schedule
 
 
 def paper_levels(k: int, grid: int) -> tuple[int, ...]:

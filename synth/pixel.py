@@ -1,16 +1,15 @@
 """Class-conditional `UNet2DModel` in pixel space, from any diffusers folder: the embedded default generator."""
 
 import difflib
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.store import digest_bytes, digest_file, read_json
+from data.store import digest_file, digest_json, read_json
 from synth.denoiser import PredictionType
 
 __all__ = ["CARD_FILE", "PixelDenoiser"]
@@ -24,11 +23,12 @@ _PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
 class PixelDenoiser:
     """A `UNet2DModel` with class embeddings behind the `Denoiser` interface.
 
-    The last class embedding is "no label" where the model has one more than there are classes. Images of another size
-    than the model was trained at are resized to it and back (bicubic, antialiased).
+    The last class embedding is "no label" where the model has one more than there are classes. Prompts are left alone:
+    the label says what to make.
     """
 
     clip = True
+    timestep_scaling = 0.0
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class PixelDenoiser:
         class_names: tuple[str, ...] = (),
         trained_on: frozenset[str] = frozenset(),
         trained_on_words: str = "",
+        licence: str = "",
     ) -> None:
         self.unet = unet.eval()
         self.alphas_cumprod = alphas_cumprod
@@ -52,14 +53,19 @@ class PixelDenoiser:
         self.class_names = class_names
         self.trained_on = trained_on
         self.trained_on_words = trained_on_words
-        self.device = next(unet.parameters()).device
+        self.licence = licence
+        weight = next(unet.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
         config: Any = unet.config
         self.unconditional: bool = config["num_class_embeds"] > num_classes
         self.size = int(config["sample_size"])
+        self.multiple = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels = int(config["in_channels"])
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> "PixelDenoiser":
+    def load(
+        cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, compile: bool = False
+    ) -> "PixelDenoiser":
         """Load `unet/` and `scheduler/` of a diffusers folder; weights from safetensors only, pickles are refused.
 
         Raises:
@@ -71,7 +77,8 @@ class PixelDenoiser:
         kind = index.get("unet", [None, None])[1]
         if kind != "UNet2DModel":
             raise ValueError(
-                f"{folder} holds a {kind or index.get('_class_name')}; so far only UNet2DModel is understood"
+                f"{folder} holds a {kind or index.get('_class_name')}, a pixel generator is a UNet2DModel; leave the "
+                "kind at auto"
             )
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
         if not weights.is_file():
@@ -80,7 +87,13 @@ class PixelDenoiser:
         for file in configs.values():
             if not file.is_file():
                 raise ValueError(f"{folder} has no {file.relative_to(folder)}; copy or save the whole diffusers folder")
-        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True, local_files_only=True)
+        unet = UNet2DModel.from_pretrained(
+            folder, subfolder="unet", use_safetensors=True, local_files_only=True, dtype=dtype
+        )
+        if device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)
+        if compile:
+            unet.compile()
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
         prediction_type = scheduler.config["prediction_type"]
         if prediction_type not in _PREDICTIONS:
@@ -100,7 +113,7 @@ class PixelDenoiser:
             part: {key: value for key, value in read_json(file).items() if not key.startswith("_")}
             for part, file in configs.items()
         }
-        digest = digest_bytes((digest_file(weights) + json.dumps(settings, sort_keys=True)).encode())
+        digest = digest_json({"weights": digest_file(weights), "settings": settings, "dtype": str(dtype)})
         return cls(
             unet.to(device),
             scheduler.alphas_cumprod.double().numpy(),
@@ -111,20 +124,11 @@ class PixelDenoiser:
             class_names=class_names,
             trained_on=frozenset(card.get("trained_on_sha256", ())),
             trained_on_words=card.get("trained_on", ""),
+            licence=card.get("licence", ""),
         )
 
-    def check(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> None:
-        """Raise ValueError where it cannot make images (H, W, C) of these classes."""
-        height, width, channels = image_shape
-        if channels != self.channels:
-            raise ValueError(
-                f"generator {self.name} makes images of {self.channels} channels, the data have {channels}"
-            )
-        if height != width:
-            raise ValueError(
-                f"generator {self.name} makes square images, the data are {width}x{height}; "
-                "give an image size to cut them square"
-            )
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Raise ValueError where it does not know these classes under these numbers."""
         if len(class_names) > self.num_classes:
             raise ValueError(
                 f"generator {self.name} knows {self.num_classes} classes, the data have {len(class_names)}"
@@ -138,24 +142,24 @@ class PixelDenoiser:
                     f"{self.class_names[label]!r}{hint}; the names and their order must agree"
                 )
 
-    def encode(self, images: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, C) to float32 (B, C, h, w) in [-1, 1] at the model's size."""
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        x = x.float() / 127.5 - 1
-        if x.shape[2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
-        return x
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Nothing: there is no text encoder."""
 
-    def decode(self, x0: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """Float32 (B, C, h, w) to uint8 (B, H, W, C), rounded; what is not finite becomes 0."""
-        x = x0.nan_to_num(-1, -1, -1)
-        if x.shape[2:] != image_shape[:2]:
-            x = F.interpolate(x, image_shape[:2], mode="bicubic", antialias=True)
-        pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:  # noqa: ARG002
+        """The labels."""
+        return torch.tensor(labels, dtype=torch.int64, device=self.device)
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        """uint8 (n, h, w, C) to float32 (n, C, h, w) in [-1, 1]."""
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
+        return x.float() / 127.5 - 1
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The pixels, which x0 is."""
+        return x0
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, timestep: int, labels: Tensor) -> Tensor:
-        """The UNet's output; a label of -1 is the embedding after the last class."""
-        labels = torch.where(labels < 0, self.num_classes, labels)
-        return self.unet(x, timestep, class_labels=labels, return_dict=False)[0]
+    def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+        """The UNet's output; a condition of -1 is the embedding after the last class."""
+        labels = torch.where(conditions < 0, self.num_classes, conditions)
+        return self.unet(x.to(self.dtype), timesteps, class_labels=labels, return_dict=False)[0].float()

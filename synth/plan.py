@@ -1,7 +1,7 @@
 """From chosen references to the list of images to make, and what making them will cost."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -82,8 +82,13 @@ def item_id(request: Request, grid: int) -> str:
     return f"{request.source_index:07d}-{request.steps}of{grid}-v{request.variant}"
 
 
-def make_plan(wanted: Iterable[Request], data: LabeledImages, grid: int, seed: int) -> pa.Table:
+def make_plan(
+    wanted: Iterable[Request], data: LabeledImages, grid: int, seed: int, prompt: Callable[[int, int], str]
+) -> pa.Table:
     """One row per image to make (`PLAN_SCHEMA`), in order of source, level and variant; a repeated request is one row.
+
+    Args:
+        prompt: the text for a label and the seed of an image.
 
     Raises:
         ValueError: a source index outside the data, or a level outside the grid.
@@ -96,6 +101,7 @@ def make_plan(wanted: Iterable[Request], data: LabeledImages, grid: int, seed: i
             raise ValueError(f"level {request.steps} of {grid} does not exist: levels go from 1 to {grid}")
     names = [item_id(request, grid) for request in rows]
     labels = [int(data.labels[request.source_index]) for request in rows]
+    seeds = [child_seed(seed, "image", name) for name in names]
     columns = {
         "item_id": names,
         "source_index": [request.source_index for request in rows],
@@ -104,8 +110,8 @@ def make_plan(wanted: Iterable[Request], data: LabeledImages, grid: int, seed: i
         "label": labels,
         "level_steps": [request.steps for request in rows],
         "level_grid": [grid] * len(rows),
-        "seed": [child_seed(seed, "image", name) for name in names],
-        "prompt": [data.class_names[label] for label in labels],
+        "seed": seeds,
+        "prompt": [prompt(label, image_seed) for label, image_seed in zip(labels, seeds, strict=True)],
     }
     return pa.table(columns, schema=PLAN_SCHEMA)
 
@@ -132,19 +138,31 @@ class Forecast:
 
 
 def forecast(
-    plan: pa.Table, data: LabeledImages, *, guided: bool, seconds_per_call: float, bytes_per_image: float
+    plan: pa.Table,
+    data: LabeledImages,
+    calls: Callable[[int], int],
+    *,
+    seconds_per_call: float,
+    bytes_per_image: float,
+    processes: int = 1,
 ) -> Forecast:
-    """The forecast of a plan from what a probe measured for one call and one image."""
+    """The forecast of a plan from what a probe measured for one call and one image.
+
+    Args:
+        calls: network evaluations that an image of a level takes.
+        processes: how many devices share the work.
+    """
     labels = plan["label"].to_numpy()
     steps = plan["level_steps"].to_numpy()
     counts = np.bincount(labels, minlength=data.num_classes)
     levels = sorted(set(zip(steps.tolist(), plan["level_grid"].to_pylist(), strict=True)))
-    calls = int(steps.sum()) * (2 if guided else 1)
+    at_level = {r: int((steps == r).sum()) for r, _ in levels}
+    all_calls = sum(count * calls(r) for r, count in at_level.items())
     return Forecast(
         images=plan.num_rows,
         per_class={name: int(count) for name, count in zip(data.class_names, counts, strict=True)},
-        per_level={f"{r} of {s}": int((steps == r).sum()) for r, s in levels},
-        denoiser_calls=calls,
+        per_level={f"{r} of {s}": at_level[r] for r, s in levels},
+        denoiser_calls=all_calls,
         bytes=round(plan.num_rows * bytes_per_image),
-        seconds=calls * seconds_per_call,
+        seconds=all_calls * seconds_per_call / processes,
     )

@@ -1,0 +1,118 @@
+"""From options, files and run folders to the config of a command."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+__all__ = ["merge", "names", "nested", "numbers", "resolve"]
+
+
+def nested(file: Path | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
+    """Nested settings: a file's, over them the options that were given, over them the `--set` ones."""
+    settings = _read_settings(file) if file else {}
+    for key, value in given.items():
+        if value is not None:
+            _put(settings, key, value)
+    for assignment in assignments or []:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, got {assignment!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        _put(settings, key, value)
+    return settings
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"there is no config file at {file}")
+    if file.suffix not in (".toml", ".json"):
+        raise ValueError(f"{file} is neither .toml nor .json")
+    try:
+        settings = tomllib.loads(file.read_text()) if file.suffix == ".toml" else json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds a {type(settings).__name__}, expected settings by name")
+    return settings
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        settings = settings.setdefault(name, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"{key} is no setting: {name} has no settings of its own")
+    settings[last] = value
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings over others."""
+    merged = dict(base)
+    for name, value in over.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def names(text: str | None) -> list[str] | None:
+    """`a, b` as a list."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """`1,2` as a list; wrong usage where that is no list of whole numbers."""
+    words = names(text)
+    try:
+        return None if words is None else [int(word) for word in words]
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from None
+
+
+def resolve(out: Path | None, settings: dict[str, Any], kind: str, sampling: str | None = None) -> tuple[Any, Path]:
+    """The config of a command and its run folder.
+
+    A source starts from its preset. Without one, the run folder says what was asked before.
+
+    Args:
+        sampling: name of a preset of how images are sampled; single settings go before it.
+    """
+    from flows.config import SAMPLING, CompareConfig, RunConfig, one_setting, preset, read_config, setting_of
+
+    if sampling is not None:
+        if sampling not in SAMPLING:
+            raise typer.BadParameter(f"no sampling is called {sampling!r}; there are {', '.join(SAMPLING)}")
+        settings = merge({"sample": SAMPLING[sampling]}, settings)
+
+    many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
+    if kind == "run" and many:
+        raise typer.BadParameter(f"run is one setting and one seed; {', '.join(many)} can be given to compare")
+    compares = kind == "compare" or many not in ([], ["workers"])
+    data = settings.get("data")
+    source = data.get("source") if isinstance(data, dict) else data
+    if source is not None:
+        base = merge(preset(source), {"data": {"source": source}})
+        path = Path(str(source))
+        folder = out or Path("runs") / (path.expanduser().resolve().stem if "/" in str(source) else path.stem)
+    elif out is not None:
+        folder, before = out, read_config(out)
+        setting = None if compares else setting_of(before)
+        if kind == "run" and setting is None:
+            raise ValueError(f"{out} holds a comparison; go on with `slowlane compare --out {out}`")
+        compares = setting is None
+        base = (before if setting is None else setting).model_dump(mode="json")
+        base |= {} if kind == "run" else {"workers": before.workers}
+    else:
+        raise typer.BadParameter("name a data source, or the run folder of an earlier command with --out")
+    merged = merge(base, settings)
+    if kind == "run":
+        return RunConfig(**merged), folder
+    if compares:
+        return CompareConfig(**merged), folder
+    workers = merged.pop("workers", 1)
+    return CompareConfig(**{**dict(one_setting(RunConfig(**merged))), "workers": workers}), folder

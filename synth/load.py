@@ -1,0 +1,161 @@
+"""From the name of a generator in a config to the generator."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+
+from data.store import read_json
+from synth.denoiser import Generator
+from synth.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
+from synth.latent import LatentDenoiser
+from synth.loop import LoopGenerator
+from synth.pipelines import PipelineGenerator
+from synth.pixel import PixelDenoiser
+from synth.sample import SampleConfig
+
+__all__ = ["GenerateConfig", "generator_folder", "kind_of", "load_generator"]
+
+Kind = Literal["pixel", "latent", "pipeline", "diffusemix"]
+_SHIPPED = Path(__file__).parent / "generators"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Which generator makes the images, and how it is run."""
+
+    generator: str = Field(
+        "digits", description="A shipped generator by name, the path of a diffusers folder, or a hub id (owner/name)"
+    )
+    kind: Literal["auto", Kind] = Field(
+        "auto",
+        description="pixel: UNet2DModel; latent: Stable Diffusion 1.x, 2.x, SDXL in our own loop; pipeline: any other "
+        "image-to-image model with a strength; diffusemix: InstructPix2Pix and DiffuseMix. auto: what the folder holds",
+    )
+    revision: str = Field("", description="Of a hub id: commit, tag or branch; empty: the newest")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, else float32"
+    )
+    loras: tuple[str, ...] = Field((), description="LoRA weights as PATH or PATH@SCALE, fused into the model")
+    textual_inversions: tuple[str, ...] = Field((), description="Textual inversion embeddings by path")
+    compile: bool = Field(False, description="torch.compile: minutes once per size, faster then; changes no image much")
+    fuse_qkv: bool = Field(False, description="One matrix product for query, key and value")
+    batch_size: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="Images denoised together, at most, 1 to 65,536; halved and remembered where memory does not "
+        "suffice. Changes no image",
+    )
+    processes: int = Field(
+        0, ge=0, le=256, description="Processes that generate, 0 to 256; 0: one a GPU, one on the CPU. Changes no image"
+    )
+
+
+def load_generator(
+    config: GenerateConfig,
+    sample: SampleConfig,
+    diffusemix: DiffuseMixConfig,
+    negative_prompt: str,
+    device: torch.device,
+) -> Generator:
+    """Load the generator that a config names.
+
+    Raises:
+        ValueError: there is none, it is of a kind that is not understood, or it cannot be sampled as asked.
+    """
+    folder = generator_folder(config.generator, config.revision)
+    kind = kind_of(config)
+    dtype = _dtype(config.dtype, device)
+    if kind in ("pixel", "diffusemix"):
+        for name in ("loras", "textual_inversions"):
+            if getattr(config, name):
+                raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} empty")
+    if kind == "pixel":
+        return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile), sample)
+    if kind == "diffusemix":
+        return DiffuseMixGenerator.load(folder, device, dtype=dtype, config=diffusemix, grid=sample.grid)
+    adapters: dict[str, Any] = {"loras": config.loras, "fuse_qkv": config.fuse_qkv, "compile": config.compile}
+    if kind == "latent":
+        denoiser = LatentDenoiser.load(
+            folder,
+            device,
+            dtype=dtype,
+            negative_prompt=negative_prompt,
+            textual_inversions=config.textual_inversions,
+            embedded_guidance=sample.guidance_scale,
+            **adapters,
+        )
+        if not denoiser.unconditional:  # guidance is an input of the network
+            sample = sample.model_copy(update={"guidance_scale": 1.0})
+        return LoopGenerator(denoiser, sample)
+    if config.textual_inversions:
+        raise ValueError("a pipeline generator takes no textual_inversions; leave generate.textual_inversions empty")
+    return PipelineGenerator.load(
+        folder,
+        device,
+        dtype=dtype,
+        grid=sample.grid,
+        steps=sample.steps or sample.grid,
+        match=sample.match,
+        guidance_scale=sample.guidance_scale,
+        negative_prompt=negative_prompt,
+        **adapters,
+    )
+
+
+def generator_folder(name: str, revision: str = "") -> Path:
+    """The folder of a generator given as the name of a shipped one, a path, or a hub id, which is downloaded.
+
+    Raises:
+        ValueError: none of them; the message lists the shipped ones.
+    """
+    for folder in (_SHIPPED / name, Path(name).expanduser()):
+        if (folder / "model_index.json").is_file():
+            return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+        return _from_hub(name, revision)
+    shipped = ", ".join(sorted(p.name for p in _SHIPPED.iterdir())) if _SHIPPED.is_dir() else "none"
+    raise ValueError(
+        f"no generator at {name!r}: expected a diffusers folder (with model_index.json), a hub id (owner/name) or one "
+        f"of those shipped ({shipped}); `slowlane fit-generator` makes one from your images"
+    )
+
+
+def _from_hub(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # No pickles and no single-file copies of the same weights; text, since tokenizers are.
+        wanted = ["*.json", "*.txt", "*.md", "*.model", "*/*.safetensors"]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ValueError(
+            f"generator {name!r} is no folder here and could not be fetched from the hub "
+            f"({str(error).splitlines()[0]}); check its id and revision, or download it and give the path"
+        ) from error
+
+
+def kind_of(config: GenerateConfig) -> Kind:
+    """The kind that a config names, or that its folder's model_index.json tells of."""
+    if config.kind != "auto":
+        return config.kind
+    index = read_json(generator_folder(config.generator, config.revision) / "model_index.json")
+    pipeline = str(index.get("_class_name", ""))
+    unet = (index.get("unet") or [None, None])[1]
+    if unet == "UNet2DModel":
+        return "pixel"
+    if "InstructPix2Pix" in pipeline:
+        return "diffusemix"
+    if unet == "UNet2DConditionModel" and pipeline.startswith(("StableDiffusion", "LatentConsistency")):
+        return "latent"
+    return "pipeline"
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _DTYPES[name]

@@ -1,0 +1,97 @@
+"""Batches that fit into the memory, and one bad image that does not take its batch with it."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+
+__all__ = ["BatchSizes", "attempt", "in_batches", "out_of_memory"]
+
+T = TypeVar("T")
+
+
+class BatchSizes:
+    """How many images fit into one call: at most `most`, halved where memory runs out, and remembered.
+
+    Args:
+        known: sizes found before, by key.
+        remember: told all of them when one changes.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        known: Mapping[str, int] | None = None,
+        remember: Callable[[dict[str, int]], None] | None = None,
+    ) -> None:
+        self.most = most
+        self.known = dict(known or {})
+        self._remember = remember
+
+    def of(self, key: str) -> int:
+        """The size for calls of one kind."""
+        return min(self.most, self.known.get(key, self.most))
+
+    def halve(self, key: str, tried: int) -> None:
+        """A call of `tried` images did not fit.
+
+        Raises:
+            MemoryError: it was a single one.
+        """
+        if tried == 1:
+            raise MemoryError(
+                f"not even one image fits into the memory ({key}); set a smaller sizes.work_size, generate.dtype to "
+                "bfloat16, or free the device"
+            )
+        self.known[key] = tried // 2
+        if self._remember:
+            self._remember(self.known)
+
+
+def in_batches(
+    rows: np.ndarray, call: Callable[[np.ndarray], T], batch: BatchSizes, key: str, failures: dict[int, str]
+) -> Iterator[tuple[np.ndarray, T]]:
+    """(rows, `call` of them) in batches; smaller ones where memory runs out, single ones where a batch fails."""
+    rest = rows
+    while len(rest):
+        size = batch.of(key)
+        chosen = rest[:size]
+        result, error = attempt(functools.partial(call, chosen))
+        if error is None:
+            yield chosen, cast(T, result)
+        elif out_of_memory(error):
+            error = None  # its traceback holds the tensors of the call that did not fit
+            torch.cuda.empty_cache()
+            batch.halve(key, len(chosen))
+            continue
+        elif len(chosen) == 1:
+            failures[int(chosen[0])] = _words(error)
+        else:
+            alone = [(row, *attempt(functools.partial(call, np.array([row])))) for row in chosen.tolist()]
+            if all(one is not None for _, _, one in alone):
+                raise error  # not the fault of one image
+            for row, one, its_error in alone:
+                if its_error is None:
+                    yield np.array([row]), cast(T, one)
+                else:
+                    failures[row] = _words(its_error)
+        rest = rest[len(chosen) :]
+
+
+def attempt(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The result of `call`, or what it raised: leaving its traceback behind frees the tensors in it."""
+    try:
+        return call(), None
+    except Exception as error:  # what it is decides what becomes of the batch
+        return None, error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is the device's memory, or the machine's, running out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

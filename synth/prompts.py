@@ -1,0 +1,188 @@
+"""What a text-to-image model is told: templates, names for classes, and what is wrong with such names."""
+
+import csv
+import difflib
+import io
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pydantic
+from pydantic import Field
+
+from data.folders import listed
+from data.seeds import child_seed
+
+__all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
+
+
+class PromptConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What is said about an image. Class-conditional generators take the label and read none of it."""
+
+    templates: tuple[str, ...] = Field(
+        ("a photo of a {name}",),
+        min_length=1,
+        max_length=1000,
+        description="Each has {name} where the class's name goes; of several, an image draws one by its seed",
+    )
+    names: str = Field(
+        "",
+        description="Path of a class-name map: a .json object of class to name, or a table of the columns class and "
+        "name, .csv by commas, .tsv or .txt by tabs. Classes that it leaves out keep their own name; empty: all do",
+    )
+    negative: str = Field("", description="What guidance leads away from; empty: the empty prompt")
+
+    @pydantic.field_validator("templates")
+    @classmethod
+    def _only_name_in_braces(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            rest = template.replace("{name}", "")
+            if rest == template or "{" in rest or "}" in rest:
+                raise ValueError(
+                    f"template {template!r} must have {{name}} where the class's name goes, and no other braces; "
+                    "such as 'a photo of a {name}'"
+                )
+        return templates
+
+
+def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What prompts call each class: its name in the map, word for word, else its own with underscores as spaces.
+
+    The own name is changed because text models were trained on captions, which say "maple tree"; `lint` tells of it.
+    A map may know more classes than there are (all of WordNet, say) as long as it knows all of these.
+
+    Raises:
+        ValueError: the map cannot be read, or names a class that does not exist while one that does goes without.
+    """
+    named = _read_map(Path(config.names).expanduser()) if config.names else {}
+    missing = [name for name in class_names if name not in named]
+    unknown = [name for name in named if name not in class_names] if missing else []
+    if unknown:
+        close = [difflib.get_close_matches(name, missing, 1) for name in unknown[:5]]
+        guesses = [f"{name} ({match[0]}?)" if match else name for name, match in zip(unknown, close, strict=False)]
+        raise ValueError(
+            f"{config.names} names classes that do not exist, {listed([*guesses, *unknown[5:]])}, while "
+            f"{listed(missing)} have no name in it; correct them, or remove them to let the others keep their own names"
+        )
+    return tuple(named[name] if name in named else name.replace("_", " ") for name in class_names)
+
+
+def prompt_of(config: PromptConfig, name: str, seed: int) -> str:
+    """The prompt of one image: the template that its seed draws, with the name in it.
+
+    Args:
+        name: of its class, from `names_of`.
+        seed: the image's own, 0 <= seed < 2**63.
+    """
+    template = config.templates[child_seed(seed, "prompt") % len(config.templates)]
+    return template.replace("{name}", name)
+
+
+# What is said of names, and of which. Of each name only the first fault that holds is told.
+_FAULTS: dict[str, Callable[[str], bool]] = {
+    "have control characters, or were read in a wrong encoding": lambda name: any(
+        unicodedata.category(letter)[0] == "C" or letter == "\ufffd" for letter in name
+    ),
+    "are WordNet ids, which text models do not know (their words come with most data sets, as words.txt or the like)": (
+        lambda name: re.match(r"n\d{8}(?!\d)", name) is not None
+    ),
+    "have no letters, which tells a text model next to nothing": lambda name: not any(map(str.isalpha, name)),
+    "begin with a number, which is then part of the prompt": lambda name: re.match(r"\d+[. -]+\D", name) is not None,
+    "have one or two letters, perhaps an abbreviation that a text model does not know": (
+        lambda name: name.isascii() and sum(map(str.isalpha, name)) <= 2
+    ),
+    "are longer than 200 characters, while CLIP reads 75 tokens, about 300 characters, and drops the rest": (
+        lambda name: len(name) > 200
+    ),
+    "are not in Latin letters, while most text models were trained on English": lambda name: any(
+        letter.isalpha() and "LATIN" not in unicodedata.name(letter, "") for letter in name
+    ),
+    "run words together": lambda name: re.search(r"[a-z][A-Z]", name) is not None,
+    "come out of the class-name map with underscores, where captions have spaces": lambda name: "_" in name,
+}
+
+
+def lint(class_names: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What a text-to-image model will not understand, a line for each kind of fault; empty where there is none.
+
+    Args:
+        class_names: (num_classes,), as the data has them.
+        names: (num_classes,), what prompts call them (`names_of`).
+    """
+    called = [own if own == name else f"{own} ({name})" for own, name in zip(class_names, names, strict=True)]
+    found: dict[str, list[str]] = {fault: [] for fault in _FAULTS}
+    for name, words in zip(names, called, strict=True):
+        fault = next((fault for fault, holds in _FAULTS.items() if holds(name)), None)
+        if fault:
+            found[fault].append(words)
+    # CLIP lower-cases what it reads, and tells "t-shirt" from "t shirt" by a hair.
+    alike = [" ".join(re.split(r"[\s_-]+", name.casefold())).strip() for name in names]
+    counts = Counter(alike)
+    twins = sorted((key, words) for key, words in zip(alike, called, strict=True) if counts[key] > 1)
+    found["are another's too, so that the generator cannot tell the classes apart"] = [words for _, words in twins]
+    lines = [
+        f"{len(words)} of {len(names)} class names {fault}: {listed(words)}; give better ones in a class-name map "
+        "(prompts.names)"
+        for fault, words in found.items()
+        if words
+    ]
+    spaced = [own for own, name in zip(class_names, names, strict=True) if own != name == own.replace("_", " ")]
+    if spaced:
+        lines.append(
+            f"{len(spaced)} of {len(names)} class names have underscores, which prompts show as spaces: "
+            f"{listed(spaced)}"
+        )
+    return lines
+
+
+def _read_map(path: Path) -> dict[str, str]:
+    """Class to name, from a file.
+
+    Raises:
+        ValueError: no such file, of another kind, damaged, or a line that is not one class and its name.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".csv", ".tsv", ".txt"):
+        raise ValueError(f"class-name map {path} is no .json, .csv, .tsv or .txt file; expected one of these")
+    if not path.is_file():
+        raise ValueError(f"class-name map {path} does not exist; give the path of a file, or none")
+    try:
+        text = path.read_text("utf-8-sig")
+        pairs = _json_pairs(text) if suffix == ".json" else _table_pairs(text, "," if suffix == ".csv" else "\t")
+    except (OSError, ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"class-name map {path} cannot be read: {error}") from error
+    named: dict[str, str] = {}
+    for own, name in pairs:
+        if own in named:
+            raise ValueError(f"class-name map {path} names {own!r} twice, {named[own]!r} and {name!r}; keep one")
+        if not name.strip():
+            raise ValueError(f"class-name map {path} has an empty name for {own!r}; fill it in or remove the class")
+        named[own] = name.strip()
+    return named
+
+
+def _json_pairs(text: str) -> list[tuple[str, str]]:
+    # An object becomes a tuple of pairs, so that keys given twice are seen and lists are not taken for one.
+    pairs = json.loads(text, object_pairs_hook=tuple)
+    if not isinstance(pairs, tuple) or not all(isinstance(name, str) for _, name in pairs):
+        raise ValueError('expected one object of strings, such as {"n01440764": "tench"}')
+    return list(pairs)
+
+
+def _table_pairs(text: str, delimiter: str) -> list[tuple[str, str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    pairs = []
+    for row in reader:
+        heading = reader.line_num == 1 and [cell.casefold() for cell in row] == ["class", "name"]
+        if heading or not row:
+            continue
+        if len(row) != 2:
+            raise ValueError(
+                f"line {reader.line_num}: expected 2 columns, a class and its name divided by a "
+                f"{'comma (quote names that have commas)' if delimiter == ',' else 'tab'}, got {len(row)}"
+            )
+        pairs.append((row[0], row[1]))
+    return pairs

@@ -1,0 +1,189 @@
+"""The way of an image to the size that a generator works at, and back to its own.
+
+The shorter side becomes the work size and the longer one follows; what is missing to a size that the generator takes is
+padded by reflection and cut off again afterwards. Nothing is stretched and nothing lost at the edges.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import pydantic
+from PIL import Image
+from pydantic import Field
+
+__all__ = ["Filter", "Frame", "SizeConfig", "buckets", "check_channels", "work_size_warning"]
+
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+_MIN_WORK_SIZE = 8
+_MAX_ASPECT = 4  # the memory of a batch is set by its area: at 512 pixels this is 512x2048
+_STEPS_A_SIZE = 8  # longer sides of a bucket are an eighth of the shorter one apart
+
+
+class SizeConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What size references have in front of the generator, and what size variants have in the end."""
+
+    work_size: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Shorter side in pixels that the generator sees, 8 to 4096; 0: the size it was trained at",
+    )
+    filter: Filter = Field(
+        "bicubic",
+        description="Resampling of Pillow, both ways, antialiased on the way down (but for nearest). A 32-pixel photo "
+        "that goes to 512 and back differs from itself by about 2 grey levels with lanczos, which leaves halos at "
+        "edges, 3 with bicubic or hamming, 5.5 with bilinear, and none with box or nearest, which show the generator "
+        "square blocks. bicubic is Real-Guidance's",
+    )
+    stretch: bool = Field(
+        False, description="Make images that are not square square for the generator, instead of keeping their shape"
+    )
+    returned: Literal["training", "source"] = Field(
+        "training",
+        description="training: references are images as the classifier sees them, cut to the image size; source: the "
+        "whole images as they are stored. Variants come back in the size of their reference",
+    )
+
+    @pydantic.field_validator("work_size")
+    @classmethod
+    def _not_tiny(cls, size: int) -> int:
+        if 0 < size < _MIN_WORK_SIZE:
+            raise ValueError(
+                f"work size {size} is too small; give {_MIN_WORK_SIZE} to 4096, or 0 for the generator's own"
+            )
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """How images of one size go to a generator and come back.
+
+    Attributes:
+        source: (height, width) of the images.
+        scaled: (height, width) after resampling.
+        bucket: (height, width) after padding on the right and at the bottom: what the generator gets.
+        filter: of the resampling, both ways.
+    """
+
+    source: tuple[int, int]
+    scaled: tuple[int, int]
+    bucket: tuple[int, int]
+    filter: Filter
+
+    @classmethod
+    def of(cls, height: int, width: int, *, size: int, multiple: int, config: SizeConfig) -> "Frame":
+        """The frame of images of height x width for a generator.
+
+        The scale is one for both sides, up to half a pixel of rounding of the longer one; with `config.stretch` both
+        become the work size. The bucket's shorter side is the next multiple. Its longer side is coarser, longer by
+        steps of an eighth, so that photos of any shape share a few buckets and thus batches and compiled graphs.
+
+        Args:
+            size: the side that the generator was trained at, for a config that names none; `multiple` likewise.
+
+        Raises:
+            ValueError: more than 4 times as long as wide, and not to be stretched.
+        """
+        work = config.work_size or size
+        shorter, longer = sorted((height, width))
+        if config.stretch:
+            scaled = (work, work)
+        elif longer > _MAX_ASPECT * shorter:
+            raise ValueError(
+                f"an image of {width}x{height} has one side {longer / shorter:.1f} times the other, expected at most "
+                f"{_MAX_ASPECT} times; crop it, give an image size (--image-size) to cut out the centre square, or "
+                "set sizes.stretch"
+            )
+        else:
+            scaled = (round(height * work / shorter), round(width * work / shorter))
+        side = _up(work, multiple)
+        step = max(side // _STEPS_A_SIZE // multiple, 1) * multiple
+        bucket = (side + _up(max(scaled[0] - side, 0), step), side + _up(max(scaled[1] - side, 0), step))
+        return cls((height, width), scaled, bucket, config.filter)
+
+    def forward(self, images: np.ndarray, channels: int) -> np.ndarray:
+        """Images of the source size, uint8 (n, H, W, C), to uint8 (n, bucket height, bucket width, channels).
+
+        Grey is repeated for a generator of colour. Where nothing is to be done, the very array comes back.
+
+        Raises:
+            ValueError: colour that would have to become grey.
+        """
+        assert images.shape[1:3] == self.source, (images.shape, self.source)
+        check_channels(images.shape[3], channels)
+        images = _resized(images, self.scaled, self.filter)
+        below, right = self.bucket[0] - self.scaled[0], self.bucket[1] - self.scaled[1]
+        if below or right:
+            images = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="reflect")
+        return images if images.shape[3] == channels else np.repeat(images, channels, axis=3)
+
+    def back(self, images: np.ndarray, channels: int) -> np.ndarray:
+        """Images of the bucket's size, uint8 (n, bucket height, bucket width, c), to uint8 (n, H, W, channels).
+
+        Colour becomes grey as its luminance (ITU-R 601-2).
+        """
+        assert images.shape[1:3] == self.bucket, (images.shape, self.bucket)
+        images = images[:, : self.scaled[0], : self.scaled[1]]
+        if images.shape[3] != channels:
+            images = _each(images, lambda image: image.convert("L"))
+        return _resized(images, self.source, self.filter)
+
+
+def buckets(frames: Sequence[Frame]) -> dict[tuple[int, int], np.ndarray]:
+    """The rows, int64 ascending, of each (height, width) that the generator will see.
+
+    Images of several sizes may share a bucket, and so a batch. The largest area comes first: what does not fit into
+    memory shows at once.
+    """
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, frame in enumerate(frames):
+        rows.setdefault(frame.bucket, []).append(row)
+    largest_first = sorted(rows, key=lambda bucket: (-bucket[0] * bucket[1], bucket))
+    return {bucket: np.array(rows[bucket], np.int64) for bucket in largest_first}
+
+
+def check_channels(source: int, generator: int) -> None:
+    """Raise ValueError where images with `source` channels cannot go to a generator with `generator` channels."""
+    if source == 3 and generator == 1:
+        raise ValueError(
+            "the images are in colour and the generator makes grey ones; name a generator with 3 channels, or convert "
+            "the images to 8-bit grey first"
+        )
+
+
+def work_size_warning(work_size: int, trained_size: int) -> str | None:
+    """One sentence where a generator works at a size far from the one it was trained at; None where all is well."""
+    if work_size < trained_size:
+        return (
+            f"the generator works at {work_size} pixels and was trained at {trained_size}: below its size a model "
+            f"makes blurred and broken objects; set sizes.work_size to 0 or {trained_size}"
+        )
+    if work_size >= 2 * trained_size:
+        return (
+            f"the generator works at {work_size} pixels and was trained at {trained_size}: at twice its size or more a "
+            "model repeats objects, the more so the deeper the level; set sizes.work_size below "
+            f"{2 * trained_size}"
+        )
+    return None
+
+
+def _up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below."""
+    return -(-value // multiple) * multiple
+
+
+def _resized(images: np.ndarray, size: tuple[int, int], name: Filter) -> np.ndarray:
+    if images.shape[1:3] == size:
+        return images
+    height, width = size
+    return _each(images, lambda image: image.resize((width, height), Image.Resampling[name.upper()]))
+
+
+def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Every image, uint8 (n, H, W, C), through Pillow, which knows grey without a channel axis."""
+    made = [np.asarray(change(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image))) for image in images]
+    stacked = np.stack(made)
+    return stacked[..., None] if stacked.ndim == 3 else stacked
