@@ -35,6 +35,8 @@ __all__ = [
     "forget_generator",
     "generator_of",
     "images_of",
+    "judges",
+    "named_scorers",
     "new_classifiers",
     "scorers_of",
     "selected",
@@ -122,30 +124,49 @@ def scorers_of(run: RunFolder, config: CompareConfig) -> Scorers:
 @functools.lru_cache(maxsize=1)
 def _scorers(run: RunFolder, config: CompareConfig, _early: str) -> Scorers:  # new early classifiers, new scorers
     train = images_of(config.data).train
-    models = _judges(run, config)
+    _, clip, safety = named_scorers(config)
+    models = judges(run, config)
 
     def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch = LabeledImages(images, np.zeros(len(images), np.int64), train.class_names, "a part")
         seen = [features_of(model, batch) for model in models]
         return np.mean([torch.from_numpy(logits).softmax(1).numpy() for logits, _ in seen], 0), seen[0][1]
 
-    device = device_of(config.device)
-    clip = safety = None
+    return Scorers(judge, RealFeatures.of(features_of(models[0], train)[1]), clip, safety)
+
+
+def judges(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
+    """The early classifiers, or the one classifier that the config names; in eval mode on the run's device."""
+    named = named_scorers(config)[0]
+    return [named] if named else early_classifiers(run, config)
+
+
+@functools.lru_cache(maxsize=1)
+def named_scorers(config: CompareConfig) -> tuple[nn.Module | None, ClipScorer | None, SafetyScorer | None]:
+    """The judge, the CLIP model and the safety checker where a config names them, loaded once a process.
+
+    Raises:
+        ValueError: one of them is not there, or is something else.
+    """
+    train, device = images_of(config.data).train, device_of(config.device)
+    judge = clip = safety = None
+    if config.scores.judge:
+        file = Path(config.scores.judge).expanduser()
+        if not file.is_file():
+            raise ValueError(f"there is no judge at {file}; give a .safetensors file that a run wrote, or none")
+        judge = new_classifiers(config.model_copy(update={"seeds": 1}), train)[0]
+        load_model(file, judge)
+        judge.to(device).eval()
     if config.scores.clip:
         names = names_of(config.prompts, train.class_names)
         prompts = [config.prompts.templates[0].replace("{name}", name) for name in names]
         clip = ClipScorer.load(Path(config.scores.clip).expanduser(), prompts, device)
     if config.scores.safety:
-        safety = SafetyScorer.load(generator_folder(config.generate.generator, config.generate.revision), device)
-    return Scorers(judge, RealFeatures.of(features_of(models[0], train)[1]), clip, safety)
-
-
-def _judges(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
-    if not config.scores.judge:
-        return early_classifiers(run, config)
-    model = new_classifiers(config.model_copy(update={"seeds": 1}), images_of(config.data).train)[0]
-    load_model(Path(config.scores.judge).expanduser(), model)
-    return [model.to(device_of(config.device)).eval()]
+        folder = generator_folder(config.generate.generator, config.generate.revision)
+        safety = SafetyScorer.load(folder, device)
+        if safety is None:
+            raise ValueError(f"generator {folder.name} ships no safety checker; turn scores.safety off")
+    return judge, clip, safety
 
 
 def selection_path(run: RunFolder, method: Method, number: int) -> Path:

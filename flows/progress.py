@@ -1,5 +1,6 @@
 """Progress on the terminal: a bar where there is one, a plain line every few seconds where there is not."""
 
+import functools
 import multiprocessing
 import sys
 import threading
@@ -7,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Meter", "duration", "meter", "say"]
+__all__ = ["Meter", "duration", "meter", "say", "warn"]
 
 PLAIN_INTERVAL = 5.0
 
@@ -15,6 +16,12 @@ PLAIN_INTERVAL = 5.0
 def say(text: str) -> None:
     """A line for the person who runs this, on standard error: standard output is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """The same for what a person should know, once a process: a command checks its inputs, and its flow does again."""
+    say(f"warning: {text}")
 
 
 class Meter:

@@ -60,6 +60,7 @@ class ContactRow:
     caption: str
     reference: np.ndarray  # uint8 (H, W, C)
     variants: list[tuple[str, str, np.ndarray]]  # level "8 of 20", state, uint8 (H, W, C); deepest level last
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)  # by column: what to write below its image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +223,17 @@ def _html(report: Report, pictures: Pictures) -> str:
 # --------------------------------------------------------------------------------------------------- pictures
 
 
-def contact_sheet(rows: list[ContactRow], cell: int = CONTACT_CELL) -> Image.Image:
+def contact_sheet(
+    rows: list[ContactRow], cell: int = CONTACT_CELL, title: str = "", columns: Sequence[str] = ()
+) -> Image.Image:
     """A labelled grid: each row a reference, then its variants under the level they were made at.
 
     Small images grow by a whole factor without smoothing, larger ones are fitted into `cell` x `cell` pixels. An image
     whose state is not ok has a coloured border and its state below it.
+
+    Args:
+        title: above the captions.
+        columns: headings where they are not the levels; a variant then has its heading in place of the level.
 
     Raises:
         ValueError: no rows, or cells too small to label.
@@ -235,36 +242,41 @@ def contact_sheet(rows: list[ContactRow], cell: int = CONTACT_CELL) -> Image.Ima
         raise ValueError("a contact sheet needs at least one row")
     if cell < 16:
         raise ValueError(f"a contact sheet needs cells of at least 16 pixels, got {cell}")
-    pad, label_height = 8, 24  # the label is the state, below its image
+    pad, line_height = 8, 15
+    label_height = 24 + (line_height if any(row.notes for row in rows) else 0)  # below an image: its note, its state
     font = _font(11)
-    columns = _columns(rows)
-    captions = [_fit(row.caption, font, 200) for row in rows]
-    left = pad + math.ceil(max(font.getlength(caption) for caption in captions)) + pad
+    columns = columns or _columns(rows)
+    title, *captions = [_fit(text, font, 200) for text in (title, *(row.caption for row in rows))]
+    left = pad + math.ceil(max(font.getlength(text) for text in (title, *captions))) + pad
     grid = [[("", "ok", row.reference), *_cells(row, columns)] for row in rows]
     tiles = [[None if found is None else _scaled(found[2], cell) for found in line] for line in grid]
     tile_height = max(tile.height for line in tiles for tile in line if tile is not None)
-    size = (left + (1 + len(columns)) * (cell + pad), label_height + pad + len(rows) * (tile_height + label_height))
+    head = 24 + pad
+    size = (left + (1 + len(columns)) * (cell + pad), head + len(rows) * (tile_height + label_height))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
+    draw.text((pad, pad), title, "#57606a", font, anchor="lt")
     for place, heading in enumerate(["reference", *columns]):
         middle = left + place * (cell + pad) + cell / 2
         draw.text((middle, pad), _fit(heading, font, cell), "#57606a", font, anchor="mt")
-    for line, (caption, found_line, tile_line) in enumerate(zip(captions, grid, tiles, strict=True)):
-        top = label_height + pad + line * (tile_height + label_height)
+    for line, (row, caption, found_line, tile_line) in enumerate(zip(rows, captions, grid, tiles, strict=True)):
+        top = head + line * (tile_height + label_height)
         draw.text((pad, top + tile_height / 2), caption, "#1f2328", font, anchor="lm")
         for place, (found, tile) in enumerate(zip(found_line, tile_line, strict=True)):
             if found is None or tile is None:
                 continue
+            heading, state, _ = found
             x = left + place * (cell + pad) + (cell - tile.width) // 2
             y = top + (tile_height - tile.height) // 2
-            state = found[1]
+            labels = [(row.notes[heading], "#57606a")] if heading in row.notes else []
             if state != "ok":
                 colour = STATE_COLOURS.get(state, OTHER_STATE)
                 draw.rectangle((x - 3, y - 3, x + tile.width + 2, y + tile.height + 2), fill=colour)
-                middle = left + place * (cell + pad) + cell / 2
-                draw.text(
-                    (middle, top + tile_height + 5), _fit(state.replace("_", " "), font, cell), colour, font, "mt"
-                )
+                labels += [(state.replace("_", " "), colour)]
+            middle = left + place * (cell + pad) + cell / 2
+            for below, (text, colour) in enumerate(labels):
+                height = top + tile_height + 5 + below * line_height
+                draw.text((middle, height), _fit(text, font, cell), colour, font, "mt")
             sheet.paste(tile, (x, y))
     return sheet
 

@@ -20,14 +20,16 @@ from flows.inputs import (
     early_folder,
     generator_of,
     images_of,
+    named_scorers,
     new_classifiers,
     selected,
     selection_path,
 )
-from flows.progress import say
+from flows.progress import say, warn
 from flows.run import RunFolder
 from synth.load import kind_of
 from synth.prompts import lint, names_of
+from synth.quality import check_scorers
 from synth.sizes import Frame, check_channels, work_size_warning
 from train.slow import Method, select_slow
 
@@ -65,6 +67,9 @@ def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
     generator = generator_of(config)
     generator.check(train.class_names)
     check_channels(train.image_shape[2], generator.channels)
+    check_scorers(config.quality, clip=bool(config.scores.clip), safety=config.scores.safety)
+    named_scorers(config)
+    names = names_of(config.prompts, train.class_names)
     for arm in config.parsed_arms:
         for level in config.levels(arm):
             generator.level(level)
@@ -76,10 +81,10 @@ def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
         Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
     warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
     if warning:
-        say(f"warning: {warning}")
+        warn(warning)
     if kind_of(config.generate) in ("latent", "pipeline"):
-        for line in lint(train.class_names, names_of(config.prompts, train.class_names)):
-            say(f"warning: {line}")
+        for line in lint(train.class_names, names):
+            warn(line)
 
 
 def check_folder(config: CompareConfig, out: str, kind: str) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.filesize import decimal
 
 from data.store import atomic_path, digest_file, digest_json, read_json, write_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import device_of, forget_generator, generator_of, images_of, scorers_of, selected
+from flows.inputs import device_of, forget_generator, generator_of, images_of, named_scorers, scorers_of, selected
 from flows.progress import duration, say
 from flows.run import Partial, RunFolder, measured
 from synth.denoiser import Generator
@@ -126,7 +127,7 @@ def _describe(cost: Forecast) -> str:
     return (
         f"plan: {cost.images:,} images ({levels}; {fewest:,} to {most:,} a class), "
         f"{cost.denoiser_calls:,} denoiser calls, "
-        f"about {duration(cost.seconds)} on this device and {cost.bytes / 2**20:,.1f} MiB"
+        f"about {duration(cost.seconds)} on this device and {decimal(cost.bytes)}"
     )
 
 
@@ -175,7 +176,7 @@ def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
     if free < wanted:
         raise OSError(
             errno.ENOSPC,
-            f"no room for the next part: it needs about {wanted / 2**20:,.0f} MiB, {free / 2**20:,.0f} are free",
+            f"no room for the next part: it needs about {decimal(round(wanted))}, {decimal(free)} are free",
             str(run.path),
         )
 
@@ -211,10 +212,12 @@ def make_one_part(
     done = set(before["item_id"].to_pylist()) if before else set()
     todo = part.filter(pa.array([name not in done for name in part["item_id"].to_pylist()]))
     with measured() as cost:
+        # First of all: they look at every real image, and one that has become unreadable must not cost what is drawn.
+        scorers = scorers_of(run, config)
         generator = generator_of(config)
         generator.prepare(_distinct_prompts(_read_plan(run)))
         drawn = draw(generator, train, todo, config.sizes, _batch_sizes(run, config, generator), on_images)
-        rows = describe(generator, train, todo, drawn, config.sample, config.quality, scorers_of(run, config))
+        rows = describe(generator, train, todo, drawn, config.quality, scorers)
     if before:
         place = {name: n for n, name in enumerate(part["item_id"].to_pylist())}
         rows = pa.concat_tables([before.replace_schema_metadata(), rows])
@@ -280,13 +283,14 @@ def _judged(
     if table is None:
         return records
     scores = Scores(**{name: table[name].to_numpy() for name in names})
+    distances = np.full(table.num_rows, np.nan)
     if config.quality.min_duplicate_distance > 0:
         # Among those that all else leaves usable: none is dropped for being like one that is dropped itself.
         alone = config.quality.model_copy(update={"min_duplicate_distance": 0})
         usable = np.array(states(scores, alone)) == "ok"
         prints = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), np.uint8).reshape(len(usable), -1)
         distances = duplicate_distances(prints, table["label"].to_numpy(), usable)
-        scores = dataclasses.replace(scores, duplicate_distance=distances)
+    scores = dataclasses.replace(scores, duplicate_distance=distances)
     now = states(scores, config.quality)
     result, start = [], 0
     for number, (record, before) in enumerate(zip(records, tables, strict=True)):
@@ -319,6 +323,10 @@ def _parts(plan: pa.Table, config: CompareConfig) -> list[pa.Table]:
 
 def _part_key(run: RunFolder, config: CompareConfig, part: pa.Table) -> str:
     """Digest of all that decides the images of a part and their scores; the states follow from them (`_judged`)."""
+    scorers: dict[str, Any] = {"judge": _judge_digest(run, config), "safety": config.scores.safety}
+    clip = named_scorers(config)[1]
+    if clip:
+        scorers["clip"] = clip.digest
     return digest_json(
         {
             "version": 2,
@@ -326,9 +334,7 @@ def _part_key(run: RunFolder, config: CompareConfig, part: pa.Table) -> str:
             "generator": run.record("plan")["facts"]["generator"]["digest"],
             "sample": config.sample.model_dump(mode="json"),
             "sizes": config.sizes.model_dump(mode="json"),
-            "judge": _judge_digest(run, config),
-            "clip": config.scores.clip,
-            "safety": config.scores.safety,
+            "scorers": scorers,
         }
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synth.levels import Level
 
-__all__ = ["Denoiser", "Generator", "Made", "PredictionType", "Wanted", "to_pixels", "to_x0"]
+__all__ = ["Denoiser", "Generator", "Made", "PredictionType", "Wanted", "fixed_shapes", "to_pixels", "to_x0"]
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -50,7 +50,7 @@ class Made:
 
     Attributes:
         images: uint8 (n, h, w, c) at the work size; values that were not finite are 0.
-        finite: bool (n,), whether all values of an image were.
+        finite: bool (n,), whether all values of an image were; False also where the generator knows that it failed.
     """
 
     images: np.ndarray
@@ -72,7 +72,9 @@ class Generator(Protocol):
         size: the side in pixels that it was trained at.
         multiple: both sides of what it takes are multiples of this.
         channels: 1 or 3, of what it takes and gives.
-        calls_a_step: network evaluations of one image in one step; 2 with guidance.
+        calls_a_step: network evaluations of one image in one step; 2 with guidance, 3 for InstructPix2Pix.
+        sampler: name of the sampler, kept with every image.
+        guidance_scale: likewise.
     """
 
     name: str
@@ -85,25 +87,33 @@ class Generator(Protocol):
     multiple: int
     channels: int
     calls_a_step: int
+    sampler: str
+    guidance_scale: float
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot make images of these classes."""
         ...
 
     def level(self, steps: int) -> Level:
-        """What level `steps` of the configured grid is here; ValueError where it does not exist."""
+        """What level `steps` of the configured grid is here; ValueError where it does not exist.
+
+        A model that knows no noise level starts from pure noise at all of them.
+        """
         ...
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Told all distinct prompts before any `make`: text encoders run now, once a prompt, and are then freed."""
+        """Told all distinct prompts before any `make`: text encoders run now, once a prompt, and are then freed.
+
+        May be called again, with others too.
+        """
         ...
 
     def encode(self, images: np.ndarray) -> Tensor:
-        """uint8 (n, h, w, c) at a work size to what `make` takes of them, (n, ...); done once a reference."""
+        """uint8 (n, h, w, c) at a work size to what `make` takes of them, (n, ...) on any device; once a reference."""
         ...
 
     def make(self, references: Tensor, wanted: Wanted) -> Made:
-        """One variant of each reference. No image depends on the others of the call.
+        """One variant of each reference. But for rounding, no image depends on the others of the call.
 
         Args:
             references: (n, ...), rows of what `encode` gave for images of one work size.
@@ -185,3 +195,14 @@ def to_pixels(x: Tensor) -> Made:
     finite = torch.isfinite(x).flatten(1).all(1)
     pixels = ((x.float().nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return Made(pixels.permute(0, 2, 3, 1).cpu().numpy(), finite.cpu().numpy())
+
+
+def fixed_shapes(*rows: Tensor) -> list[Tensor]:
+    """Tensors (n, ...) filled up to the next power of two with rows from their beginning, for a compiled network.
+
+    A ragged batch grows as images join, and the last one is short: a graph for each of those sizes would take minutes
+    each. Of the result only the first n rows count.
+    """
+    count = len(rows[0])
+    repeat = torch.arange(1 << (count - 1).bit_length(), device=rows[0].device) % count
+    return [tensor[repeat] for tensor in rows]

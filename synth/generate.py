@@ -18,8 +18,16 @@ from data.seeds import child_seed
 from data.synthetic import SYNTHETIC_SCHEMA
 from synth.denoiser import Generator, Made, Wanted
 from synth.memory import BatchSizes, attempt, in_batches, out_of_memory
-from synth.quality import Judge, QualityConfig, RealFeatures, fingerprints, score, states
-from synth.sample import SampleConfig
+from synth.quality import (
+    ClipScore,
+    Judge,
+    QualityConfig,
+    RealFeatures,
+    SafetyFlag,
+    fingerprints,
+    score,
+    states,
+)
 from synth.sizes import Frame, SizeConfig, buckets
 
 __all__ = ["Drawn", "Probe", "ScoreConfig", "Scorers", "describe", "draw", "probe", "reference"]
@@ -54,8 +62,8 @@ class Scorers:
 
     judge: Judge
     real: RealFeatures
-    clip: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
-    safety: Callable[[np.ndarray], np.ndarray] | None = None
+    clip: ClipScore | None = None
+    safety: SafetyFlag | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +248,6 @@ def describe(
     data: LabeledImages,
     plan: pa.Table,
     drawn: Drawn,
-    sample: SampleConfig,
     quality: QualityConfig,
     scorers: Scorers,
 ) -> pa.Table:
@@ -276,13 +283,14 @@ def describe(
         "timestep": [level.timestep for level in row_levels],
         "log_snr": [level.log_snr for level in row_levels],
         "strength": [level.strength for level in row_levels],
-        "guidance_scale": [sample.guidance_scale] * len(rows),
-        "sampler": [sample.sampler] * len(rows),
+        "guidance_scale": [generator.guidance_scale] * len(rows),
+        "sampler": [generator.sampler] * len(rows),
         "generator": [generator.name] * len(rows),
         "generator_digest": [generator.digest] * len(rows),
         "fingerprint": [row.tobytes() for row in fingerprints(seen)],
         **dataclasses.asdict(scores),
-        "state": states(scores, quality),
+        # Duplicates show in the whole set only.
+        "state": states(scores, quality.model_copy(update={"min_duplicate_distance": 0})),
     }
     return pa.table({name: columns[name] for name in SYNTHETIC_SCHEMA.names}, schema=SYNTHETIC_SCHEMA)
 

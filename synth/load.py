@@ -10,6 +10,7 @@ from pydantic import Field
 from data.store import read_json
 from synth.denoiser import Generator
 from synth.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
+from synth.diffusers_folder import quiet
 from synth.latent import LatentDenoiser
 from synth.loop import LoopGenerator
 from synth.pipelines import PipelineGenerator
@@ -20,6 +21,14 @@ __all__ = ["GenerateConfig", "generator_folder", "kind_of", "load_generator"]
 
 Kind = Literal["pixel", "latent", "pipeline", "diffusemix"]
 _SHIPPED = Path(__file__).parent / "generators"
+# Which kinds a setting is for.
+_TAKES: dict[str, tuple[Kind, ...]] = {
+    "loras": ("latent", "pipeline"),
+    "textual_inversions": ("latent",),
+    "compile": ("pixel", "latent", "pipeline"),
+    "fuse_qkv": ("latent", "pipeline"),
+}
+_USUAL_EMBEDDED = 8.5  # of LCM's pipelines
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,42 +77,57 @@ def load_generator(
     """
     folder = generator_folder(config.generator, config.revision)
     kind = kind_of(config)
+    for name, takes in _TAKES.items():
+        if getattr(config, name) and kind not in takes:
+            raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} at its default")
+    with quiet():
+        generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
+    if not Path(config.generator).expanduser().is_dir():
+        generator.name = config.generator  # a snapshot of the hub lies in a folder that is called like its commit
+    return generator
+
+
+def _load(
+    kind: Kind,
+    folder: Path,
+    config: GenerateConfig,
+    sample: SampleConfig,
+    diffusemix: DiffuseMixConfig,
+    negative_prompt: str,
+    device: torch.device,
+) -> Generator:
     dtype = _dtype(config.dtype, device)
-    if kind in ("pixel", "diffusemix"):
-        for name in ("loras", "textual_inversions"):
-            if getattr(config, name):
-                raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} empty")
     if kind == "pixel":
         return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile), sample)
     if kind == "diffusemix":
         return DiffuseMixGenerator.load(folder, device, dtype=dtype, config=diffusemix, grid=sample.grid)
-    adapters: dict[str, Any] = {"loras": config.loras, "fuse_qkv": config.fuse_qkv, "compile": config.compile}
-    if kind == "latent":
-        denoiser = LatentDenoiser.load(
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "negative_prompt": negative_prompt,
+        "loras": config.loras,
+        "fuse_qkv": config.fuse_qkv,
+        "compile": config.compile,
+    }
+    if kind == "pipeline":
+        return PipelineGenerator.load(
             folder,
             device,
-            dtype=dtype,
-            negative_prompt=negative_prompt,
-            textual_inversions=config.textual_inversions,
-            embedded_guidance=sample.guidance_scale,
-            **adapters,
+            grid=sample.grid,
+            steps=sample.steps or sample.grid,
+            match=sample.match,
+            guidance_scale=sample.guidance_scale,
+            **options,
         )
-        if not denoiser.unconditional:  # guidance is an input of the network
-            sample = sample.model_copy(update={"guidance_scale": 1.0})
-        return LoopGenerator(denoiser, sample)
-    if config.textual_inversions:
-        raise ValueError("a pipeline generator takes no textual_inversions; leave generate.textual_inversions empty")
-    return PipelineGenerator.load(
+    denoiser = LatentDenoiser.load(
         folder,
         device,
-        dtype=dtype,
-        grid=sample.grid,
-        steps=sample.steps or sample.grid,
-        match=sample.match,
-        guidance_scale=sample.guidance_scale,
-        negative_prompt=negative_prompt,
-        **adapters,
+        textual_inversions=config.textual_inversions,
+        embedded_guidance=_USUAL_EMBEDDED if sample.guidance_scale == 1 else sample.guidance_scale,
+        **options,
     )
+    if not denoiser.unconditional:  # guidance is an input of the network
+        sample = sample.model_copy(update={"guidance_scale": 1.0})
+    return LoopGenerator(denoiser, sample)
 
 
 def generator_folder(name: str, revision: str = "") -> Path:
@@ -148,7 +172,7 @@ def kind_of(config: GenerateConfig) -> Kind:
     unet = (index.get("unet") or [None, None])[1]
     if unet == "UNet2DModel":
         return "pixel"
-    if "InstructPix2Pix" in pipeline:
+    if pipeline == "StableDiffusionInstructPix2PixPipeline":
         return "diffusemix"
     if unet == "UNet2DConditionModel" and pipeline.startswith(("StableDiffusion", "LatentConsistency")):
         return "latent"

@@ -36,6 +36,8 @@ class LoopGenerator:
         self.multiple = denoiser.multiple
         self.channels = denoiser.channels
         self.calls_a_step = config.calls_a_step
+        self.sampler: str = config.sampler
+        self.guidance_scale = config.guidance_scale
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot make images of these classes."""

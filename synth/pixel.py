@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.store import digest_file, digest_json, read_json
-from synth.denoiser import PredictionType
+from synth.denoiser import PredictionType, fixed_shapes
 
 __all__ = ["CARD_FILE", "PixelDenoiser"]
 
@@ -43,8 +43,10 @@ class PixelDenoiser:
         trained_on: frozenset[str] = frozenset(),
         trained_on_words: str = "",
         licence: str = "",
+        compiled: bool = False,
     ) -> None:
         self.unet = unet.eval()
+        self.compiled = compiled
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
         self.num_classes = num_classes
@@ -93,7 +95,7 @@ class PixelDenoiser:
         if device.type == "cuda":
             unet.to(memory_format=torch.channels_last)
         if compile:
-            unet.compile()
+            unet.compile(dynamic=False)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
         prediction_type = scheduler.config["prediction_type"]
         if prediction_type not in _PREDICTIONS:
@@ -125,6 +127,7 @@ class PixelDenoiser:
             trained_on=frozenset(card.get("trained_on_sha256", ())),
             trained_on_words=card.get("trained_on", ""),
             licence=card.get("licence", ""),
+            compiled=compile,
         )
 
     def check(self, class_names: tuple[str, ...]) -> None:
@@ -145,7 +148,7 @@ class PixelDenoiser:
     def prepare(self, prompts: Sequence[str]) -> None:
         """Nothing: there is no text encoder."""
 
-    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:  # noqa: ARG002
+    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
         """The labels."""
         return torch.tensor(labels, dtype=torch.int64, device=self.device)
 
@@ -161,5 +164,8 @@ class PixelDenoiser:
     @torch.inference_mode()
     def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         """The UNet's output; a condition of -1 is the embedding after the last class."""
+        count = len(x)
+        if self.compiled:
+            x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
         labels = torch.where(conditions < 0, self.num_classes, conditions)
-        return self.unet(x.to(self.dtype), timesteps, class_labels=labels, return_dict=False)[0].float()
+        return self.unet(x.to(self.dtype), timesteps, class_labels=labels, return_dict=False)[0][:count].float()

@@ -40,7 +40,11 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "steps: the R-th of S of the model's own timesteps; strength: R / S as diffusers' strength",
     )
     guidance_scale: float = Field(
-        3.0, ge=0, le=50, description="Classifier-free guidance, 0 to 50; 1 switches it off and halves the work"
+        3.0,
+        ge=0,
+        le=50,
+        description="Classifier-free guidance, 0 to 50; 1 switches it off and halves the work. A model that takes "
+        "guidance as an input (LCM) gets it there, its usual 8.5 for 1",
     )
 
     @pydantic.model_validator(mode="after")
@@ -224,7 +228,8 @@ def _dpm_2m(x: Tensor, x0: Tensor, previous_x0: Tensor, here: _Step) -> Tensor:
     with np.errstate(divide="ignore", invalid="ignore"):  # zero terminal SNR: -inf, only where an image enters
         before, now, after = (0.5 * np.log(a / (1 - a)) for a in (here.before, here.now, here.after))
         half_step_back = (after - now) / (2 * (now - before))  # 1 / (2 r)
-    second_order = np.nan_to_num(half_step_back)  # NaN where there is nothing before
+    # NaN: nothing before. inf: two timesteps of one abar, or an abar of 1 next. First order for all of them.
+    second_order = np.nan_to_num(half_step_back, posinf=0)
     direction = x0 + here.column(second_order) * (x0 - previous_x0)
     decay = here.column(np.sqrt((1 - here.after) / (1 - here.now)))
     return decay * x - here.column(np.sqrt(here.after) * np.expm1(now - after)) * direction

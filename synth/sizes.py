@@ -1,7 +1,7 @@
 """The way of an image to the size that a generator works at, and back to its own.
 
 The shorter side becomes the work size and the longer one follows; what is missing to a size that the generator takes is
-padded by reflection and cut off again afterwards. Nothing is stretched and nothing lost at the edges.
+padded by reflection on both sides and cut off again afterwards. Nothing is stretched and nothing lost at the edges.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Frame:
     Attributes:
         source: (height, width) of the images.
         scaled: (height, width) after resampling.
-        bucket: (height, width) after padding on the right and at the bottom: what the generator gets.
+        bucket: (height, width) after padding, as much on either side: what the generator gets.
         filter: of the resampling, both ways.
     """
 
@@ -115,10 +115,15 @@ class Frame:
         assert images.shape[1:3] == self.source, (images.shape, self.source)
         check_channels(images.shape[3], channels)
         images = _resized(images, self.scaled, self.filter)
-        below, right = self.bucket[0] - self.scaled[0], self.bucket[1] - self.scaled[1]
-        if below or right:
-            images = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="reflect")
+        if self.bucket != self.scaled:
+            (top, left), (below, right) = self._margins()
+            images = np.pad(images, ((0, 0), (top, below), (left, right), (0, 0)), mode="reflect")
         return images if images.shape[3] == channels else np.repeat(images, channels, axis=3)
+
+    def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(top, left) and (bottom, right): as even as whole pixels allow."""
+        rows, columns = self.bucket[0] - self.scaled[0], self.bucket[1] - self.scaled[1]
+        return (rows // 2, columns // 2), (rows - rows // 2, columns - columns // 2)
 
     def back(self, images: np.ndarray, channels: int) -> np.ndarray:
         """Images of the bucket's size, uint8 (n, bucket height, bucket width, c), to uint8 (n, H, W, channels).
@@ -126,7 +131,8 @@ class Frame:
         Colour becomes grey as its luminance (ITU-R 601-2).
         """
         assert images.shape[1:3] == self.bucket, (images.shape, self.bucket)
-        images = images[:, : self.scaled[0], : self.scaled[1]]
+        top, left = self._margins()[0]
+        images = images[:, top : top + self.scaled[0], left : left + self.scaled[1]]
         if images.shape[3] != channels:
             images = _each(images, lambda image: image.convert("L"))
         return _resized(images, self.source, self.filter)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.batches import Pixels
 from data.images import LabeledImages
 
-__all__ = ["error_rate", "logits_of", "losses_of", "softmax"]
+__all__ = ["error_rate", "features_of", "logits_of", "losses_of", "softmax"]
 
 
 def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> np.ndarray:
@@ -28,6 +28,34 @@ def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> n
     finally:
         model.train(was_training)
     return torch.cat(batches).float().numpy()
+
+
+def features_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 (N, K) as `logits_of` gives them, and features float32 (N, D): what the last layer gets.
+
+    The last layer is the last linear one, or convolution where there is none behind it (SqueezeNet ends in one); a
+    convolution's input is averaged over its positions.
+
+    Raises:
+        ValueError: the model has neither.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer and no convolution, so no features to read")
+    features: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        (x,) = inputs  # (B, D) or (B, D, h, w)
+        x = x.mean((2, 3)) if x.ndim == 4 else x
+        # A copy: the input may be a view (a ViT's class token) that would hold a whole batch's activations.
+        features.append(x.to("cpu", torch.float32, copy=True))
+
+    hook = layers[-1].register_forward_pre_hook(keep)
+    try:
+        logits = logits_of(model, data, batch_size)
+    finally:
+        hook.remove()
+    return logits, torch.cat(features).numpy()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

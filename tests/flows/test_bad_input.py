@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_checkpoints import save_tiny_sd
 
 from flows.config import CompareConfig
 from flows.run import RunFolder
@@ -33,10 +34,16 @@ def png(size: tuple[int, int] = (8, 8), mode: str = "L", shade: int = 100) -> by
     return buffer.getvalue()
 
 
-def image_folder(path: Path, changes: dict[str, bytes | None] | None = None, mode: str = "L") -> None:
+def image_folder(
+    path: Path,
+    changes: dict[str, bytes | None] | None = None,
+    mode: str = "L",
+    names: dict[str, str] | None = None,
+) -> None:
     """Two classes with three training images and a test image each; then files put in or (None) taken away."""
+    called = names or {"cat": "cat", "dog": "dog"}
     files: dict[str, bytes | None] = {
-        f"{split}/{name}/{number}.png": png(mode=mode, shade=10 * number + shade)
+        f"{split}/{called[name]}/{number}.png": png(mode=mode, shade=10 * number + shade)
         for split, count in (("train", 3), ("test", 1))
         for name, shade in (("cat", 50), ("dog", 150))
         for number in range(count)
@@ -86,7 +93,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory, generator: Path) -> Path:
     (shop / "empty").mkdir()
     (shop / "notes.txt").write_text("hello")
     image_folder(shop / "good")
-    image_folder(shop / "colour", mode="RGB")
+    digits = {"cat": "0", "dog": "1"}
+    image_folder(shop / "colour", mode="RGB", names=digits)
+    image_folder(shop / "long", {f"{part}/0/0.png": png((40, 8)) for part in ("train", "test")}, names=digits)
+    (shop / "names.csv").write_text("class,name\n0,nought\nten,ten\n")
+    (shop / "names.yaml").write_text("0: nought\n")
+    save_tiny_sd(shop / "latent")
     (shop / "no-test" / "train" / "cat").mkdir(parents=True)
     image_folder(shop / "empty-class", {"train/eel/1.png": None})
     (shop / "one-image" / "train" / "cat").mkdir(parents=True)
@@ -111,7 +123,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, generator: Path) -> Path:
     npz(shop / "count.npz", train_labels=np.array([0, 1]))
     npz(shop / "half-labels.npz", train_labels=np.array([0, 1, 0, 1, 0, 0.5]))
     npz(shop / "gap.npz", train_labels=np.array([0, 1, 0, 1, 0, 3]))
-    npz(shop / "wide.npz", train_images=np.zeros((6, 8, 10), np.uint8), test_images=np.zeros((2, 8, 10), np.uint8))
+    wide = {"train_images": np.zeros((6, 8, 40), np.uint8), "test_images": np.zeros((2, 8, 40), np.uint8)}
+    npz(shop / "wide.npz", **wide)
     npz(shop / "small.npz", train_images=np.zeros((6, 4, 4), np.uint8), test_images=np.zeros((2, 4, 4), np.uint8))
     (shop / "zip.npz").write_bytes(b"PK no more")
     (shop / "broken.toml").write_text("[train\nlr = 1")
@@ -119,11 +132,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory, generator: Path) -> Path:
     (shop / "list.json").write_text("[1, 2]")
     (shop / "broken.json").write_text('{"train": ')
     (shop / "text.yaml").write_text("train: 1")
-    digits = tuple("0123456789")
+    ten = tuple("0123456789")
     save_unet(shop / "unlabelled", (), num_class_embeds=None)
-    save_unet(shop / "unguided", digits, num_class_embeds=10)
-    save_unet(shop / "coarse", digits, timesteps=10)
-    save_unet(shop / "few-classes", digits[:5], num_class_embeds=6)
+    save_unet(shop / "unguided", ten, num_class_embeds=10)
+    save_unet(shop / "coarse", ten, timesteps=10)
+    save_unet(shop / "few-classes", ten[:5], num_class_embeds=6)
     for name in ("another-kind", "broken-index", "no-weights"):
         shutil.copytree(generator, shop / name)
     (shop / "another-kind" / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
@@ -262,7 +275,18 @@ BAD = [
     Bad("run digits --generator SHOP/empty", "expected a diffusers folder (with model_index.json)"),
     Bad("run digits --generator SHOP/notes.txt", "expected a diffusers folder (with model_index.json)"),
     Bad("run digits --generator SHOP/broken-index", "model_index.json is not valid JSON"),
-    Bad("run digits --generator SHOP/another-kind", "holds a UNet2DConditionModel; so far only UNet2DModel"),
+    Bad("run digits --generator SHOP/another-kind", "XXX"),
+    Bad("run digits --generator SHOP/latent --kind pixel", "holds a UNet2DConditionModel, a pixel generator is"),
+    Bad("run digits --generator SHOP/latent --kind diffusemix", "XXX"),
+    Bad("run digits --generator GEN --kind latent", "XXX"),
+    Bad("run digits --generator GEN --kind pipeline", "XXX"),
+    Bad("run digits --kind gan", "generate.kind: Input should be 'auto', 'pixel', 'latent', 'pipeline' or"),
+    Bad('run digits --set generate.loras=[\\"x.safetensors\\"]', "a pixel generator takes no loras; leave"),
+    Bad('run digits --set generate.textual_inversions=[\\"x\\"]', "a pixel generator takes no textual_inversions"),
+    Bad('run digits --generator SHOP/latent --set generate.loras=[\\"SHOP/nowhere.safetensors\\"]', "XXX"),
+    Bad("run digits --set generate.dtype=int8", "generate.dtype: Input should be 'auto', 'float32', 'bfloat16' or"),
+    Bad("run digits --generate-batch-size 0", "generate.batch_size: Input should be greater than or equal to 1, got 0"),
+    Bad("run digits --processes -1", "generate.processes: Input should be greater than or equal to 0, got -1"),
     Bad("run digits --generator SHOP/no-weights", "pickled weights (.bin) are refused"),
     Bad("run digits --generator SHOP/unlabelled", "has no class embeddings, so it cannot keep the label of an image"),
     Bad("run digits --generator SHOP/few-classes", "generator few-classes knows 5 classes, the data have 10"),
@@ -270,10 +294,38 @@ BAD = [
         "run digits --generator SHOP/unguided --set sample.guidance_scale=3",
         "was trained without an unconditional branch: set the guidance scale to 1",
     ),
-    Bad("run digits --generator SHOP/coarse", "a grid of 20 steps is finer than the 10 timesteps of generator coarse"),
+    Bad("run digits --generator SHOP/coarse", "a grid has 1 to 10 steps (the model's training timesteps), got 20"),
     Bad("run SHOP/good", "class 0 of the data is 'cat', of generator tiny it is '0'"),
-    Bad("run SHOP/colour", "generator tiny makes images of 1 channels, the data have 3"),
-    Bad("run SHOP/wide.npz", "makes square images, the data are 10x8; give an image size"),
+    # Sampling
+    Bad("run digits --sampling slow", "no sampling is called 'slow'; there are paper, balanced, fast", 2),
+    Bad("run digits --set sample.sampler=euler", "sample.sampler: Input should be 'ddpm', 'ddim', 'dpm++2m' or 'lcm'"),
+    Bad("run digits --set sample.steps=21", "21 steps are more than the 20 of the grid; raise sample.grid too"),
+    Bad("run digits --sampling fast --set sample.steps=101", "101 steps are more than the 100 of the grid"),
+    Bad("run digits --set sample.match=eye", "sample.match: Input should be 'snr', 'steps' or 'strength'"),
+    Bad("run digits --set sample.grid=1001", "sample.grid: Input should be less than or equal to 1000, got 1001"),
+    # Prompts
+    Bad("run digits --prompt 'a digit'", "template 'a digit' must have {name} where the class's name goes"),
+    Bad("run digits --prompt '{name}' --prompt '{label}'", "template '{label}' must have {name}"),
+    Bad("run digits --set prompts.names=SHOP/names.csv", "names classes that do not exist, ten"),
+    Bad("run digits --set prompts.names=SHOP/names.yaml", "names.yaml is no .json, .csv, .tsv or .txt file"),
+    Bad("run digits --set prompts.names=SHOP/nowhere.csv", "nowhere.csv does not exist; give the path of a file"),
+    # Sizes
+    Bad("run digits --work-size 4", "sizes.work_size: work size 4 is too small; give 8 to 4096"),
+    Bad("run digits --work-size -8", "sizes.work_size: Input should be greater than or equal to 0, got -8"),
+    Bad("run digits --set sizes.filter=sinc", "sizes.filter: Input should be 'nearest', 'box', 'bilinear'"),
+    Bad("run SHOP/colour", "the images are in colour and the generator makes grey ones; name a generator with 3"),
+    Bad("run SHOP/wide.npz", "an image of 40x8 has one side 5.0 times the other, expected at most 4 times; crop it"),
+    Bad("run SHOP/long --image-size 8 --set sizes.returned=source", "an image of 40x8 has one side 5.0 times"),
+    # Scores
+    Bad("run digits --set scores.judge=SHOP/nowhere", "there is no judge at"),
+    Bad("run digits --set scores.judge=SHOP/names.csv", "names.csv does not hold the weights of this classifier"),
+    Bad("run digits --set scores.clip=SHOP/nowhere", "nowhere is not the folder of a CLIP model: it has no"),
+    Bad("run digits --set scores.safety=true", "generator tiny ships no safety checker; turn scores.safety off"),
+    Bad("run digits --set quality.min_clip_score=0.2", "quality.min_clip_score is 0.2: name a CLIP model"),
+    Bad("run digits --set quality.drop_unsafe=true", "quality.drop_unsafe is True: turn scores.safety on"),
+    # DiffuseMix
+    Bad("run digits --set diffusemix.fractal_alpha=1", "diffusemix.fractal_alpha: Input should be less than 1, got 1"),
+    Bad("run digits --set diffusemix.masks=round", "diffusemix.masks: Input should be 'code' or 'paper', got 'round'"),
     # The command itself
     Bad("run digits --colour red", "No such option: --colour", 2),
     Bad("run digits flowers102", "unexpected extra argument", 2),

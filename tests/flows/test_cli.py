@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from flows import cli, generator, stages
-from flows.cli import _put, _settings
 from flows.config import CompareConfig, RunConfig, demo_config, one_setting
 from flows.generator import FitGeneratorConfig
 from flows.run import RunFolder
+from flows.settings import nested
 
 Tiny = Callable[..., CompareConfig]
 Slowlane = Callable[..., Any]
@@ -24,6 +24,12 @@ FLOWS = ["augment_and_retrain", *STAGES[1:]]
 OPTIONS = {
     "--out",
     "--generator",
+    "--kind",
+    "--sampling",
+    "--prompt",
+    "--work-size",
+    "--generate-batch-size",
+    "--processes",
     "--k",
     "--levels",
     "--model",
@@ -272,16 +278,12 @@ def test_a_file_may_name_the_source(ask: Callable[..., SimpleNamespace], tmp_pat
 
 
 def test_settings_are_nested_by_their_dots() -> None:
-    settings: dict[str, Any] = {}
-    _put(settings, "seed", 1)
-    _put(settings, "train.lr", 2)
-    _put(settings, "train.rho", 3)
-    assert settings == {"seed": 1, "train": {"lr": 2, "rho": 3}}
+    assert nested(None, {"seed": 1, "train.lr": 2, "train.rho": 3}, None) == {"seed": 1, "train": {"lr": 2, "rho": 3}}
 
 
 def test_a_value_of_set_is_json_and_else_a_word() -> None:
     words = ["a=1", "b=1.5", "c=true", "d=[1,2]", "e=null", "f=word", 'g="1"', "h=", "i=x=y"]
-    assert _settings(None, {}, words) == {
+    assert nested(None, {}, words) == {
         "a": 1,
         "b": 1.5,
         "c": True,
@@ -295,7 +297,7 @@ def test_a_value_of_set_is_json_and_else_a_word() -> None:
 
 
 def test_an_option_that_is_not_given_sets_nothing() -> None:
-    assert _settings(None, {"seed": None, "train.lr": 0.0}, None) == {"train": {"lr": 0.0}}
+    assert nested(None, {"seed": None, "train.lr": 0.0}, None) == {"train": {"lr": 0.0}}
 
 
 # ------------------------------------------------------------------------------------------------- going on
@@ -429,7 +431,7 @@ def fitted(fake_flows: Any, monkeypatch: pytest.MonkeyPatch) -> list[FitGenerato
     return configs
 
 
-def test_fit_generator_options_become_settings(
+def test_fit_generator_options_becomenested(
     slowlane: Slowlane, fitted: list[FitGeneratorConfig], tmp_path: Path
 ) -> None:
     words = "--steps 5 --channels 8,16 --size 16 --batch-size 4 --image-size 24 --train-limit 30 --seed 2 --device cpu"

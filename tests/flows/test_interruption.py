@@ -52,7 +52,7 @@ config = read_config(run.path)
 todo = synthesis.open_parts(run, config)
 with meter("generate", todo.images, "images", todo.images_done) as bar:
     for number in todo.parts:
-        synthesis.make_one_part(run, config, number, bar)
+        synthesis.make_one_part(run, config, number, bar.add)
 """
 RETRAIN = """
 import sys, time
@@ -112,21 +112,16 @@ def killed(killed_runs: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(**{name: RunFolder(tmp_path / name) for name in vars(killed_runs)})
 
 
-def parts(run: RunFolder, story: Story) -> dict[str, bytes]:
-    """The files of the synthetic data set but for the records, which tell the time."""
-    return {n: c for n, c in story.contents(run.path / "synthetic").items() if not n.startswith(".parts/")}
-
-
 def test_generation_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     killed: SimpleNamespace, pristine: RunFolder, tiny: Tiny, story: Story
 ) -> None:
-    run, whole = killed.generate, parts(pristine, story)
+    run, whole = killed.generate, story.data_set(pristine)
     before = story.times(run.path / "synthetic")
     finished_before = {name for n in (0, 1) for name in (f"part-0000{n}.parquet", f".parts/part-0000{n}.json")}
     (half_written,) = before.keys() - finished_before  # and no manifest: no data set
     assert half_written.startswith(".part-00002.parquet.")
     assert story.make_images(run, tiny()) == list(range(2, len(whole) - 1))
-    assert parts(run, story) == whole  # byte for byte, the manifest too, and what was half-written is gone
+    assert story.data_set(run) == whole  # byte for byte, the manifest too, and what was half-written is gone
     after = story.times(run.path / "synthetic")
     assert {name: after[name] for name in finished_before} == {name: before[name] for name in finished_before}
 
@@ -213,7 +208,7 @@ def test_a_full_disk_stops_generation_and_what_was_finished_stays(
     assert names == whole | ({"part-00002.parquet"} if files == 5 else set())  # nothing half-written
     before = story.times(finished.path / "synthetic")
     assert story.make_images(finished, tiny())[0] == 2
-    assert parts(finished, story) == parts(pristine, story)
+    assert story.data_set(finished) == story.data_set(pristine)
     after = story.times(finished.path / "synthetic")
     assert {name: after[name] for name in whole} == {name: before[name] for name in whole}
 

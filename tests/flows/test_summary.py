@@ -15,7 +15,7 @@ from data.store import read_json, write_arrays
 from data.synthetic import SyntheticFolder
 from flows import summary
 from flows.config import CompareConfig
-from flows.inputs import denoiser_of, images_of, selected, selection_path
+from flows.inputs import generator_of, images_of, selected, selection_path
 from flows.run import RunFolder
 
 Tiny = Callable[..., CompareConfig]
@@ -138,9 +138,9 @@ def test_a_generator_that_saw_the_training_images_only_is_warned_of(
     own: int, others: int, warned: bool, pristine: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = images_of(tiny().data).train
-    fake = copy.copy(denoiser_of(tiny()))
+    fake = copy.copy(generator_of(tiny()))
     fake.trained_on = frozenset([*train.sha256[:own], *(f"{number:064d}" for number in range(others))])
-    monkeypatch.setattr(summary, "denoiser_of", lambda _: fake)
+    monkeypatch.setattr(summary, "generator_of", lambda _: fake)
     lines = warnings(pristine, tiny(), own)
     assert len(lines) == warned
     assert all("seen only the classifier's own training images: no gain is to be expected" in line for line in lines)

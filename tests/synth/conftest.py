@@ -1,4 +1,4 @@
-"""What the tests of synth share: a fake generator behind the real interface, small images, a tiny real UNet."""
+"""What the tests of synth share: fakes behind the real interfaces, small images, a tiny real UNet."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from data.images import LabeledImages
-from synth.denoiser import PredictionType
+from synth.denoiser import Made, PredictionType, Wanted
+from synth.levels import Level, NoiseGrid
 
-# (x, abar, labels) -> the clean image that a denoiser believes in.
-Belief = Callable[[Tensor, float, Tensor], Tensor]
+# (x, abar, labels) -> the clean image that a denoiser believes in. abar is float64 (n, 1, 1, 1), one an image.
+Belief = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (references uint8 (n, h, w, c), what is wanted) -> images uint8 (n, h, w, c), all finite, or what was made.
+Change = Callable[[np.ndarray, Wanted], np.ndarray | Made]
 
 
 def cosine_alphas_cumprod(steps: int) -> np.ndarray:
@@ -35,14 +38,19 @@ class FakeDenoiser:
     alone, an image gives the same bits whoever shares its batch.
 
     Attributes:
-        calls: (timestep, labels) of each call of `predict`.
+        calls: (timesteps, conditions) of each call of `predict`.
+        prepared: the prompts of each call of `prepare`.
     """
 
     name = "fake"
     digest = "f" * 64
+    licence = "mit"
     device = torch.device("cpu")
     trained_on: frozenset[str] = frozenset()
     trained_on_words = ""
+    size = 8
+    multiple = 1
+    channels = 1
 
     def __init__(
         self,
@@ -51,39 +59,115 @@ class FakeDenoiser:
         prediction_type: PredictionType = "sample",
         clip: bool = False,
         unconditional: bool = True,
+        timestep_scaling: float = 0.0,
         alphas_cumprod: np.ndarray | None = None,
     ) -> None:
         self.believe = believe
         self.prediction_type = prediction_type
         self.clip = clip
         self.unconditional = unconditional
+        self.timestep_scaling = timestep_scaling
         self.alphas_cumprod = cosine_alphas_cumprod(1000) if alphas_cumprod is None else alphas_cumprod
-        self.calls: list[tuple[int, list[int]]] = []
+        self.calls: list[tuple[list[int], list[int]]] = []
+        self.prepared: list[list[str]] = []
 
-    def check(self, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> None:
+    def check(self, class_names: tuple[str, ...]) -> None:
         """Anything goes."""
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        self.prepared.append(list(prompts))
+
+    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:  # noqa: ARG002
+        return torch.from_numpy(labels)
 
     def encode(self, images: np.ndarray) -> Tensor:
         return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def decode(self, x0: Tensor, image_shape: tuple[int, int, int]) -> np.ndarray:
-        assert x0.shape[2:] == image_shape[:2]  # no resizing here
-        pixels = ((x0.nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
-        return pixels.permute(0, 2, 3, 1).numpy()
+    def decode(self, x0: Tensor) -> Tensor:
+        return x0
 
-    def predict(self, x: Tensor, timestep: int, labels: Tensor) -> Tensor:
-        self.calls.append((timestep, labels.tolist()))
-        abar = float(self.alphas_cumprod[timestep])
-        signal, noise = abar**0.5, (1 - abar) ** 0.5
-        x0 = self.believe(x, abar, labels)
+    def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+        self.calls.append((timesteps.tolist(), conditions.tolist()))
+        abar = torch.from_numpy(self.alphas_cumprod)[timesteps.cpu()][:, None, None, None].to(x.device)
+        x0 = self.believe(x, abar, conditions)
+        if self.prediction_type == "sample":
+            return x0
+        signal, noise = abar.sqrt().float(), (1 - abar).sqrt().float()
         eps = (x - signal * x0) / noise
-        return {"sample": x0, "epsilon": eps, "v_prediction": signal * eps - noise * x0}[self.prediction_type]
+        return eps if self.prediction_type == "epsilon" else signal * eps - noise * x0
+
+
+class FakeGenerator:
+    """A `Generator` without a model: `change` makes images of references; by default it leaves them as they are.
+
+    Levels are of a grid of ten steps on the cosine schedule.
+
+    Attributes:
+        fits: more images than this in one call of `make` or `seconds_per_call` run out of memory.
+        encoded: images of each call of `encode`, their (n, h, w, c).
+        made: the wanted images of each call of `make`.
+        timed: images of each call of `seconds_per_call`.
+    """
+
+    name = "fake"
+    digest = "f" * 64
+    licence = "mit"
+    device = torch.device("cpu")
+    trained_on: frozenset[str] = frozenset()
+    trained_on_words = ""
+    calls_a_step = 1
+
+    def __init__(
+        self,
+        change: Change = lambda references, _: references,
+        *,
+        size: int = 8,
+        multiple: int = 1,
+        channels: int = 1,
+        fits: int = 10**6,
+    ) -> None:
+        self.change = change
+        self.size = size
+        self.multiple = multiple
+        self.channels = channels
+        self.fits = fits
+        self.encoded: list[tuple[int, ...]] = []
+        self.made: list[Wanted] = []
+        self.timed: list[int] = []
+
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Anything goes."""
+
+    def level(self, steps: int) -> Level:
+        return NoiseGrid.of(cosine_alphas_cumprod(1000), 10).level(steps, steps)
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Nothing to prepare."""
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        self.encoded.append(images.shape)
+        return torch.from_numpy(images.copy())
+
+    def make(self, references: Tensor, wanted: Wanted) -> Made:
+        self.made.append(wanted)
+        self._fit(len(references))
+        made = self.change(references.numpy().copy(), wanted)
+        return made if isinstance(made, Made) else Made(made, np.ones(len(made), bool))
+
+    def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:  # noqa: ARG002
+        self.timed.append(len(references))
+        self._fit(len(references))
+        return 1 / len(references)
+
+    def _fit(self, images: int) -> None:
+        if images > self.fits:
+            raise torch.OutOfMemoryError(f"{images} images")
 
 
 def constant(values: Sequence[float]) -> Belief:
     """Sees the grey `values[label]` in anything; the last value is for label -1."""
 
-    def believe(x: Tensor, abar: float, labels: Tensor) -> Tensor:
+    def believe(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
         return torch.tensor(values)[labels][:, None, None, None].expand_as(x)
 
     return believe
@@ -92,7 +176,7 @@ def constant(values: Sequence[float]) -> Belief:
 def picture(x0: Tensor) -> Belief:
     """Sees `x0[label]`, (c, h, w), in anything."""
 
-    def believe(x: Tensor, abar: float, labels: Tensor) -> Tensor:
+    def believe(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
         return x0[labels]
 
     return believe
@@ -105,10 +189,10 @@ def gaussian(mu: Sequence[float], s: float) -> Belief:
     mu + K (x - sqrt(a) mu) with K = s^2 sqrt(a) / (a s^2 + 1 - a).
     """
 
-    def believe(x: Tensor, abar: float, labels: Tensor) -> Tensor:
-        gain = s**2 * abar**0.5 / (abar * s**2 + 1 - abar)
+    def believe(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
+        gain = (s**2 * abar.sqrt() / (abar * s**2 + 1 - abar)).float()
         mean = torch.tensor(mu)[labels][:, None, None, None]
-        return mean + gain * (x - abar**0.5 * mean)
+        return mean + gain * (x - abar.sqrt().float() * mean)
 
     return believe
 
@@ -124,9 +208,10 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fakes() -> SimpleNamespace:
-    """The fake generator (`Denoiser`), what it can believe in (the others) and its schedule."""
+    """The fake `Denoiser`, what it can believe in and its schedule, and the fake `Generator`."""
     return SimpleNamespace(
         Denoiser=FakeDenoiser,
+        Generator=FakeGenerator,
         constant=constant,
         picture=picture,
         gaussian=gaussian,

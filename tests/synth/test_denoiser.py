@@ -1,102 +1,89 @@
 import inspect
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from synth.denoiser import Denoiser, PredictionType, generator_folder, load_denoiser, to_x0
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the folder of shipped generators, with `digits` and `toys` in it."""
-    folder = tmp_path / "shipped"
-    for name in ("toys", "digits"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "model_index.json").write_text("{}")
-    monkeypatch.setattr("synth.denoiser._SHIPPED", folder)
-    return folder
+from synth.denoiser import Denoiser, Generator, PredictionType, Wanted, to_pixels, to_x0
+from synth.loop import LoopGenerator
+from synth.pixel import PixelDenoiser
+from synth.sample import SampleConfig
 
 
 # abar 0.36: signal 0.6, noise 0.8. x0 = 0.5 and eps = -1 make x = 0.3 - 0.8 = -0.5 and v = -0.6 - 0.4 = -1.
 @pytest.mark.parametrize(("kind", "output"), [("epsilon", -1.0), ("v_prediction", -1.0), ("sample", 0.5)])
 def test_each_kind_of_output_stands_for_the_same_clean_image(kind: PredictionType, output: float) -> None:
-    x0 = to_x0(kind, torch.tensor([output]), torch.tensor([-0.5]), 0.36)
+    x0 = to_x0(kind, torch.tensor([output]), torch.tensor([-0.5]), torch.tensor([0.6]), torch.tensor([0.8]))
     assert x0.item() == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_outputs_become_the_x0_that_diffusers_makes_of_them(kind: PredictionType) -> None:
+def test_outputs_become_the_x0_that_diffusers_makes_of_them_each_at_its_own_timestep(kind: PredictionType) -> None:
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind, clip_sample=False)
-    x, output = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    for timestep in (0, 494, 900):
-        theirs = scheduler.step(output, timestep, x, generator=torch.Generator()).pred_original_sample
-        ours = to_x0(kind, output, x, float(scheduler.alphas_cumprod[timestep]))
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    timesteps = [0, 494, 900]
+    theirs = [
+        scheduler.step(output[row], timestep, x[row], generator=torch.Generator()).pred_original_sample
+        for row, timestep in enumerate(timesteps)
+    ]
+    abar = scheduler.alphas_cumprod[timesteps][:, None, None, None].double()
+    ours = to_x0(kind, output, x, abar.sqrt().float(), (1 - abar).sqrt().float())
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
 
-def test_the_fake_of_these_tests_has_all_that_a_generator_has(fakes: SimpleNamespace) -> None:
-    fake = fakes.Denoiser(fakes.constant([0.0]))
-    methods = {name: value for name, value in vars(Denoiser).items() if inspect.isfunction(value) and name[0] != "_"}
-    assert set(methods) == {"check", "encode", "decode", "predict"}
-    for name in Denoiser.__annotations__:
-        assert hasattr(fake, name), name
+def test_pixels_are_rounded_and_clipped_and_what_is_not_finite_is_black() -> None:
+    values = [-1.0, 1.0, 0.0, 1 / 255, -2.0, 7.0, torch.nan, torch.inf, -torch.inf]
+    made = to_pixels(torch.tensor(values)[:, None, None, None])
+    assert (made.images.shape, made.images.dtype) == ((9, 1, 1, 1), np.uint8)
+    # 0 is 127.5, which rounds to the even 128; 1/255 is 128 exactly.
+    assert made.images.ravel().tolist() == [0, 255, 128, 128, 0, 255, 0, 0, 0]
+    assert made.finite.tolist() == [True] * 6 + [False] * 3
+
+
+def test_every_grey_level_survives_the_way_to_floats_and_back() -> None:
+    images = np.stack([np.arange(256, dtype=np.uint8).reshape(8, 32)] * 3, -1)[None]
+    images[0, ..., 1] = images[0, ::-1, :, 1]  # channels differ and sides too: a swap of axes would show
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(to_pixels(x.float() / 127.5 - 1).images, images)
+    np.testing.assert_array_equal(to_pixels(x.double() / 127.5 - 1).images, images)
+
+
+def test_one_bad_value_marks_its_own_image_and_blackens_itself_alone() -> None:
+    x = torch.full((3, 1, 2, 2), 1.0)
+    x[1, 0, 0, 1] = torch.nan
+    made = to_pixels(x)
+    assert made.finite.tolist() == [True, False, True]
+    assert made.images[1, :, :, 0].tolist() == [[255, 0], [255, 255]]
+    assert (made.images[[0, 2]] == 255).all()
+
+
+def test_some_of_what_is_wanted_is_taken_in_the_order_asked_for() -> None:
+    wanted = Wanted(np.array([5, 6, 7]), ["a", "b", "c"], np.array([1, 2, 3]), [10, 2**62, 12])
+    some = wanted.take(np.array([2, 0, 2]))
+    assert len(wanted) == len(some) == 3
+    assert (some.labels.tolist(), list(some.prompts)) == ([7, 5, 7], ["c", "a", "c"])
+    assert (some.levels.tolist(), list(some.seeds)) == ([3, 1, 3], [12, 10, 12])
+
+
+def check_interface(protocol: Any, made: Any) -> None:
+    methods = {name: value for name, value in vars(protocol).items() if inspect.isfunction(value) and name[0] != "_"}
+    for name in protocol.__annotations__:
+        assert hasattr(made, name), name
     for name, method in methods.items():
-        assert list(inspect.signature(getattr(type(fake), name)).parameters) == list(
-            inspect.signature(method).parameters
-        )
+        theirs = inspect.signature(getattr(type(made), name)).parameters
+        assert list(theirs) == list(inspect.signature(method).parameters), name
 
 
-def test_a_generator_is_found_by_the_name_of_a_shipped_one(shipped: Path) -> None:
-    assert generator_folder("digits") == shipped / "digits"
-
-
-def test_a_generator_is_found_by_path(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = tmp_path / "home" / "mine"
-    mine.mkdir(parents=True)
-    (mine / "model_index.json").write_text("{}")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "home")
-    assert generator_folder(str(mine)) == mine
-    assert generator_folder("~/mine") == mine
-    assert generator_folder("mine").resolve() == mine
-
-
-def test_a_shipped_name_wins_over_a_folder_of_that_name_here(
-    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_all_denoisers_and_generators_of_these_tests_have_what_the_interfaces_name(
+    fakes: SimpleNamespace, tiny_unet: Any
 ) -> None:
-    (tmp_path / "digits").mkdir()
-    (tmp_path / "digits" / "model_index.json").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    assert generator_folder("digits") == shipped / "digits"
-
-
-@pytest.mark.parametrize("name", ["digit", "empty"])
-def test_an_unknown_generator_is_told_the_shipped_ones(shipped: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()  # a folder, but not of diffusers
-    message = r"^no generator at '.*': expected a diffusers folder .* shipped \(digits, toys\); `slowlane fit-gen"
-    with pytest.raises(ValueError, match=message):
-        generator_folder(str(tmp_path / name) if name == "empty" else name)
-    with pytest.raises(ValueError, match=message):
-        load_denoiser(str(tmp_path / name) if name == "empty" else name, CPU)
-
-
-def test_where_none_is_shipped_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synth.denoiser._SHIPPED", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"one of those shipped \(none\)"):
-        generator_folder("digits")
-
-
-def test_a_folder_of_diffusers_becomes_a_denoiser(save_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    denoiser: Any = load_denoiser(str(save_tiny(tmp_path / "rows")), CPU)
-    for name in Denoiser.__annotations__:
-        assert hasattr(denoiser, name), name
-    assert (denoiser.name, denoiser.prediction_type, denoiser.device) == ("rows", "v_prediction", CPU)
-    assert (denoiser.clip, denoiser.unconditional, len(denoiser.alphas_cumprod)) == (True, True, 1000)
+    denoiser = fakes.Denoiser(fakes.constant([0.0]))
+    pixel = PixelDenoiser(tiny_unet(), denoiser.alphas_cumprod, "sample", num_classes=3, name="x", digest="x")
+    check_interface(Denoiser, denoiser)
+    check_interface(Denoiser, pixel)
+    check_interface(Generator, LoopGenerator(pixel, SampleConfig()))
+    check_interface(Generator, fakes.Generator())

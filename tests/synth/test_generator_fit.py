@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data.images import LabeledImages
-from synth.denoiser import load_denoiser
 from synth.fit import GeneratorConfig, GeneratorFit, _prepare, fit_generator, save_generator
+from synth.pixel import PixelDenoiser
 from synth.sample import SampleConfig, denoise
 
 CPU = torch.device("cpu")
@@ -57,12 +57,12 @@ def test_the_loss_falls(fitted: GeneratorFit) -> None:
 
 def test_what_was_trained_takes_noise_away_again(saved: Path, tiny_images: LabeledImages) -> None:
     # Level 4 of 10 starts at timestep 333 with noise of 0.51 (and a signal of 0.86).
-    denoiser = load_denoiser(str(saved), CPU)
+    denoiser = PixelDenoiser.load(saved, CPU)
     references = denoiser.encode(tiny_images.pixels())
     out = denoise(
         denoiser,
         references,
-        tiny_images.labels,
+        denoiser.conditions(tiny_images.labels, [""] * 16),
         np.full(16, 4),
         range(16),
         SampleConfig(sampler="ddim", grid=10, guidance_scale=1),
@@ -168,25 +168,27 @@ def test_the_folder_is_one_of_diffusers_own(fitted: GeneratorFit, saved: Path) -
 
 
 def test_the_folder_is_a_generator(saved: Path, tiny_images: LabeledImages, fitted: GeneratorFit) -> None:
-    denoiser = load_denoiser(str(saved), CPU)
-    denoiser.check(tiny_images.image_shape, tiny_images.class_names)
+    denoiser = PixelDenoiser.load(saved, CPU)
+    denoiser.check(tiny_images.class_names)
+    assert (denoiser.size, denoiser.multiple, denoiser.channels) == (8, 2, 1)
     assert denoiser.unconditional
     assert denoiser.prediction_type == "v_prediction"
-    assert denoiser.trained_on == frozenset(tiny_images.sha256)
+    assert (denoiser.trained_on, denoiser.trained_on_words) == (frozenset(tiny_images.sha256), "rows of light")
     x = torch.zeros(1, 1, 8, 8)
     with torch.no_grad():
         no_label = fitted.unet(x, 0, class_labels=torch.tensor([3])).sample
-    torch.testing.assert_close(denoiser.predict(x, 0, torch.tensor([-1])), no_label, rtol=0, atol=1e-5)
+    predicted = denoiser.predict(x, torch.tensor([0]), torch.tensor([-1]))
+    torch.testing.assert_close(predicted, no_label, rtol=0, atol=1e-5)
 
 
 def test_saving_again_gives_the_same_digest(
     saved: Path, tmp_path: Path, fitted: GeneratorFit, tiny_images: LabeledImages
 ) -> None:
     save_generator(tmp_path / "again", fitted, tiny_images, SMALL, 0)
-    digest = load_denoiser(str(saved), CPU).digest
-    assert load_denoiser(str(tmp_path / "again"), CPU).digest == digest
+    digest = PixelDenoiser.load(saved, CPU).digest
+    assert PixelDenoiser.load(tmp_path / "again", CPU).digest == digest
     save_generator(tmp_path / "again", briefly(tiny_images, channels=(8, 16)), tiny_images, SMALL, 0)
-    assert load_denoiser(str(tmp_path / "again"), CPU).digest != digest  # written over, not beside
+    assert PixelDenoiser.load(tmp_path / "again", CPU).digest != digest  # written over, not beside
 
 
 def test_the_default_generator_is_small(tiny_images: LabeledImages, tmp_path: Path) -> None:

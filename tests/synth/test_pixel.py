@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import LabeledImages, decode
-from synth.generate import make_part
+from data.images import LabeledImages
+from synth.denoiser import Wanted, to_pixels
+from synth.loop import LoopGenerator
 from synth.pixel import PixelDenoiser
-from synth.plan import make_plan, requests
-from synth.quality import QualityConfig
 from synth.sample import SampleConfig, Sampler
 
 CPU = torch.device("cpu")
@@ -46,11 +45,14 @@ def test_a_folder_that_diffusers_saved_becomes_the_same_network(
     from diffusers import DDPMScheduler
 
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 2, 1])
+    labels, timesteps = torch.tensor([0, 2, 1]), torch.tensor([500, 3, 900])
     with torch.no_grad():
-        expected = tiny_unet(0).eval()(x, 500, class_labels=labels).sample
-    torch.testing.assert_close(denoiser.predict(x, 500, labels), expected, rtol=0, atol=1e-5)
-    assert float(expected.std()) > 0.1  # not a network of zeros
+        expected = [
+            tiny_unet(0).eval()(x[row : row + 1], int(timesteps[row]), class_labels=labels[row : row + 1]).sample
+            for row in range(3)
+        ]
+    torch.testing.assert_close(denoiser.predict(x, timesteps, labels), torch.cat(expected), rtol=0, atol=1e-5)
+    assert float(torch.cat(expected).std()) > 0.1  # not a network of zeros
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     np.testing.assert_array_equal(denoiser.alphas_cumprod, scheduler.alphas_cumprod.double().numpy())
     assert denoiser.alphas_cumprod.dtype == np.float64
@@ -64,10 +66,31 @@ def test_the_card_tells_classes_from_the_no_label_embedding(
     assert (plain.num_classes, plain.class_names, plain.unconditional) == (4, (), False)
 
 
-def test_the_card_tells_which_images_it_was_trained_on(folder: Path) -> None:
-    assert PixelDenoiser.load(folder, CPU).trained_on == frozenset()
-    edit(folder / "slowlane.json", trained_on_sha256=["a", "b"])
-    assert PixelDenoiser.load(folder, CPU).trained_on == {"a", "b"}
+def test_the_card_tells_which_images_it_was_trained_on_and_its_licence(folder: Path) -> None:
+    plain = PixelDenoiser.load(folder, CPU)
+    assert (plain.trained_on, plain.trained_on_words, plain.licence) == (frozenset(), "", "")
+    edit(folder / "slowlane.json", trained_on_sha256=["a", "b"], trained_on="rows of light", licence="cc0-1.0")
+    told = PixelDenoiser.load(folder, CPU)
+    assert (told.trained_on, told.trained_on_words, told.licence) == ({"a", "b"}, "rows of light", "cc0-1.0")
+
+
+def test_sizes_are_those_of_the_model(denoiser: PixelDenoiser, tiny_unet: Callable[..., Any]) -> None:
+    assert (denoiser.size, denoiser.multiple, denoiser.channels) == (8, 2, 1)  # two levels: sides are halved once
+    down, up = ("DownBlock2D",) * 3, ("UpBlock2D",) * 3
+    unet = tiny_unet(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8, 8),
+        down_block_types=down,
+        up_block_types=up,
+    )
+    deep = PixelDenoiser(unet, np.ones(1), "sample", num_classes=3, name="x", digest="x")
+    assert (deep.size, deep.multiple, deep.channels) == (32, 4, 3)
+    # And the multiple is the one that the network needs.
+    for side in (4, 12, 20):
+        x = torch.zeros(1, 3, side, 2 * side)
+        assert deep.predict(x, torch.tensor([0]), torch.tensor([0])).shape == x.shape
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -159,7 +182,8 @@ def test_broken_json_is_named(folder: Path, file: str) -> None:
 )
 def test_another_kind_of_model_is_refused_by_name(folder: Path, unet: list[str] | None, found: str) -> None:
     edit(folder / "model_index.json", unet=unet)
-    with pytest.raises(ValueError, match=f"holds a {found}; so far only UNet2DModel is understood"):
+    message = f"rows holds a {found}, a pixel generator is a UNet2DModel; leave the kind at auto$"
+    with pytest.raises(ValueError, match=message):
         PixelDenoiser.load(folder, CPU)
 
 
@@ -191,105 +215,87 @@ def test_a_card_with_more_names_than_embeddings_is_refused(folder: Path) -> None
 
 
 def test_data_that_fit_pass_the_check(denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path) -> None:
-    denoiser.check((8, 8, 1), NAMES)
-    denoiser.check((28, 28, 1), NAMES)  # another size is resized
-    denoiser.check((8, 8, 1), NAMES[:2])
+    denoiser.check(NAMES)
+    denoiser.check(NAMES[:2])
     plain = PixelDenoiser.load(save_tiny(tmp_path / "plain", card=False), CPU)
-    plain.check((8, 8, 1), ("any", "other", "names", "at all"))  # it has none to compare with
+    plain.check(("any", "other", "names", "at all"))  # it has none to compare with
 
 
 @pytest.mark.parametrize(
-    ("shape", "names", "message"),
+    ("names", "message"),
     [
-        ((8, 8, 3), NAMES, "generator rows makes images of 1 channels, the data have 3"),
-        ((6, 8, 1), NAMES, "generator rows makes square images, the data are 8x6; give an image size"),
-        ((8, 8, 1), (*NAMES, "left"), "generator rows knows 3 classes, the data have 4"),
-        ((8, 8, 1), ("top", "bottom", "middle"), r"class 1 of the data is 'bottom', .* \(it has 'bottom' at 2\)"),
-        ((8, 8, 1), ("Top", "middle", "bottom"), r"class 0 of the data is 'Top', .* is 'top' \(it has 'top' at 0\)"),
-        ((8, 8, 1), ("cat", "dog"), "class 0 of the data is 'cat', of generator rows it is 'top'; the names and their"),
+        ((*NAMES, "left"), "generator rows knows 3 classes, the data have 4"),
+        (("top", "bottom", "middle"), r"class 1 of the data is 'bottom', .* \(it has 'bottom' at 2\)"),
+        (("Top", "middle", "bottom"), r"class 0 of the data is 'Top', .* is 'top' \(it has 'top' at 0\)"),
+        (("cat", "dog"), "class 0 of the data is 'cat', of generator rows it is 'top'; the names and their"),
     ],
 )
-def test_data_that_do_not_fit_are_told_why(
-    denoiser: PixelDenoiser, shape: tuple[int, int, int], names: tuple[str, ...], message: str
-) -> None:
+def test_data_that_do_not_fit_are_told_why(denoiser: PixelDenoiser, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        denoiser.check(shape, names)
+        denoiser.check(names)
 
 
 # Pixels in and out
 
 
-def test_every_grey_level_survives_the_way_in_and_out(save_tiny: Save, tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "sixteen", sample_size=16, in_channels=3, out_channels=3)
-    denoiser = PixelDenoiser.load(folder, CPU)
-    images = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3, -1)[None]
-    images[0, ..., 1] = images[0, ..., 1].T  # not symmetric: a swap of height and width would show
+def test_every_grey_level_survives_the_way_in_and_out(denoiser: PixelDenoiser) -> None:
+    images = np.stack([np.arange(256, dtype=np.uint8).reshape(8, 32)] * 3, -1)[None]
+    images[0, ..., 1] = images[0, ::-1, :, 1]  # channels differ and sides too: a swap of axes would show
     x0 = denoiser.encode(images)
-    assert (x0.shape, x0.dtype) == ((1, 3, 16, 16), torch.float32)
+    assert (x0.shape, x0.dtype) == ((1, 3, 8, 32), torch.float32)
     assert (float(x0.min()), float(x0.max())) == (-1, 1)
     assert x0[0, 0, 0, :2].tolist() == pytest.approx([-1, -1 + 1 / 127.5])
-    np.testing.assert_array_equal(denoiser.decode(x0, (16, 16, 3)), images)
+    np.testing.assert_array_equal(to_pixels(denoiser.decode(x0)).images, images)
 
 
-@pytest.mark.parametrize("side", [5, 28])
-def test_images_of_another_size_are_resized_and_come_back(denoiser: PixelDenoiser, side: int) -> None:
-    images = np.full((2, side, side, 1), 40, np.uint8)
-    images[1, :, side // 2 :] = 255  # bicubic overshoots at this edge
-    x0 = denoiser.encode(images)
-    assert x0.shape == (2, 1, 8, 8)
-    assert float(x0.abs().max()) <= 1
-    back = denoiser.decode(x0, (side, side, 1))
-    assert (back.shape, back.dtype) == ((2, side, side, 1), np.uint8)
-    assert (back[0] == 40).all()
-    assert (np.abs(back[1, :, [0, -1]].astype(int) - [[[40]], [[255]]]) <= 12).all()
+def test_conditions_are_the_labels_whatever_the_prompts(denoiser: PixelDenoiser) -> None:
+    conditions = denoiser.conditions(np.array([2, 0]), ["a photo of a top", ""])
+    assert (conditions.tolist(), conditions.dtype) == ([2, 0], torch.int64)
 
 
-def test_decoding_rounds_clips_and_blackens_what_is_not_finite(denoiser: PixelDenoiser) -> None:
-    values = [-1.0, 1.0, 0.0, 1 / 255, -2.0, 7.0, torch.nan, torch.inf, -torch.inf]
-    x0 = torch.zeros(1, 1, 8, 8)
-    x0[0, 0, :, :].view(-1)[: len(values)] = torch.tensor(values)
-    # 0 is 127.5, which rounds to the even 128; 1/255 is 128 exactly.
-    assert denoiser.decode(x0, (8, 8, 1)).ravel()[: len(values)].tolist() == [0, 255, 128, 128, 0, 255, 0, 0, 0]
-
-
-def test_label_minus_one_is_the_embedding_after_the_last_class(denoiser: PixelDenoiser) -> None:
-    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([-1])
-    unlabelled = denoiser.predict(x, 500, labels)
-    assert torch.equal(unlabelled, denoiser.predict(x, 500, torch.tensor([3])))
+def test_condition_minus_one_is_the_embedding_after_the_last_class(denoiser: PixelDenoiser) -> None:
+    x, timesteps = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    conditions = torch.tensor([-1])
+    unlabelled = denoiser.predict(x, timesteps, conditions)
+    assert torch.equal(unlabelled, denoiser.predict(x, timesteps, torch.tensor([3])))
     for label in range(3):
-        assert not torch.equal(unlabelled, denoiser.predict(x, 500, torch.tensor([label])))
-    assert labels.tolist() == [-1]
+        assert not torch.equal(unlabelled, denoiser.predict(x, timesteps, torch.tensor([label])))
+    assert conditions.tolist() == [-1]
+
+
+def test_a_smaller_precision_is_that_of_the_network_alone(
+    save_tiny: Save, denoiser: PixelDenoiser, tmp_path: Path
+) -> None:
+    half = PixelDenoiser.load(save_tiny(tmp_path / "rows2"), CPU, torch.bfloat16)
+    x, timesteps, labels = torch.zeros(2, 1, 8, 8), torch.tensor([500, 3]), torch.tensor([0, 1])
+    output = half.predict(x, timesteps, labels)
+    assert (output.dtype, half.encode(np.zeros((1, 8, 8, 1), np.uint8)).dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(output, denoiser.predict(x, timesteps, labels), rtol=0, atol=0.05)
+    assert half.digest != denoiser.digest
 
 
 def test_predicting_keeps_no_graph_and_no_mode_of_training(tiny_unet: Callable[..., Any]) -> None:
     unet = tiny_unet(0, dropout=0.5).train()
     denoiser = PixelDenoiser(unet, np.ones(1), "sample", num_classes=3, name="x", digest="x")
-    x = torch.ones(1, 1, 8, 8)
-    first = denoiser.predict(x, 0, torch.tensor([0]))
+    x, timesteps, labels = torch.ones(1, 1, 8, 8), torch.tensor([0]), torch.tensor([0])
+    first = denoiser.predict(x, timesteps, labels)
     assert not first.requires_grad
-    assert torch.equal(first, denoiser.predict(x, 0, torch.tensor([0])))  # no dropout
+    assert torch.equal(first, denoiser.predict(x, timesteps, labels))  # no dropout
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m", "lcm"])
 def test_the_batch_size_changes_no_image(denoiser: PixelDenoiser, tiny_images: LabeledImages, sampler: Sampler) -> None:
     # Convolutions of another batch size may sum in another order. Measured on an x86-64 CPU with AVX-512, torch 2.15,
     # one thread and two: x0 up to 2.7e-6 apart (a grey level is 7.8e-3), every pixel equal. Allowed: one grey level on
     # one pixel in a thousand.
-    plan = make_plan(requests(np.arange(16), (1, 3, 5, 8)), tiny_images, 10, 0)
-    assert plan.num_rows == 64
+    generator = LoopGenerator(denoiser, SampleConfig(sampler=sampler, grid=10, guidance_scale=3))
+    rows = np.arange(64) % 16
+    wanted = Wanted(tiny_images.labels[rows], [""] * 64, np.repeat([1, 3, 5, 8], 16), list(range(64)))
+    references = generator.encode(tiny_images.pixels(rows))
 
     def pixels(batch_size: int) -> np.ndarray:
-        part = make_part(
-            denoiser,
-            tiny_images,
-            plan,
-            SampleConfig(sampler=sampler, grid=10, guidance_scale=3),
-            QualityConfig(),
-            lambda images: np.ones((len(images), 3)),
-            batch_size,
-        )
-        return np.stack([decode(cell["bytes"], "made") for cell in part["image"].to_pylist()]).astype(int)
+        batches = [np.arange(start, min(start + batch_size, 64)) for start in range(0, 64, batch_size)]
+        return np.concatenate([generator.make(references[b], wanted.take(b)).images for b in batches]).astype(int)
 
     alone = pixels(1)
     assert np.mean((alone > 0) & (alone < 255)) > 0.5  # not all clipped, where any difference would hide

@@ -12,8 +12,12 @@ from synth.plan import PLAN_SCHEMA, PlanConfig, Request, forecast, item_id, make
 SLOW = np.array([1, 5, 12])
 
 
+def named(label: int, seed: int) -> str:
+    return ("top", "middle", "bottom")[label]
+
+
 def plan_of(data: LabeledImages, k: int, grid: int = 100, seed: int = 7) -> pa.Table:
-    return make_plan(requests(SLOW, PlanConfig(k=k).steps(grid)), data, grid, seed)
+    return make_plan(requests(SLOW, PlanConfig(k=k).steps(grid)), data, grid, seed, named)
 
 
 # Requests and names
@@ -48,7 +52,7 @@ def test_a_plan_adds_k_minus_one_images_per_slow_one(tiny_images: LabeledImages)
 
 
 def test_a_plan_row_by_row(tiny_images: LabeledImages) -> None:
-    plan = make_plan([Request(5, 8, 0), Request(1, 10, 1), Request(1, 10, 0), Request(1, 4, 0)], tiny_images, 20, 7)
+    plan = make_plan([Request(5, 8, 0), Request(1, 10, 1), Request(1, 10, 0), Request(1, 4, 0)], tiny_images, 20, 7, named)
     assert plan.schema.equals(PLAN_SCHEMA)
     # Images are labelled 0, 1, 2, 0, 1, 2, ...: 1 is a "middle", 5 a "bottom".
     assert plan.drop(["seed", "source_sha256"]).to_pylist() == [
@@ -76,6 +80,19 @@ def test_every_image_has_the_label_of_its_source(tiny_images: LabeledImages) -> 
     assert len(set(plan["label"].to_pylist())) > 1
 
 
+def test_every_image_is_asked_for_in_the_words_of_its_label_and_its_own_seed(tiny_images: LabeledImages) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def prompt(label: int, seed: int) -> str:
+        asked.append((label, seed))
+        return f"{label} of {seed}"
+
+    plan = make_plan(requests(SLOW, (50, 70)), tiny_images, 100, 7, prompt)
+    rows = list(zip(plan["label"].to_pylist(), plan["seed"].to_pylist(), strict=True))
+    assert asked == rows
+    assert plan["prompt"].to_pylist() == [f"{label} of {seed}" for label, seed in rows]
+
+
 def test_every_image_carries_the_digest_of_its_source(tiny_images: LabeledImages) -> None:
     plan = plan_of(tiny_images, 2)
     pixels = tiny_images.pixels(SLOW)
@@ -85,7 +102,7 @@ def test_every_image_carries_the_digest_of_its_source(tiny_images: LabeledImages
 
 def test_seeds_stay_what_they_were_in_every_version(tiny_images: LabeledImages) -> None:
     # A changed number here makes other images of every plan ever written.
-    plan = make_plan([Request(3, 50, 0), Request(3, 40, 1)], tiny_images, 100, 7)
+    plan = make_plan([Request(3, 50, 0), Request(3, 40, 1)], tiny_images, 100, 7, named)
     assert dict(zip(plan["item_id"].to_pylist(), plan["seed"].to_pylist(), strict=True)) == {
         "0000003-50of100-v0": 8284484749781675706,
         "0000003-40of100-v1": 3504463842631168303,
@@ -93,9 +110,9 @@ def test_seeds_stay_what_they_were_in_every_version(tiny_images: LabeledImages) 
 
 
 def test_every_image_has_a_seed_of_its_own(tiny_images: LabeledImages) -> None:
-    plan = make_plan(requests(np.arange(16), (50, 50, 40)), tiny_images, 100, 7)
+    plan = make_plan(requests(np.arange(16), (50, 50, 40)), tiny_images, 100, 7, named)
     assert len(set(plan["seed"].to_pylist())) == 48
-    other = make_plan(requests(np.arange(16), (50, 50, 40)), tiny_images, 100, 8)
+    other = make_plan(requests(np.arange(16), (50, 50, 40)), tiny_images, 100, 8, named)
     assert not set(plan["seed"].to_pylist()) & set(other["seed"].to_pylist())
 
 
@@ -107,14 +124,14 @@ def test_the_images_of_k_2_are_among_those_of_k_5(tiny_images: LabeledImages) ->
 
 def test_neither_order_nor_repetition_of_requests_changes_a_plan(tiny_images: LabeledImages) -> None:
     wanted = requests(SLOW, (70, 50))
-    plan = make_plan(wanted, tiny_images, 100, 7)
+    plan = make_plan(wanted, tiny_images, 100, 7, named)
     assert plan.num_rows == 6
-    assert make_plan([*reversed(wanted), *wanted], tiny_images, 100, 7).equals(plan)
-    assert make_plan(iter(wanted), tiny_images, 100, 7).equals(plan)
+    assert make_plan([*reversed(wanted), *wanted], tiny_images, 100, 7, named).equals(plan)
+    assert make_plan(iter(wanted), tiny_images, 100, 7, named).equals(plan)
 
 
 def test_a_plan_for_nothing_is_empty(tiny_images: LabeledImages) -> None:
-    plan = make_plan([], tiny_images, 100, 7)
+    plan = make_plan([], tiny_images, 100, 7, named)
     assert plan.num_rows == 0
     assert plan.schema.equals(PLAN_SCHEMA)
 
@@ -122,14 +139,14 @@ def test_a_plan_for_nothing_is_empty(tiny_images: LabeledImages) -> None:
 @pytest.mark.parametrize("index", [-1, 16])
 def test_a_source_outside_the_data_is_refused(tiny_images: LabeledImages, index: int) -> None:
     with pytest.raises(ValueError, match=f"^source index {index} is outside the 16 images of rows of light$"):
-        make_plan([Request(0, 50, 0), Request(index, 50, 0)], tiny_images, 100, 7)
+        make_plan([Request(0, 50, 0), Request(index, 50, 0)], tiny_images, 100, 7, named)
 
 
 @pytest.mark.parametrize("level", [-1, 0, 101])
 def test_a_level_outside_the_grid_is_refused(tiny_images: LabeledImages, level: int) -> None:
     message = f"^level {level} of 100 does not exist: levels go from 1 to 100$"
     with pytest.raises(ValueError, match=message):
-        make_plan([Request(0, level, 0)], tiny_images, 100, 7)
+        make_plan([Request(0, level, 0)], tiny_images, 100, 7, named)
     with pytest.raises(ValueError, match=message):
         PlanConfig(k=3, levels=(50, level)).steps(100)
 
@@ -168,23 +185,40 @@ def test_a_config_outside_its_bounds_is_refused(bad: dict[str, Any], message: st
 # The forecast
 
 
-@pytest.mark.parametrize(("guided", "calls", "seconds"), [(False, 75, 37.5), (True, 150, 75.0)])
-def test_a_forecast_by_hand(tiny_images: LabeledImages, guided: bool, calls: int, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("calls", "total", "seconds"),
+    [
+        ({10: 10, 15: 15}, 75, 37.5),
+        ({10: 20, 15: 30}, 150, 75.0),  # with guidance
+        ({10: 3, 15: 4}, 21, 10.5),  # in fewer steps
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_forecast_by_hand(
+    tiny_images: LabeledImages, calls: dict[int, int], total: int, seconds: float, processes: int
+) -> None:
     # Image 1 is a "middle" and 5 a "bottom"; each at 10 and 15, and 1 once more at 10 and 15.
-    plan = make_plan(
-        [*requests(np.array([1]), (10, 15, 10, 15)), *requests(np.array([5]), (10, 15))], tiny_images, 20, 0
+    wanted = [*requests(np.array([1]), (10, 15, 10, 15)), *requests(np.array([5]), (10, 15))]
+    plan = make_plan(wanted, tiny_images, 20, 0, named)
+    what = forecast(
+        plan, tiny_images, calls.__getitem__, seconds_per_call=0.5, bytes_per_image=100.25, processes=processes
     )
-    what = forecast(plan, tiny_images, guided=guided, seconds_per_call=0.5, bytes_per_image=100.25)
     assert what.images == 6
     assert what.per_class == {"top": 0, "middle": 4, "bottom": 2}
     assert what.per_level == {"10 of 20": 3, "15 of 20": 3}
-    assert what.denoiser_calls == calls  # 3 x 10 + 3 x 15, twice that with guidance
-    assert what.seconds == seconds
+    assert what.denoiser_calls == total  # 3 of each level
+    assert what.seconds == pytest.approx(seconds / processes)
     assert what.bytes == 602  # 601.5
 
 
+def test_levels_are_forecast_in_their_order(tiny_images: LabeledImages) -> None:
+    plan = make_plan(requests(np.array([1]), (100, 9, 50)), tiny_images, 100, 0, named)
+    what = forecast(plan, tiny_images, lambda steps: steps, seconds_per_call=1, bytes_per_image=1)
+    assert list(what.per_level) == ["9 of 100", "50 of 100", "100 of 100"]
+
+
 def test_the_forecast_of_an_empty_plan_is_nothing(tiny_images: LabeledImages) -> None:
-    plan = make_plan([], tiny_images, 20, 0)
-    what = forecast(plan, tiny_images, guided=True, seconds_per_call=0.5, bytes_per_image=100)
+    plan = make_plan([], tiny_images, 20, 0, named)
+    what = forecast(plan, tiny_images, lambda steps: steps, seconds_per_call=0.5, bytes_per_image=100)
     assert (what.images, what.denoiser_calls, what.bytes, what.seconds, what.per_level) == (0, 0, 0, 0.0, {})
     assert what.per_class == {"top": 0, "middle": 0, "bottom": 0}

@@ -115,21 +115,21 @@ def test_a_constant_image_stays_constant(value: int, height: int, more: int, siz
     assert (made.back(work, 1) == value).all()
 
 
-def test_padding_mirrors_the_image_on_the_right_and_below() -> None:
+def test_padding_mirrors_the_image_on_all_sides() -> None:
     image = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint8)[None, :, :, None]
     work = frame(3, 3, 3, 5).forward(image, 1)
     assert work[0, :, :, 0].tolist() == [
-        [1, 2, 3, 2, 1],
-        [4, 5, 6, 5, 4],
-        [7, 8, 9, 8, 7],
-        [4, 5, 6, 5, 4],
-        [1, 2, 3, 2, 1],
+        [5, 4, 5, 6, 5],
+        [2, 1, 2, 3, 2],
+        [5, 4, 5, 6, 5],
+        [8, 7, 8, 9, 8],
+        [5, 4, 5, 6, 5],
     ]
 
 
 def test_padding_wider_than_the_image_mirrors_again() -> None:
     image = np.arange(3, dtype=np.uint8)[None, None, :, None].repeat(3, axis=1)
-    assert frame(3, 3, 3, 8).forward(image, 1)[0, 0, :, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert frame(3, 3, 3, 8).forward(image, 1)[0, 0, :, 0].tolist() == [2, 1, 0, 1, 2, 1, 0, 1]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.images import LabeledImages
-from train.evaluate import error_rate, logits_of, losses_of, softmax
+from train.evaluate import error_rate, features_of, logits_of, losses_of, softmax
 from train.models import build
 
 
@@ -62,6 +62,53 @@ def test_the_mode_is_put_back_after_an_exception() -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         logits_of(model, noise(1))
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("small-cnn", 8), ("preact-resnet18", 8), ("torchvision:mobilenet_v3_small", 32), ("torchvision:vit_b_32", 224)],
+)
+def test_features_are_what_the_last_linear_layer_makes_the_logits_of(name: str, size: int) -> None:
+    rng = np.random.default_rng(0)
+    data = LabeledImages(rng.integers(0, 256, (2, size, size, 1), dtype=np.uint8), np.arange(2), ("a", "b"), "noise")
+    model = build(name, 2, (size, size, 1), 0, 2 if name == "preact-resnet18" else 0)
+    logits, features = features_of(model, data)
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    assert features.dtype == np.float32
+    assert features.shape == (2, head.in_features)
+    again = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(logits, logits_of(model, data))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_features_do_not_depend_on_the_batch_size_and_no_hook_is_left(batch_size: int) -> None:
+    model, data = trained(), noise(7)
+    logits, features = features_of(model, data, batch_size)
+    for got, expected in zip((logits, features), features_of(model, data), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_features_of_a_convolution_are_averaged_over_positions() -> None:
+    # Half of the pixels are 1, so their mean is 1/2: doubled by the first layer 1, tripled by the last 3.
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    images[1, 0] = 255
+    double, triple = nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False)
+    model = nn.Sequential(double, triple, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        double.weight.fill_(2)
+        triple.weight.fill_(3)
+    logits, features = features_of(model, LabeledImages(images, np.zeros(2, np.int64), ("a",), "halves"))
+    assert features.tolist() == [[0], [1]]
+    assert logits.tolist() == [[0], [3]]
+
+
+def test_a_model_without_a_layer_to_read_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    with pytest.raises(ValueError, match=r"^Sequential has no linear layer and no convolution"):
+        features_of(model, noise(3))
 
 
 def test_softmax_by_hand() -> None:

@@ -1,0 +1,303 @@
+"""`slowlane export`, `inspect` and `filter`: what is done with a synthetic data set once it is made."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.settings import nested
+
+if TYPE_CHECKING:
+    from data.card import Summary
+    from data.synthetic import SyntheticFolder
+    from flows.config import CompareConfig
+
+__all__ = ["Moved", "add_dataset_commands", "move_thresholds"]
+
+_MOST_CLASSES = 40  # in a table on the terminal
+
+Run = Annotated[Path, typer.Argument(help="Run folder")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output")]
+
+
+def add_dataset_commands(app: typer.Typer) -> None:
+    """Register `export`, `inspect` and `filter`."""
+    app.command("export")(_export)
+    app.command("inspect")(_inspect)
+    app.command("filter")(_filter)
+
+
+def _export(
+    source: Annotated[Path, typer.Argument(help="Run folder, or a synthetic data set", metavar="RUN")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty", metavar="DEST")],
+    kind: Annotated[str, typer.Option("--format", help="imagefolder, webdataset or npz")] = "imagefolder",
+    states: Annotated[str, typer.Option("--states", help="Images of these states, such as ok,near_reference")] = "ok",
+    with_real: Annotated[
+        bool, typer.Option("--with-real", help="The real training and test images too: a whole data set")
+    ] = False,
+    shard_images: Annotated[int, typer.Option("--shard-images", min=1, help="Most images a webdataset tar")] = 10_000,
+    as_json: Json = False,
+) -> None:
+    """Write the synthetic data set for others to read, with a dataset card."""
+    from data.export import EXPORT_FORMATS, export
+    from data.sources import load
+    from flows.progress import Meter, meter
+
+    if kind not in EXPORT_FORMATS:
+        raise typer.BadParameter(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {kind!r}")
+    folder, config = _located(source)
+    if with_real and config is None:
+        raise ValueError(f"{source} has no config.json, which says what the real images are; give the run folder")
+    wanted = [state.strip() for state in states.split(",") if state.strip()]
+    total = sum(count for state, count in folder.manifest()["states"].items() if state in wanted)
+    real = load(config.data) if config and with_real else None
+    total += len(real.train) + len(real.test) if real else 0
+    destination = destination.expanduser()
+    with contextlib.ExitStack() as stack:
+        bar: Meter | None = None
+
+        def on_images(count: int) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(
+                meter("export", total, "images")
+            )  # not before all that can be wrong is said
+            bar.add(count)
+
+        counts = export(
+            folder,
+            destination,
+            kind,
+            states=wanted,
+            real=real,
+            source=Path(config.data.source).name if config else "",  # a card is for others: no path of this machine
+            shard_images=shard_images,
+            on_images=on_images,
+        )
+    print(json.dumps({"path": str(destination), "images": counts}, indent=2) if as_json else destination)
+
+
+def _inspect(
+    source: Run,
+    item: Annotated[str, typer.Argument(help="Item id of one image, to be told all about it", metavar="[ITEM]")] = "",
+    by: Annotated[
+        str, typer.Option("--sheet", help="Contact sheet by state, level or a score, such as label_probability")
+    ] = "",
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="References on a contact sheet")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Show counts and scores of the synthetic data set, draw a contact sheet, or tell one image's story."""
+    from data.card import summarise
+    from flows.inspect import columns_of, sheet, tell
+
+    if item and by:
+        raise typer.BadParameter("give an item id or --sheet, not both")
+    folder, config = _located(source)
+    manifest = folder.manifest()
+    if not item and not by:
+        summary = summarise(columns_of(folder), manifest["class_names"])
+        if as_json:
+            print(json.dumps({"digest": manifest["digest"], **_summary_json(summary)}, indent=2))
+        else:
+            _print_summary(summary)
+        return
+    if config is None:
+        raise ValueError(f"{source} has no config.json, which says what the references are; give the run folder")
+    from data.sources import load
+    from flows.run import RunFolder
+
+    train = load(config.data).train
+    run = source.expanduser()
+    if by:
+        file = _write_png(run, f"sheet-{by}", sheet(folder, train, by, rows, config.seed))
+        print(json.dumps({"picture": str(file)}, indent=2) if as_json else file)
+        return
+    story = tell(RunFolder(run), config, train, item)
+    file = _write_png(run, item, story.strip)
+    if as_json:
+        print(json.dumps({**story.told, "picture": str(file)}, indent=2, ensure_ascii=False))
+    else:
+        _print_story(story.told)
+        print(file)
+
+
+def _filter(
+    source: Run,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="A threshold, such as quality.min_distance=2; repeatable"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Move the thresholds: restate every image by the scores it has, without generating."""
+    changes = nested(None, {}, settings)
+    if set(changes) != {"quality"} or not isinstance(changes["quality"], dict):
+        raise typer.BadParameter("give thresholds to move, and nothing else, such as --set quality.min_distance=2")
+    moved = move_thresholds(source.expanduser(), changes["quality"])
+    if as_json:
+        print(json.dumps({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}, indent=2))
+        return
+    from rich.console import Console
+
+    states = [state for state in moved.before if moved.before[state] or moved.after[state]]
+    rows = [(state, f"{moved.before[state]:,}", f"{moved.after[state]:,}") for state in states]
+    console = Console()
+    console.print(_table("", ["state", "before", "after"], rows))
+    if moved.out_of_date:
+        console.print(
+            f"trained on the images of before: {', '.join(moved.out_of_date)}; "
+            f"`slowlane retrain --out {source}` trains them again",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What moving thresholds did: images by state, before and after, and what was trained on those of before."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    out_of_date: list[str]
+
+
+def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
+    """Restate the images of a run folder by the scores they have, and keep the new thresholds in its config.
+
+    Args:
+        changes: new values of fields of `QualityConfig`.
+
+    Raises:
+        ValueError: the data set is not finished, a threshold does not exist, or its score was not measured; nothing
+            has changed then.
+    """
+    from data.store import write_json
+    from data.synthetic import SyntheticFolder
+    from flows.config import CompareConfig, read_config
+    from flows.run import RunFolder
+    from flows.synthesis import finish_synthetic
+
+    run, config, folder = RunFolder(path), read_config(path), SyntheticFolder(path / "synthetic")
+    before = folder.manifest()
+    settings = config.model_dump(mode="json")
+    config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
+    # The config last: after an interruption `slowlane generate` goes back to the old thresholds, and nothing is mixed.
+    finish_synthetic(run, config)
+    write_json(path / "config.json", config.model_dump(mode="json"))
+    after = folder.manifest()
+    trained = {record["stage"] for record in run.records()}
+    out_of_date = [
+        f"{arm.name} with {optimizer}"
+        for arm in config.parsed_arms
+        for optimizer in config.optimizers
+        if (arm.kind == "synthetic" or arm.equal_steps_of) and f"retrain-{arm.name}-{optimizer}" in trained
+    ]
+    return Moved(before["states"], after["states"], out_of_date if after["digest"] != before["digest"] else [])
+
+
+def _located(path: Path) -> "tuple[SyntheticFolder, CompareConfig | None]":
+    """The data set of a run folder with the run's config, or a data set alone."""
+    from data.synthetic import SyntheticFolder
+    from flows.config import read_config
+
+    path = path.expanduser()
+    if (path / "config.json").is_file():
+        return SyntheticFolder(path / "synthetic"), read_config(path)
+    return SyntheticFolder(path), None
+
+
+def _write_png(run: Path, name: str, picture: Any) -> Path:
+    from data.store import atomic_path
+
+    file = run / "inspect" / f"{name}.png"
+    with atomic_path(file) as temporary:
+        picture.save(temporary, format="PNG")
+    return file
+
+
+# ------------------------------------------------------------------------------------------------- on the terminal
+
+
+def _table(title: str, header: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title or None, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(
+            escape(name), justify="left" if place == 0 or name == "meaning" else "right", no_wrap=place > 0
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _summary_json(summary: "Summary") -> dict[str, Any]:
+    from data.card import QUANTILES
+
+    scores = {
+        name: {f"{share:.0%}": value for share, value in zip(QUANTILES, values, strict=True)}
+        for name, values in summary.scores.items()
+    }
+    return {**vars(summary), "scores": scores}
+
+
+def _print_summary(summary: "Summary") -> None:
+    from rich.console import Console
+
+    from data.card import QUANTILES, STATE_WORDS
+
+    console, states = Console(), list(summary.states)
+    console.print(
+        _table(
+            f"{summary.images:,} images",
+            ["state", "images", "share", "meaning"],
+            [
+                (state, f"{count:,}", f"{count / summary.images:.1%}", STATE_WORDS.get(state, ""))
+                for state, count in summary.states.items()
+            ],
+        )
+    )
+    for what, counts in (("level", summary.levels), ("class", summary.classes)):
+        shown = list(counts.items())[:_MOST_CLASSES]
+        rows = [
+            (name, f"{sum(own.values()):,}", *(f"{own.get(state, 0):,}" for state in states)) for name, own in shown
+        ]
+        console.print()
+        console.print(_table("", [what, "images", *states], rows))
+        if len(counts) > len(shown):
+            console.print(f"... and {len(counts) - len(shown):,} more; --json has all")
+    console.print()
+    quantiles = [f"{share:.0%}" for share in QUANTILES]
+    rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in summary.scores.items()]
+    console.print(_table("", ["score", *quantiles], rows))
+
+
+def _print_story(told: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for heading, section in told.items():
+        for place, (name, value) in enumerate(section.items()):
+            table.add_row(heading if place == 0 else "", escape(name), escape(_said(value)))
+    Console().print(table)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):  # a threshold
+        if value["passes"] is None:
+            return f"{value['score']} not measured"
+        verdict = "passes" if value["passes"] else "does not pass"
+        return f"{value['score']} {_said(value['value'])}, limit {_said(value['limit'])}: {verdict}"
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,152 @@
+"""What can go wrong while images are made: memory, thresholds, and what a plan tells of its generator."""
+
+import shutil
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from data.store import read_json
+from data.synthetic import SyntheticFolder
+from flows import synthesis
+from flows.config import CompareConfig
+from flows.inputs import generator_of
+from flows.run import Partial, RunFolder
+from synth.denoiser import Made, Wanted
+
+Tiny = Callable[..., CompareConfig]
+Story = SimpleNamespace
+
+
+def never(*_: object, **__: object) -> Any:
+    raise AssertionError("images were made again")
+
+
+@pytest.fixture
+def planned(finished: RunFolder) -> RunFolder:
+    """The finished run without its synthetic images."""
+    shutil.rmtree(finished.path / "synthetic")
+    return finished
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+class Narrow:
+    """A generator on a device that has room for so many images at once."""
+
+    def __init__(self, real: Any, most: int) -> None:
+        self.real, self.most = real, most
+        self.asked: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def make(self, references: torch.Tensor, wanted: Wanted) -> Made:
+        self.asked.append(len(wanted))
+        if len(wanted) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.real.make(references, wanted)
+
+
+def test_batches_that_do_not_fit_are_halved_once_and_for_all_and_change_no_image(
+    planned: RunFolder,
+    pristine: RunFolder,
+    tiny: Tiny,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    narrow = Narrow(generator_of(tiny()), 3)
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: narrow)
+    story.make_images(planned, tiny())
+    assert narrow.asked[:4] == [7, 3, 3, 1]  # parts of 7; batches may have 8
+    assert max(narrow.asked[1:]) == 3
+    assert "generate: out of memory; batches of 3 to make 8x8" in capsys.readouterr().err.splitlines()
+    assert read_json(planned.path / "batch_sizes.json") == {f"cpu {narrow.digest[:16]}": {"make 8x8": 3}}
+    story.same_but_for_rounding(planned, pristine)
+    shutil.rmtree(planned.path / "synthetic")
+    narrow.asked.clear()
+    story.make_images(planned, tiny())  # as another process would, or the same command another day
+    assert max(narrow.asked) == 3
+    story.same_but_for_rounding(planned, pristine)
+
+
+def test_a_device_without_room_for_one_image_ends_it_with_what_to_do(
+    planned: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = Narrow(generator_of(tiny()), 0)
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: narrow)
+    with pytest.raises(MemoryError, match=r"not even one image fits into the memory \(make 8x8\); set a smaller"):
+        story.make_images(planned, tiny())
+    assert not (planned.path / "synthetic").exists()
+
+
+# ------------------------------------------------------------------------------------------------- what failed
+
+
+def test_what_failed_is_listed_until_all_is_made(planned: RunFolder) -> None:
+    file = planned.path / "synthetic" / "failures.json"
+    with pytest.raises(Partial) as caught:
+        synthesis.check_failures(planned, {"part 2": "it broke", "0000003-5of10-v0": "so did this"})
+    assert str(caught.value) == f"2 could not be made, listed in {file}; the first is part 2: it broke"
+    assert read_json(file) == {"part 2": "it broke", "0000003-5of10-v0": "so did this"}
+    synthesis.check_failures(planned, {})
+    assert not file.exists()
+
+
+# ------------------------------------------------------------------------------------------------- duplicates
+
+
+def test_duplicates_are_found_over_the_whole_set_and_without_making_it_again(
+    finished: RunFolder, pristine: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = tiny({"quality.min_duplicate_distance": 255})  # all images are: of each class the first is left
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis, "draw", never)
+        assert story.make_images(finished, alike) == []
+        moved = story.data_set(finished)
+        table = SyntheticFolder(finished.path / "synthetic").rows()
+        seen: set[int] = set()
+        for label, state in zip(table["label"].to_pylist(), table["state"].to_pylist(), strict=True):
+            assert state == ("duplicate" if label in seen else "ok")
+            seen.add(label)
+        story.make_images(finished, tiny())
+        assert story.data_set(finished) == story.data_set(pristine)
+    shutil.rmtree(finished.path / "synthetic")
+    story.make_images(finished, alike)
+    assert story.data_set(finished) == moved
+
+
+# ------------------------------------------------------------------------------------------------- the plan
+
+
+def test_a_plan_tells_of_its_generator_and_so_does_the_data_set(pristine: RunFolder, tiny: Tiny) -> None:
+    generator = generator_of(tiny())
+    assert pristine.record("plan")["facts"]["generator"] == {
+        "name": "tiny",
+        "digest": generator.digest,
+        "licence": generator.licence,
+        "trained_on": "40 digits",
+    }
+    about = SyntheticFolder(pristine.path / "synthetic").manifest()["about"]
+    assert (about["generator"], about["generator_digest"]) == ("tiny", generator.digest)
+
+
+def test_processes_are_as_many_as_asked_for_and_one_on_the_cpu(tiny: Tiny) -> None:
+    assert synthesis.generator_processes(tiny()) == 1
+    assert synthesis.generator_processes(tiny({"generate.processes": 3})) == 3
+
+
+def test_processes_share_the_time_that_is_forecast(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthesis, "probe", lambda *_: SimpleNamespace(seconds_per_call=2.0, bytes_per_image=100.0))
+    calls = finished.record("plan")["facts"]["forecast"]["denoiser_calls"]
+    (finished.path / "stages/plan.json").unlink()
+    synthesis.plan_images(finished, tiny({"generate.processes": 3}))
+    forecast = finished.record("plan")["facts"]["forecast"]
+    assert forecast["seconds"] == pytest.approx(2 * calls / 3)
+    assert forecast["bytes"] == 100 * forecast["images"]

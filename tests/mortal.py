@@ -1,0 +1,38 @@
+"""Makes parts as `flows.synthesis` does, in a process that is killed meanwhile as often as a file beside the run says.
+
+A module of its own, since the processes that are started import it by name.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows import synthesis
+from flows.config import CompareConfig
+from flows.run import RunFolder
+
+__all__ = ["deaths", "make_one_part"]
+
+_make_one_part = synthesis.make_one_part  # also where a test puts this module's in its place
+
+
+def deaths(run: RunFolder, number: int) -> Path:
+    """The file with a letter for every death that is to come to the makers of a part."""
+    return run.path.with_name(f"{run.path.name}-deaths-{number}")
+
+
+def make_one_part(
+    run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
+) -> dict[str, Any]:
+    """`flows.synthesis.make_one_part`, killed after its first batch where a death is due."""
+
+    def report(images: int) -> None:
+        on_images(images)
+        file = deaths(run, number)
+        if file.is_file() and (left := file.read_text()):
+            file.write_text(left[1:])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _make_one_part(run, config, number, report)
