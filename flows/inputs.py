@@ -7,16 +7,17 @@ from typing import Literal
 
 import numpy as np
 import torch
+from synth.clip import ClipScorer, SafetyScorer
+from synth.diffusemix import DiffuseMixConfig
 from torch import nn
 
 from data.images import LabeledImages
 from data.seeds import child_seed
 from data.sources import DataConfig, Splits, load
+from data.store import as_path, local_file, local_folder
 from flows.config import CompareConfig
 from flows.run import RunFolder
-from synth.clip import ClipScorer, SafetyScorer
 from synth.denoiser import Generator
-from synth.diffusemix import DiffuseMixConfig
 from synth.generate import Scorers
 from synth.load import GenerateConfig, generator_folder, load_generator
 from synth.prompts import names_of
@@ -134,7 +135,7 @@ def _scorers(run: RunFolder, config: CompareConfig, _early: str) -> Scorers:  # 
     if config.scores.clip:
         names = names_of(config.prompts, train.class_names)
         prompts = [config.prompts.templates[0].replace("{name}", name) for name in names]
-        clip = ClipScorer.load(Path(config.scores.clip).expanduser(), prompts, device)
+        clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), prompts, device)
     if config.scores.safety:
         safety = SafetyScorer.load(generator_folder(config.generate.generator, config.generate.revision), device)
     return Scorers(judge, RealFeatures.of(features_of(models[0], train)[1]), clip, safety)
@@ -144,7 +145,7 @@ def _judges(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
     if not config.scores.judge:
         return early_classifiers(run, config)
     model = new_classifiers(config.model_copy(update={"seeds": 1}), images_of(config.data).train)[0]
-    load_model(Path(config.scores.judge).expanduser(), model)
+    load_model(as_path(config.scores.judge), model)
     return [model.to(device_of(config.device)).eval()]
 
 
@@ -155,5 +156,5 @@ def selection_path(run: RunFolder, method: Method, number: int) -> Path:
 
 def selected(run: RunFolder, method: Method, number: int) -> np.ndarray:
     """The indices that a method selected for a seed, int64 ascending."""
-    with np.load(selection_path(run, method, number)) as arrays:
+    with local_file(selection_path(run, method, number)) as file, np.load(file) as arrays:
         return arrays["indices"]
