@@ -170,16 +170,17 @@ def write_arrays(path: Path, **arrays: "np.ndarray") -> None:
     write_bytes(path, buffer.getvalue())
 
 
-@contextlib.contextmanager
-def local_file(path: Path) -> Iterator[Path]:
-    """The file under a local name while the block runs: itself, or a temporary copy of a remote one.
+def local_file(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """For a with block: the file under a local name, itself or a temporary copy of a remote one.
 
     Raises:
-        FileNotFoundError: there is no such remote file.
+        FileNotFoundError: on entering the block, there is no such remote file.
     """
-    if not is_remote(path):
-        yield path
-        return
+    return _temporary_copy(path) if is_remote(path) else contextlib.nullcontext(path)
+
+
+@contextlib.contextmanager
+def _temporary_copy(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="slowlane-") as folder:
         local = Path(folder) / path.name
         _remote(path).download(local)
