@@ -7,8 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from synth.clip import ClipScorer, SafetyScorer
-from synth.diffusemix import DiffuseMixConfig
 from torch import nn
 
 from data.images import LabeledImages
@@ -17,7 +15,9 @@ from data.sources import DataConfig, Splits, load
 from data.store import as_path, local_file, local_folder
 from flows.config import CompareConfig
 from flows.run import RunFolder
+from synth.clip import ClipScorer, SafetyScorer
 from synth.denoiser import Generator
+from synth.diffusemix import DiffuseMixConfig
 from synth.generate import Scorers
 from synth.load import GenerateConfig, generator_folder, load_generator
 from synth.prompts import names_of

@@ -7,17 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from s3fs import S3FileSystem
 
-from data.store import as_path, is_remote, write_bytes
+from data.store import as_path, is_remote, read_json, write_bytes
 from flows import generator as generators
 from flows import summary
 from flows.config import CompareConfig, read_config
 from flows.generator import FitGeneratorConfig
-from flows.inputs import denoiser_of
 from flows.run import RunFolder
-from synth.denoiser import load_denoiser
+from synth.load import generator_folder
 
 Tiny = Callable[..., CompareConfig]
 
@@ -62,23 +60,22 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
     assert stages_of(run) == stages_of(pristine)
 
 
-def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path, tiny: Tiny) -> None:
+def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> None:
     settings = {"steps": 2, "channels": (32,), "batch_size": 4, "size": 8}
     config = FitGeneratorConfig(data={"source": "digits"}, generator=settings, device="cpu")
     url = f"{bucket}/models/new"
     assert generators.fit_and_save(config, as_path(url)) == url
     _, there = generators.check_fit(config, as_path(url))
     assert there
-    denoiser = load_denoiser(url, torch.device("cpu"))
-    assert denoiser.name == "new"
-    assert len(denoiser.trained_on) == 800
-    copies = list(home.rglob("model_index.json"))
-    load_denoiser(url, torch.device("cpu"))
-    assert list(home.rglob("model_index.json")) == copies
+    copy = generator_folder(url)
+    assert copy.is_relative_to(home)
+    assert copy.name == "new"
+    assert len(read_json(copy / "slowlane.json")["trained_on_sha256"]) == 800
+    assert generator_folder(url) == copy
     with pytest.raises(ValueError, match=f"{url} is not empty and holds something else"):
         generators.check_fit(config.model_copy(update={"seed": 1}), as_path(url))
     with pytest.raises(ValueError, match=f"no generator at '{bucket}/models/old'"):
-        denoiser_of(tiny({"generate.generator": f"{bucket}/models/old"}))
+        generator_folder(f"{bucket}/models/old")
 
 
 def test_a_command_takes_urls(bucket: str, slowlane: Any, fake_flows: Any, tiny: Tiny) -> None:
