@@ -190,7 +190,7 @@ def _temporary_copy(path: Path) -> Iterator[Path]:
 def local_folder(path: Path) -> Path:
     """The folder under a local name: itself, or a copy of a remote one, kept under ~/.cache/slowlane/remote.
 
-    It is copied again when the name, size or ETag of one of its files is another.
+    It is copied again when the listing of the remote folder (names, sizes, ETags, times) is another. Old copies stay.
     """
     if not is_remote(path):
         return path
