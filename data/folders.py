@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from data.store import in_memory, list_folder, local_file
+
 __all__ = ["LAYOUTS", "Files", "Found", "Split", "listed", "numbered", "read_folder"]
 
 LAYOUTS = (
@@ -55,7 +57,7 @@ def read_folder(path: Path) -> Found:
     """Read an image folder or a folder of parquet files, whichever `path` is.
 
     - train/<class>/<image> and test/<class>/<image>: the classes are train's sub-folders, by name. Hidden files,
-      notes and tables (.txt, .json, .csv, .md) are passed over.
+      notes and tables (.txt, .json, .csv, .md) are passed over. Images at a URL are all fetched and held in memory.
     - train*.parquet and test*.parquet, in `path` or its data/: an image column (a struct with `bytes`, or binary),
       and `label` or the only integer column. Class names from the Hugging Face metadata, else "0".."K-1". The
       encoded images are all held in memory.
@@ -69,7 +71,7 @@ def read_folder(path: Path) -> Found:
         shards = {split: sorted(folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
         if all(shards.values()):
             return _parquet(folder, shards)
-    entries = listed(sorted(entry.name for entry in path.iterdir())) or "nothing"
+    entries = listed([entry.name for entry, _ in list_folder(path)]) or "nothing"
     raise ValueError(f"{path} holds {entries}, but not both a train and a test part; expected {LAYOUTS}")
 
 
@@ -104,22 +106,23 @@ def _image_folder(path: Path) -> Found:
     for split, classes in found.items():
         files = [file for members in classes.values() for file in members]
         labels = np.repeat([class_names.index(name) for name in classes], [len(m) for m in classes.values()])
-        splits[split] = Split(Files(files, [str(file) for file in files]), labels, str(path / split))
+        splits[split] = Split(Files(in_memory(files), [str(file) for file in files]), labels, str(path / split))
     return class_names, splits
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
     """The image files in each sub-folder of `folder`, both sorted by name."""
-    classes = {}
-    for entry in _visible(folder):
-        if not entry.is_dir():
+    classes: dict[str, list[Path]] = {}
+    for entry, is_folder in _visible(folder):
+        if not is_folder:
             raise ValueError(f"{entry} is in no class; expected {folder}/<class>/<image>, so move or remove it")
-        classes[entry.name] = files = _visible(entry)
-        for file in files:
-            if file.is_dir():
+        classes[entry.name] = files = []
+        for file, is_inner_folder in _visible(entry):
+            if is_inner_folder:
                 raise ValueError(f"{file} is a folder inside a class folder; put its images into {entry} itself")
             if file.suffix.lower() not in _IMAGE_SUFFIXES:
                 raise ValueError(f"{file} is not one of {', '.join(_IMAGE_SUFFIXES)}; convert it to PNG or remove it")
+            files.append(file)
         if not files:
             raise ValueError(f"{entry} holds no images; add some or remove the folder")
     if not classes:
@@ -127,14 +130,14 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(
-        entry
-        for entry in folder.iterdir()
+def _visible(folder: Path) -> list[tuple[Path, bool]]:
+    return [
+        (entry, is_folder)
+        for entry, is_folder in list_folder(folder)
         if not entry.name.startswith(".")
         and entry.name.lower() not in _JUNK_NAMES
-        and (entry.suffix.lower() not in _JUNK_SUFFIXES or entry.is_dir())
-    )
+        and (entry.suffix.lower() not in _JUNK_SUFFIXES or is_folder)
+    ]
 
 
 def _parquet(folder: Path, shards: dict[str, list[Path]]) -> Found:
@@ -167,7 +170,7 @@ def _shard(file: Path) -> tuple[list[bytes], np.ndarray, tuple[str, ...]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
+        with local_file(file) as local, pyarrow.parquet.ParquetFile(local) as opened:
             schema = opened.schema_arrow
             image, label = _columns(schema, file)
             table = opened.read(columns=[image, label])

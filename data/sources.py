@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
 from data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
+from data.store import as_path, is_remote, local_file
 
 __all__ = ["DataConfig", "Splits", "digits_split", "load"]
 
@@ -35,13 +36,13 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     source: str = pydantic.Field(
         "digits",
         min_length=1,
-        description=f"A name ({', '.join(_NAMES)}) or the path of a folder or .npz file. For a folder that is called "
-        "like one of the names, write ./name.",
+        description=f"A name ({', '.join(_NAMES)}) or the path or URL of a folder or .npz file. For a folder that is "
+        "called like one of the names, write ./name.",
     )
     root: str = pydantic.Field(
         "~/.cache/slowlane",
         min_length=1,
-        description="The folder where torchvision's data sets (cifar10, cifar100, flowers102, fgvc-aircraft) are "
+        description="The local folder where torchvision's data sets (cifar10, cifar100, flowers102, fgvc-aircraft) are "
         "looked for and downloaded to.",
     )
     image_size: int = pydantic.Field(
@@ -100,6 +101,7 @@ def load(config: DataConfig) -> Splits:
 
     Image files, and arrays that an image size resizes, are decoded when asked for; of each file the header is
     checked here. Grey stays one channel only if all images of the data set are grey. Transparency is laid on white.
+    A path may be a URL, such as s3://bucket/folder: then all image files are held in memory, encoded.
 
     Raises:
         ValueError: unknown name or path, download failed, or anything in the data set that could not be trained on.
@@ -121,8 +123,11 @@ def _find(config: DataConfig) -> Found:
     if config.source == "digits":
         return _digits()
     if config.source in _NAMES:
-        return _torchvision(config.source, Path(config.root).expanduser())
-    path = Path(config.source).expanduser()
+        root = as_path(config.root)
+        if is_remote(root):
+            raise ValueError(f"root {root} is a URL, but torchvision's data sets need a local folder; give one")
+        return _torchvision(config.source, root)
+    path = as_path(config.source)
     if not path.exists():
         close = difflib.get_close_matches(config.source.lower(), _NAMES, 1)
         guess = f" (did you mean {close[0]}?)" if close else ""
@@ -195,15 +200,16 @@ def _torchvision(name: str, root: Path) -> Found:
 
 
 def _npz(path: Path) -> Found:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz archive, or it is damaged; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as archive:
-        read = functools.partial(_npz_array, archive, path)
-        arrays = {
-            split: (read(f"{split}_images"), _flat_labels(read(f"{split}_labels"), f"{path} {split}_labels"))
-            for split in ("train", "test")
-        }
-        given = read("class_names") if "class_names" in archive.files else None
+    with local_file(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is not an .npz archive, or it is damaged; write it with numpy.savez")
+        with np.load(file, allow_pickle=False) as archive:
+            read = functools.partial(_npz_array, archive, path)
+            arrays = {
+                split: (read(f"{split}_images"), _flat_labels(read(f"{split}_labels"), f"{path} {split}_labels"))
+                for split in ("train", "test")
+            }
+            given = read("class_names") if "class_names" in archive.files else None
     for split, (images, _) in arrays.items():
         _check_pixels(images, f"{path} {split}_images")
     if given is None:

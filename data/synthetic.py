@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.images import EncodedImages, LabeledImages
-from data.store import atomic_path, digest_file, digest_json, read_json, write_json
+from data.store import atomic_path, digest_file, digest_json, read_json, read_table, write_json
 
 __all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
 
@@ -207,7 +207,7 @@ class SyntheticFolder:
                 f"{self.path / damaged[0]} is missing or damaged ({len(damaged)} such parts); run the same command "
                 "again to make it again"
             )
-        tables = [pq.read_table(self.path / part["file"]) for part in manifest["parts"]]
+        tables = [read_table(self.path / part["file"]) for part in manifest["parts"]]
         return pa.concat_tables(tables) if tables else SYNTHETIC_SCHEMA.empty_table()
 
     def images(self, rows: pa.Table, real: LabeledImages, origin: str = "") -> LabeledImages:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data.store import as_path
 from flows.dataset_commands import add_dataset_commands
 from flows.settings import names, nested, numbers, resolve
 
@@ -41,9 +42,9 @@ def _option(words: str, *names: str) -> Any:
     return typer.Option(*names, help=words, show_default=False)
 
 
-Out = Annotated[Path | None, _option("Run folder [runs/SOURCE]", "--out", "-o")]
+Out = Annotated[str | None, _option("Run folder, path or URL [runs/SOURCE]", "--out", "-o")]
 Json = Annotated[bool, _option("Print the result as JSON on standard output", "--json")]
-ConfigFile = Annotated[Path | None, _option("Settings from a .toml or .json file", "--config", "-c")]
+ConfigFile = Annotated[str | None, _option("Settings from a .toml or .json file", "--config", "-c")]
 Settings = Annotated[
     list[str] | None,
     _option("Any setting as KEY=VALUE, such as train.lr=0.05 or plan.levels=[40,50]; repeatable", "--set", "-s"),
@@ -154,7 +155,7 @@ def _add_stage(stage: str, words: str) -> None:
             "seeds": seeds,
             "workers": workers,
         }
-        resolved, folder = resolve(out and out.expanduser(), nested(config, given, settings), stage, sampling)
+        resolved, folder = resolve(as_path(out) if out else None, nested(config, given, settings), stage, sampling)
         _run_flow(stage, resolved, folder, as_json)
 
     app.command(stage, help=words)(command)
@@ -176,13 +177,13 @@ def demo(
     from flows.config import CompareConfig, demo_config
 
     config = CompareConfig(**{**dict(demo_config()), "seeds": seeds, "workers": workers})
-    _run_flow("compare", config, out.expanduser() if out else Path("runs") / "demo", as_json)
+    _run_flow("compare", config, as_path(out) if out else Path("runs") / "demo", as_json)
 
 
 @app.command("fit-generator")
 def fit_generator(
     source: Source,
-    out: Annotated[Path, typer.Argument(help="Folder to write the generator to; must be new or empty")],
+    out: Annotated[str, typer.Argument(help="Folder to write the generator to; must be new or empty")],
     steps: Annotated[int | None, _option("Optimizer steps", "--steps")] = None,
     channels: Annotated[str | None, _option("Channels of each UNet level, such as 32,64,64", "--channels")] = None,
     size: Annotated[int | None, _option("Side in pixels that the model works at", "--size")] = None,
@@ -213,11 +214,11 @@ def fit_generator(
     resolved = FitGeneratorConfig(
         **{"split": "generator" if source == "digits" else "train"} | nested(config, given, settings)
     )
-    check_fit(resolved, out.expanduser())  # the flow does too; here, before a server starts
+    check_fit(resolved, as_path(out))  # the flow does too; here, before a server starts
     _prepare_prefect()
     from flows.pipeline import fit_generator as flow
 
-    print(flow(resolved, str(out)))
+    print(flow(resolved, out))
 
 
 def _prepare_prefect() -> None:

@@ -1,7 +1,5 @@
 """Fit a generator on a data set and keep it as a diffusers folder."""
 
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +9,7 @@ from pydantic import Field
 
 from data.images import LabeledImages
 from data.sources import DataConfig, load
-from data.store import read_json
+from data.store import atomic_folder, read_json
 from flows.inputs import device_of
 from flows.progress import meter, say
 from synth.fit import GeneratorConfig, fit_generator, save_generator
@@ -70,17 +68,8 @@ def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
     begin = time.perf_counter()
     with meter("fit generator", config.generator.steps, "steps") as bar:
         fit = fit_generator(data, config.generator, config.seed, device, lambda step, _: bar.add(step - bar.done))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed: a generator is there whole or not at all.
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        temporary.chmod(0o755)
+    with atomic_folder(out, "model_index.json") as temporary:
         save_generator(temporary, fit, data, config.generator, config.seed)
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     loss = float(fit.losses[-100:].mean())
     say(f"{out}: trained on {len(data):,} images in {time.perf_counter() - begin:.0f} s, mean loss {loss:.4f}")
     return str(out)

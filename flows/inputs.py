@@ -12,6 +12,7 @@ from torch import nn
 from data.images import LabeledImages
 from data.seeds import child_seed
 from data.sources import DataConfig, Splits, load
+from data.store import as_path, local_file, local_folder
 from flows.config import CompareConfig
 from flows.run import RunFolder
 from synth.clip import ClipScorer, SafetyScorer
@@ -151,7 +152,7 @@ def named_scorers(config: CompareConfig) -> tuple[nn.Module | None, ClipScorer |
     train, device = images_of(config.data).train, device_of(config.device)
     judge = clip = safety = None
     if config.scores.judge:
-        file = Path(config.scores.judge).expanduser()
+        file = as_path(config.scores.judge)
         if not file.is_file():
             raise ValueError(f"there is no judge at {file}; give a .safetensors file that a run wrote, or none")
         judge = new_classifiers(config.model_copy(update={"seeds": 1}), train)[0]
@@ -160,7 +161,7 @@ def named_scorers(config: CompareConfig) -> tuple[nn.Module | None, ClipScorer |
     if config.scores.clip:
         names = names_of(config.prompts, train.class_names)
         prompts = [config.prompts.templates[0].replace("{name}", name) for name in names]
-        clip = ClipScorer.load(Path(config.scores.clip).expanduser(), prompts, device)
+        clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), prompts, device)
     if config.scores.safety:
         folder = generator_folder(config.generate.generator, config.generate.revision)
         safety = SafetyScorer.load(folder, device)
@@ -176,5 +177,5 @@ def selection_path(run: RunFolder, method: Method, number: int) -> Path:
 
 def selected(run: RunFolder, method: Method, number: int) -> np.ndarray:
     """The indices that a method selected for a seed, int64 ascending."""
-    with np.load(selection_path(run, method, number)) as arrays:
+    with local_file(selection_path(run, method, number)) as file, np.load(file) as arrays:
         return arrays["indices"]

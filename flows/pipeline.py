@@ -8,6 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.futures import as_completed
 
+from data.store import as_path
 from flows import generator, stages, synthesis, tasks, training
 from flows.config import CompareConfig, RunConfig, one_setting
 from flows.generator import FitGeneratorConfig
@@ -97,7 +98,7 @@ def report(config: CompareConfig, out: str) -> str:
 @flow(name="fit-generator", flow_run_name="{out}")
 def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     """Train a small class-conditional pixel generator on a data set."""
-    return generator.fit_and_save(config, Path(out).expanduser())
+    return generator.fit_and_save(config, as_path(out))
 
 
 def _open(config: CompareConfig, out: str, kind: str) -> Path:

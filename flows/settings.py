@@ -7,12 +7,14 @@ from typing import Any
 
 import typer
 
+from data.store import as_path
+
 __all__ = ["merge", "names", "nested", "numbers", "resolve"]
 
 
-def nested(file: Path | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
+def nested(file: str | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
     """Nested settings: a file's, over them the options that were given, over them the `--set` ones."""
-    settings = _read_settings(file) if file else {}
+    settings = _read_settings(as_path(file)) if file else {}
     for key, value in given.items():
         if value is not None:
             _put(settings, key, value)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.images import LabeledImages
-from data.store import write_arrays, write_json
+from data.store import as_path, is_remote, local_file, write_arrays, write_json
 from flows.config import CompareConfig
 from flows.inputs import (
     classifier_seeds,
@@ -38,7 +38,7 @@ __all__ = ["check_folder", "check_inputs", "open_run", "select_examples"]
 
 def open_run(config: CompareConfig, out: str) -> RunFolder:
     """Make the run folder and write down what was asked."""
-    run = RunFolder(Path(out).expanduser())
+    run = RunFolder(as_path(out))
     write_json(run.path / "config.json", config.model_dump(mode="json"))
     return run
 
@@ -96,10 +96,11 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
     Raises:
         ValueError: the first thing that is wrong.
     """
-    run = RunFolder(Path(out).expanduser())
-    there = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} is a file, so {run.path} cannot be a run folder; give another one with --out")
+    run = RunFolder(as_path(out))
+    above = () if is_remote(run.path) else run.path.absolute().parents  # storage needs no folder above
+    for path in (run.path, *above):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file, so {run.path} cannot be a run folder; give another one with --out")
     if kind in ("plan", "generate") and not config.wants_synthetic:
         raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
     if kind in ("retrain", "report"):
@@ -133,7 +134,7 @@ def select_examples(run: RunFolder, config: CompareConfig) -> None:
     facts: dict[str, Any] = {"warnings": []}
     with stage.making(outputs, facts):
         for number, seed in enumerate(inputs["seeds"]):
-            with np.load(early_folder(run, number) / "outputs.npz") as early:
+            with local_file(early_folder(run, number) / "outputs.npz") as file, np.load(file) as early:
                 logits, labels = early["logits"], early["labels"]
             for method in methods:
                 with warnings.catch_warnings(record=True) as caught:

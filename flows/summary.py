@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from data.images import LabeledImages
 from data.seeds import numpy_rng
+from data.store import local_file
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
 from flows.inputs import early_folder, generator_of, images_of, selected, selection_path
@@ -118,7 +119,7 @@ def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: di
 
 
 def _selection(run: RunFolder, number: int, chosen: np.ndarray) -> SeedSelection:
-    with np.load(early_folder(run, number) / "outputs.npz") as outputs:
+    with local_file(early_folder(run, number) / "outputs.npz") as file, np.load(file) as outputs:
         wrong = outputs["logits"].argmax(1) != outputs["labels"]
     is_slow = np.zeros(len(wrong), bool)
     is_slow[chosen] = True
@@ -156,7 +157,7 @@ def _classes(run: RunFolder, sets: list[np.ndarray], train: LabeledImages) -> li
     counts = np.mean([np.bincount(train.labels[chosen], minlength=train.num_classes) for chosen in sets], 0)
     losses = []
     for number in range(len(sets)):
-        with np.load(selection_path(run, "cluster", number)) as arrays:
+        with local_file(selection_path(run, "cluster", number)) as file, np.load(file) as arrays:
             losses.append(arrays["mean_loss"])
     stacked = np.stack(losses)  # (seeds, C, 2)
     known = np.isfinite(stacked)
@@ -234,9 +235,9 @@ def _clusters(run: RunFolder, train: LabeledImages) -> list[Cluster]:
     """The first seed's early outputs (softmax) of each class in the plane of their first two principal components."""
     from sklearn.decomposition import PCA
 
-    with np.load(early_folder(run, 0) / "outputs.npz") as outputs:
+    with local_file(early_folder(run, 0) / "outputs.npz") as file, np.load(file) as outputs:
         probabilities = softmax(outputs["logits"])
-    with np.load(selection_path(run, "cluster", 0)) as arrays:
+    with local_file(selection_path(run, "cluster", 0)) as file, np.load(file) as arrays:
         cluster = arrays["cluster"]
     clusters = []
     for label, name in enumerate(train.class_names):

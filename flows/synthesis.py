@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from rich.filesize import decimal
 
-from data.store import atomic_path, digest_file, digest_json, read_json, write_json
+from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, read_json, read_table, write_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
 from flows.inputs import device_of, forget_generator, generator_of, images_of, named_scorers, scorers_of, selected
@@ -170,6 +169,10 @@ def open_parts(run: RunFolder, config: CompareConfig) -> PartsToMake:
 
 def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
     """Raise OSError where the disk has no room for a part, before the device spends minutes on it."""
+    if is_remote(run.path):
+        return  # storage has no end that could be asked for
+    if is_remote(run.path):
+        return  # storage has no end that could be asked for
     forecast = run.record("plan")["facts"]["forecast"]
     wanted = 1.5 * forecast["bytes"] / max(1, forecast["images"]) * _parts(_read_plan(run), config)[number].num_rows
     free = shutil.disk_usage(run.path).free
@@ -208,7 +211,7 @@ def make_one_part(
     train = images_of(config.data).train
     folder = SyntheticFolder(run.path / "synthetic")
     kept = folder.kept_part(number, key)
-    before = pq.read_table(folder.part_path(number)) if kept else None
+    before = read_table(folder.part_path(number)) if kept else None
     done = set(before["item_id"].to_pylist()) if before else set()
     todo = part.filter(pa.array([name not in done for name in part["item_id"].to_pylist()]))
     with measured() as cost:
@@ -278,7 +281,7 @@ def _judged(
     """The records of the parts when their states follow the thresholds of now; written again where one moves."""
     names = [field.name for field in dataclasses.fields(Scores)]
     columns = [*names, "fingerprint", "label", "state"]
-    tables = [pq.read_table(folder.part_path(number), columns=columns) for number in range(len(records))]
+    tables = [read_table(folder.part_path(number), columns=columns) for number in range(len(records))]
     table = pa.concat_tables(tables) if tables else None
     if table is None:
         return records
@@ -304,7 +307,7 @@ def _judged(
             result.append(record)
             continue
         (folder.path / "manifest.json").unlink(missing_ok=True)  # the data set it tells of is going
-        part = pq.read_table(folder.part_path(number))
+        part = read_table(folder.part_path(number))
         for name, values in moved.items():
             part = part.set_column(part.schema.get_field_index(name), name, pa.array(values))
         result.append(folder.write_part(number, part, class_names, keys[number], record["cost"]))
@@ -313,7 +316,7 @@ def _judged(
 
 def _read_plan(run: RunFolder) -> pa.Table:
     run.record("plan")
-    return pq.read_table(run.path / "plan.parquet", schema=PLAN_SCHEMA)
+    return read_table(run.path / "plan.parquet", schema=PLAN_SCHEMA)
 
 
 def _parts(plan: pa.Table, config: CompareConfig) -> list[pa.Table]:
@@ -341,5 +344,5 @@ def _part_key(run: RunFolder, config: CompareConfig, part: pa.Table) -> str:
 
 def _judge_digest(run: RunFolder, config: CompareConfig) -> str:
     if config.scores.judge:
-        return digest_file(Path(config.scores.judge).expanduser())
+        return digest_file(as_path(config.scores.judge))
     return run.record("early")["digest"]

@@ -70,7 +70,7 @@ def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -
         OSError, MemoryError: nothing more can be made: a full disk, a folder that is read-only, too little memory.
     """
     failed: dict[str, str] = {}
-    count, on_gpu = synthesis.generator_processes(config), device_of(config.device).type == "cuda"
+    count, on_gpu = min(synthesis.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
     rest = list(reversed(parts))
     flying: dict[PrefectFuture[dict[str, Any]], int] = {}
     with devices(count, on_gpu, bar.add) as place:

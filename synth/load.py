@@ -7,7 +7,7 @@ import pydantic
 import torch
 from pydantic import Field
 
-from data.store import read_json
+from data.store import as_path, local_folder, read_json
 from synth.denoiser import Generator
 from synth.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
 from synth.diffusers_folder import quiet
@@ -131,14 +131,14 @@ def _load(
 
 
 def generator_folder(name: str, revision: str = "") -> Path:
-    """The folder of a generator given as the name of a shipped one, a path, or a hub id, which is downloaded.
+    """The folder of a generator given as the name of a shipped one, a path, or a URL or hub id, which is fetched.
 
     Raises:
         ValueError: none of them; the message lists the shipped ones.
     """
-    for folder in (_SHIPPED / name, Path(name).expanduser()):
+    for folder in (_SHIPPED / name, as_path(name)):
         if (folder / "model_index.json").is_file():
-            return folder
+            return local_folder(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
         return _from_hub(name, revision)
     shipped = ", ".join(sorted(p.name for p in _SHIPPED.iterdir())) if _SHIPPED.is_dir() else "none"

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from data.folders import listed
 from data.seeds import child_seed
+from data.store import as_path
 
 __all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
 
@@ -57,7 +58,7 @@ def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...
     Raises:
         ValueError: the map cannot be read, or names a class that does not exist while one that does goes without.
     """
-    named = _read_map(Path(config.names).expanduser()) if config.names else {}
+    named = _read_map(as_path(config.names)) if config.names else {}
     missing = [name for name in class_names if name not in named]
     unknown = [name for name in named if name not in class_names] if missing else []
     if unknown:

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from data.store import write_bytes
+from data.store import local_file, write_bytes
 from train.fit import FitState, History
 
 __all__ = ["load_fit", "load_model", "save_fit", "save_model"]
@@ -59,7 +59,7 @@ def load_fit(path: Path, models: Sequence[nn.Module], key: str) -> FitState | No
     if not path.exists():
         return None
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with local_file(path) as local, safetensors.safe_open(local, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("key") != key:
                 return None

@@ -210,6 +210,8 @@ def slowlane(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     def call(*words: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["slowlane", *map(str, words)])
+        # Else usage names `python -m pytest` where that is how the tests were started.
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
         capsys.readouterr()
         code = 0
         try:

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_checkpoints import save_tiny_sd
 
 from flows.config import CompareConfig
-from flows.run import RunFolder
+from flows.run import Partial, RunFolder
 
 Tiny = Callable[..., CompareConfig]
 Slowlane = Callable[..., Any]
@@ -275,15 +275,15 @@ BAD = [
     Bad("run digits --generator SHOP/empty", "expected a diffusers folder (with model_index.json)"),
     Bad("run digits --generator SHOP/notes.txt", "expected a diffusers folder (with model_index.json)"),
     Bad("run digits --generator SHOP/broken-index", "model_index.json is not valid JSON"),
-    Bad("run digits --generator SHOP/another-kind", "XXX"),
+    Bad("run digits --generator SHOP/another-kind", "holds None, which is no pipeline of diffusers"),
     Bad("run digits --generator SHOP/latent --kind pixel", "holds a UNet2DConditionModel, a pixel generator is"),
-    Bad("run digits --generator SHOP/latent --kind diffusemix", "XXX"),
-    Bad("run digits --generator GEN --kind latent", "XXX"),
-    Bad("run digits --generator GEN --kind pipeline", "XXX"),
+    Bad("run digits --generator SHOP/latent --kind diffusemix", "holds a StableDiffusionPipeline; DiffuseMix edits"),
+    Bad("run digits --generator GEN --kind latent", "is a DDPMPipeline with UNet2DModel for its unet"),
+    Bad("run digits --generator GEN --kind pipeline", "diffusers has no image-to-image pipeline for it"),
     Bad("run digits --kind gan", "generate.kind: Input should be 'auto', 'pixel', 'latent', 'pipeline' or"),
     Bad('run digits --set generate.loras=[\\"x.safetensors\\"]', "a pixel generator takes no loras; leave"),
     Bad('run digits --set generate.textual_inversions=[\\"x\\"]', "a pixel generator takes no textual_inversions"),
-    Bad('run digits --generator SHOP/latent --set generate.loras=[\\"SHOP/nowhere.safetensors\\"]', "XXX"),
+    Bad('run digits --generator SHOP/latent --set generate.loras=[\\"SHOP/nowhere.safetensors\\"]', "is neither a safetensors file nor"),
     Bad("run digits --set generate.dtype=int8", "generate.dtype: Input should be 'auto', 'float32', 'bfloat16' or"),
     Bad("run digits --generate-batch-size 0", "generate.batch_size: Input should be greater than or equal to 1, got 0"),
     Bad("run digits --processes -1", "generate.processes: Input should be greater than or equal to 0, got -1"),
@@ -292,9 +292,9 @@ BAD = [
     Bad("run digits --generator SHOP/few-classes", "generator few-classes knows 5 classes, the data have 10"),
     Bad(
         "run digits --generator SHOP/unguided --set sample.guidance_scale=3",
-        "was trained without an unconditional branch: set the guidance scale to 1",
+        "generator unguided has no unconditional branch, which guidance needs: set the guidance scale to 1",
     ),
-    Bad("run digits --generator SHOP/coarse", "a grid has 1 to 10 steps (the model's training timesteps), got 20"),
+    Bad("run digits --generator SHOP/coarse", "a grid of 20 steps is finer than the 10 timesteps of generator coarse"),
     Bad("run SHOP/good", "class 0 of the data is 'cat', of generator tiny it is '0'"),
     # Sampling
     Bad("run digits --sampling slow", "no sampling is called 'slow'; there are paper, balanced, fast", 2),
@@ -555,10 +555,48 @@ def test_an_error_that_a_person_can_mend_is_one_line_even_from_within_a_flow(
     assert outcome.err.splitlines()[1:] == [line]
 
 
-def test_an_error_of_ours_is_not_hidden(slowlane: Slowlane, fake_flows: Any, generator: Path, tmp_path: Path) -> None:
+def test_a_data_set_that_is_made_in_part_ends_with_3_and_the_command_that_makes_the_rest(
+    slowlane: Slowlane, fake_flows: Any, generator: Path, tmp_path: Path
+) -> None:
+    def generate(*_: object) -> None:
+        raise Partial("2 could not be made, listed in\nx.json")
+
+    fake_flows.generate = generate
+    words = ("generate", "digits", "--generator", generator, "--out", tmp_path / "my run", "--prompt", "a {name}")
+    outcome = slowlane(*words)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.splitlines()[1:] == [
+        "partial: 2 could not be made, listed in x.json",
+        f"make the rest: slowlane generate digits --generator {generator} --out '{tmp_path}/my run' "
+        "--prompt 'a {name}'",
+    ]
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_refused_in_one_line(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder.\nPlease check.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    error = refused("run", "digits", "--generator", "somebody/model", "--out", tmp_path / "new")
+    assert error == (
+        "generator 'somebody/model' is no folder here and could not be fetched from the hub (Cannot find an "
+        "appropriate cached snapshot folder.); check its id and revision, or download it and give the path"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_an_error_of_ours_is_not_hidden(
+    error: type[Exception], slowlane: Slowlane, fake_flows: Any, generator: Path, tmp_path: Path
+) -> None:
     def select(*_: object) -> None:
-        raise AssertionError("a bug")
+        raise error("a bug")
 
     fake_flows.select = select
-    with pytest.raises(AssertionError, match="a bug"):
+    with pytest.raises(error, match="a bug"):
         slowlane("select", "digits", "--generator", generator, "--out", tmp_path / "new")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from flows import cli, generator, stages
-from flows.config import CompareConfig, RunConfig, demo_config, one_setting
+from flows.config import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
 from flows.generator import FitGeneratorConfig
 from flows.run import RunFolder
 from flows.settings import nested
+from synth.sample import SampleConfig
 
 Tiny = Callable[..., CompareConfig]
 Slowlane = Callable[..., Any]
@@ -151,6 +152,12 @@ assert not heavy, heavy
         ("--batch-size 9", "train.batch_size", 9),
         ("--separating-epoch 3", "slow.separating_epoch", 3),
         ("--separating-epoch 0", "slow.separating_epoch", 0),
+        ("--kind latent", "generate.kind", "latent"),
+        ("--generate-batch-size 9", "generate.batch_size", 9),
+        ("--processes 3", "generate.processes", 3),
+        ("--prompt {name} --prompt a_{name}", "prompts.templates", ("{name}", "a_{name}")),
+        ("--work-size 64", "sizes.work_size", 64),
+        ("--sampling balanced", "sample.steps", 25),
         ("--image-size 16", "data.image_size", 16),
         ("--train-limit 50", "data.train_limit", 50),
         ("--test-limit 60", "data.test_limit", 60),
@@ -268,6 +275,17 @@ def test_set_goes_over_options_over_the_file_over_the_preset(
     assert config.data.source == "digits"  # the argument over the file
     assert config.train.rho == plain.train.rho == 0.05  # the preset, where nobody says anything
     assert config.classifier == plain.classifier
+
+
+@pytest.mark.parametrize("name", ["paper", "balanced", "fast"])
+def test_a_sampling_goes_over_the_preset_and_single_settings_over_the_sampling(
+    name: str, ask: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    assert ask("run", "digits", "--sampling", name).config.sample == SampleConfig(**SAMPLING[name])  # no grid of 20
+    (tmp_path / "c.toml").write_text('[sample]\nmatch = "steps"\nguidance_scale = 2.0\n')
+    words = ("--sampling", name, "-c", "c.toml", "--set", "sample.steps=10")
+    changed = {"steps": 10, "match": "steps", "guidance_scale": 2.0}
+    assert ask("run", "digits", *words).config.sample == SampleConfig(**SAMPLING[name] | changed)
 
 
 def test_a_file_may_name_the_source(ask: Callable[..., SimpleNamespace], tmp_path: Path) -> None:

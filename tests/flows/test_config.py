@@ -9,6 +9,7 @@ import pytest
 
 from flows.arms import Pool, arm_rows
 from flows.config import (
+    SAMPLING,
     Arm,
     CompareConfig,
     RunConfig,
@@ -21,6 +22,7 @@ from flows.config import (
 )
 from flows.generator import FitGeneratorConfig
 from flows.run import RunFolder
+from synth.sample import SampleConfig
 
 Tiny = Callable[..., CompareConfig]
 
@@ -213,6 +215,13 @@ def test_what_is_not_digits_starts_from_the_papers_setting() -> None:
     assert (config.plan.k, config.plan.steps(config.sample.grid)) == (5, (40, 50, 70, 80))
 
 
+def test_samplings_are_what_their_names_say() -> None:
+    made = {name: SampleConfig(**settings) for name, settings in SAMPLING.items()}
+    assert made["paper"] == SampleConfig()  # 2505.21574, section 5: 100 ancestral steps, guidance 3
+    calls = {name: (sample.calls(50), sample.calls(100), sample.calls_a_step) for name, sample in made.items()}
+    assert calls == {"paper": (50, 100, 2), "balanced": (13, 25, 2), "fast": (4, 8, 1)}
+
+
 def test_digits_are_never_mirrored() -> None:
     assert not RunConfig(**preset("digits")).train.flip
 
@@ -243,6 +252,7 @@ def test_the_walk_reaches_the_configs_of_all_packages() -> None:
     names = {model.__name__ for model in ALL}
     assert {"CompareConfig", "DataConfig", "FitConfig", "SlowConfig", "PlanConfig", "SampleConfig"} <= names
     assert {"GenerateConfig", "QualityConfig", "ClassifierConfig", "FitGeneratorConfig", "GeneratorConfig"} <= names
+    assert {"SizeConfig", "PromptConfig", "DiffuseMixConfig", "ScoreConfig"} <= names
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
@@ -283,6 +293,14 @@ def test_an_unknown_setting_is_refused(model: type[pydantic.BaseModel]) -> None:
         ({"plan": {"k": 2, "levels": (101,)}}, "level 101 of 100 does not exist"),
         ({"plan": {"k": 2, "levels": (11,)}, "sample": {"grid": 10}}, "level 11 of 10 does not exist"),
         ({"sample": {"grid": 15}}, "do not fall on a grid of 15 steps"),
+        ({"sample": {"steps": 101}}, "101 steps are more than the 100 of the grid"),
+        ({"sample": {"sampler": "euler"}}, "'ddpm', 'ddim', 'dpm.*2m' or 'lcm'"),
+        ({"sizes": {"work_size": 7}}, "work size 7 is too small; give 8 to 4096, or 0"),
+        ({"prompts": {"templates": ()}}, "at least 1 item"),
+        ({"prompts": {"templates": ("a cat",)}}, "template 'a cat' must have {name}"),
+        ({"generate": {"kind": "gan"}}, "'auto', 'pixel', 'latent', 'pipeline' or 'diffusemix'"),
+        ({"generate": {"processes": 257}}, "less than or equal to 256"),
+        ({"diffusemix": {"prompts": ("",)}}, "at least 1 character"),
         ({"train": {"milestones": (0.75, 0.5)}}, "milestones are ascending fractions"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"seed": 2**31}, "less than 2147483648"),

@@ -1,14 +1,23 @@
 """The flows as Prefect runs them, on a server of their own that starts once for this file."""
 
+import errno
 import json
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mortal
+import numpy as np
 import pytest
 
+from data import synthetic
+from data.images import encode_png
+from data.sources import DataConfig, load
 from data.store import read_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig, RunConfig
@@ -103,11 +112,11 @@ def test_generate_goes_on_after_a_part_failed(
         (finished.path / "synthetic" / name).unlink()
     real, numbers = synthesis.make_one_part, []
 
-    def second_fails(run: RunFolder, config: CompareConfig, number: int, bar: Any) -> None:
+    def second_fails(run: RunFolder, config: CompareConfig, number: int, on_images: Any) -> dict[str, Any]:
         numbers.append(number)
         if len(numbers) == 2:
             raise OSError("the disk went away")
-        real(run, config, number, bar)
+        return real(run, config, number, on_images)
 
     monkeypatch.setattr(synthesis, "make_one_part", second_fails)
     with pytest.raises(OSError, match="the disk went away"):
@@ -115,6 +124,146 @@ def test_generate_goes_on_after_a_part_failed(
     flows.generate(tiny(), str(finished.path))
     assert numbers == [1, 3, 3, 5]
     same_files(finished.path, pristine.path, story)
+
+
+def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_left_for_the_next_time(
+    flows: Any,
+    slowlane: Slowlane,
+    pristine: RunFolder,
+    finished: RunFolder,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows import synthesis
+
+    shutil.rmtree(finished.path / "synthetic")
+    mortal.deaths(finished, 1).write_text("x")
+    mortal.deaths(finished, 4).write_text("xx")
+    monkeypatch.setattr(synthesis, "make_one_part", mortal.make_one_part)
+    words = ("generate", "--out", str(finished.path), "--processes", "2")
+    outcome = slowlane(*words)
+    assert outcome.code == 3, outcome.err
+    assert outcome.err.splitlines()[-2:] == [
+        f"partial: 1 could not be made, listed in {finished.path}/synthetic/failures.json; the first is part 4: "
+        "RuntimeError: two processes died making it (killed, or out of memory); see the system's log",
+        f"make the rest: slowlane {' '.join(words)}",
+    ]
+    assert mortal.deaths(finished, 1).read_text() == mortal.deaths(finished, 4).read_text() == ""
+    made, whole = story.data_set(finished), story.data_set(pristine)
+    assert whole.keys() - made.keys() == {"part-00004.parquet", "manifest.json"}
+    assert made.keys() - whole.keys() == {"failures.json"}
+    outcome = slowlane(*words)
+    assert outcome.code == 0, outcome.err
+    assert "generate: 11 of 12 parts done before" in outcome.err.splitlines()
+    assert story.data_set(finished) == whole  # made by two processes, byte for byte what one makes
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """24 training and 6 test images of the digits 0, 1 and 2 as a folder of files."""
+    splits = load(DataConfig())
+    for part, data, count in (("train", splits.train, 8), ("test", splits.test, 2)):
+        for label in range(3):
+            for number, row in enumerate(np.flatnonzero(data.labels == label)[:count]):
+                file = tmp_path / "photos" / part / str(label) / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(encode_png(data.pixels(np.array([row]))[0]))
+    return tmp_path / "photos"
+
+
+def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_made_when_it_is_back(
+    flows: Any,
+    slowlane: Slowlane,
+    tiny: Tiny,
+    photos: Path,
+    story: Story,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows import synthesis
+
+    (tmp_path / "c.json").write_text(
+        tiny({"data": {"source": str(photos)}, "arms": ("all-3",), "seeds": 1}).model_dump_json()
+    )
+    gone, damaged = photos / "train/2/4.png", photos / "train/2/7.png"  # rows 20 and 23 of 24
+    contents, real, drawn = {file: file.read_bytes() for file in (gone, damaged)}, synthesis.draw, []
+
+    def second_loses_files(generator: Any, data: Any, plan: Any, *args: Any) -> Any:
+        drawn.append(plan["item_id"].to_pylist())
+        if len(drawn) == 2:
+            gone.unlink()
+            damaged.write_bytes(b"no image")
+        return real(generator, data, plan, *args)
+
+    monkeypatch.setattr(synthesis, "draw", second_loses_files)
+    words = ("generate", "--config", tmp_path / "c.json", "--out")
+    outcome = slowlane(*words, tmp_path / "run")
+    assert outcome.code == 3, outcome.err
+    assert "partial: 4 could not be made" in outcome.err.splitlines()[-2]
+    failures = read_json(tmp_path / "run/synthetic/failures.json")
+    lost = [f"00000{row}-{level}of10-v0" for row in (20, 23) for level in (3, 5)]
+    assert sorted(failures) == lost
+    assert f"No such file or directory: '{gone}'" in failures[lost[0]]
+    assert failures[lost[2]].startswith(f"its reference: {damaged} cannot be read as an image")
+    assert sum(map(len, drawn)) == 48
+    assert not (tmp_path / "run/synthetic/manifest.json").exists()
+    for file, content in contents.items():
+        file.write_bytes(content)
+    drawn.clear()
+    assert slowlane(*words, tmp_path / "run").code == 0
+    assert sorted(sum(drawn, [])) == lost
+    drawn += [[]] * 2  # no files are lost any more
+    assert slowlane(*words, tmp_path / "undisturbed").code == 0
+    assert story.data_set(RunFolder(tmp_path / "run")) == story.data_set(RunFolder(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("failure", ["no room for a part", "disk full", "read-only"])
+def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_command_goes_on(
+    failure: str,
+    flows: Any,
+    slowlane: Slowlane,
+    finished: RunFolder,
+    pristine: RunFolder,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows import synthesis
+
+    (finished.path / "synthetic/manifest.json").unlink()
+    for number in (8, 9, 10):
+        (finished.path / f"synthetic/part-{number:05d}.parquet").unlink()
+    drawn: list[int] = []
+    real_draw, real_atomic = synthesis.draw, synthetic.atomic_path
+
+    def draw(*args: Any) -> Any:
+        drawn.append(1)
+        return real_draw(*args)
+
+    def second_fails(path: Path) -> Any:
+        if path.name == "part-00009.parquet":
+            code = errno.ENOSPC if failure == "disk full" else errno.EACCES
+            raise OSError(code, os.strerror(code), str(path))
+        return real_atomic(path)
+
+    words = ("generate", "--out", finished.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis, "draw", draw)
+        if failure == "no room for a part":
+            patch.setattr(synthesis.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+            error = f"error: [Errno 28] no room for the next part: it needs about .* 10 bytes are free: '{finished.path}'"
+        else:
+            patch.setattr(synthetic, "atomic_path", second_fails)
+            error = r"error: \[Errno (28|13)\] (No space left on device|Permission denied): '.*part-00009.parquet'"
+        outcome = slowlane(*words)
+    assert outcome.code == 1
+    assert re.fullmatch(error.replace("[Errno 28] no", r"\[Errno 28\] no"), outcome.err.splitlines()[-1])
+    assert "Traceback" not in outcome.err
+    made, whole = story.data_set(finished), story.data_set(pristine)
+    left = {f"part-{number:05d}.parquet" for number in (8, 9, 10)}
+    assert whole.keys() - made.keys() - {"manifest.json"} == left - ({"part-00008.parquet"} if drawn else set())
+    assert len(drawn) == (0 if failure == "no room for a part" else 2)
+    assert slowlane(*words).code == 0
+    assert story.data_set(finished) == whole
 
 
 def test_two_workers_train_the_same_classifiers_as_one(

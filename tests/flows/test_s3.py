@@ -1,0 +1,103 @@
+"""The flows with everything in S3: moto's server on loopback, started by the `bucket` fixture."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from s3fs import S3FileSystem
+
+from data.store import as_path, is_remote, read_json, write_bytes
+from flows import generator as generators
+from flows import summary
+from flows.config import CompareConfig, read_config
+from flows.generator import FitGeneratorConfig
+from flows.run import RunFolder
+from synth.load import generator_folder
+
+Tiny = Callable[..., CompareConfig]
+
+
+def upload(local: Path, url: str) -> None:
+    for file in local.rglob("*"):
+        if file.is_file():
+            S3FileSystem().put_file(str(file), f"{url}/{file.relative_to(local).as_posix()}")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of remote generators go below it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def stages_of(run: RunFolder) -> dict[str, Any]:
+    """What each stage depended on and made."""
+    return {record["stage"]: (record["digest"], record["outputs"]) for record in run.records()}
+
+
+def test_a_run_in_s3_makes_what_a_local_one_makes(
+    bucket: str, tiny: Tiny, story: SimpleNamespace, pristine: RunFolder, generator: Path
+) -> None:
+    upload(generator, f"{bucket}/models/{generator.name}")
+    config = tiny({"generate.generator": f"{bucket}/models/{generator.name}"})
+    run = story.all_stages(f"{bucket}/run", config)
+    assert is_remote(run.path)
+    assert read_config(run.path) == config
+    assert stages_of(run) == stages_of(pristine)
+    page = summary.write(run, config)
+    assert str(page) == f"{bucket}/run/report.html"
+    assert {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()} == set(
+        story.contents(pristine.path)
+    )
+    story.all_stages(f"{bucket}/run", config)
+    assert story.made(run) == set()
+    # As after a kill: what is missing is made again, and only that.
+    (run.path / "synthetic" / "part-00001.parquet").unlink()
+    assert story.make_images(run, config) == [1]
+    assert stages_of(run) == stages_of(pristine)
+
+
+def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> None:
+    settings = {"steps": 2, "channels": (32,), "batch_size": 4, "size": 8}
+    config = FitGeneratorConfig(data={"source": "digits"}, generator=settings, device="cpu")
+    url = f"{bucket}/models/new"
+    assert generators.fit_and_save(config, as_path(url)) == url
+    _, there = generators.check_fit(config, as_path(url))
+    assert there
+    copy = generator_folder(url)
+    assert copy.is_relative_to(home)
+    assert copy.name == "new"
+    assert len(read_json(copy / "slowlane.json")["trained_on_sha256"]) == 800
+    assert generator_folder(url) == copy
+    with pytest.raises(ValueError, match=f"{url} is not empty and holds something else"):
+        generators.check_fit(config.model_copy(update={"seed": 1}), as_path(url))
+    with pytest.raises(ValueError, match=f"no generator at '{bucket}/models/old'"):
+        generator_folder(f"{bucket}/models/old")
+
+
+def test_a_command_takes_urls(bucket: str, slowlane: Any, fake_flows: Any, tiny: Tiny) -> None:
+    asked: list[tuple[Any, str]] = []
+    fake_flows.select = lambda config, out: asked.append((config, out))
+    settings = tiny().model_dump(mode="json")
+    write_bytes(as_path(f"{bucket}/settings.json"), json.dumps(settings).encode())
+    outcome = slowlane("select", "--config", f"{bucket}/settings.json", "--out", f"{bucket}/runs/a")
+    assert (outcome.code, outcome.err.count("error")) == (0, 0), outcome.err
+    assert asked == [(tiny(), f"{bucket}/runs/a")]
+
+
+def test_a_bucket_that_is_missing_is_one_line(bucket: str, slowlane: Any, fake_flows: Any) -> None:
+    outcome = slowlane("select", "digits", "--out", f"{bucket}-not/run")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.splitlines()[-1] == (
+        f"error: {bucket}-not/run: there is no such bucket; make it, or correct its name"
+    )
+
+
+def test_a_file_cannot_be_a_run_folder(bucket: str, slowlane: Any, fake_flows: Any) -> None:
+    write_bytes(as_path(f"{bucket}/run"), b"")
+    outcome = slowlane("select", "digits", "--out", f"{bucket}/run")
+    assert outcome.code == 1
+    assert f"{bucket}/run is a file, so {bucket}/run cannot be a run folder" in outcome.err
