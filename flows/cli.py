@@ -319,13 +319,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import pydantic
 
+    from flows.run import Partial
+
     try:
         app(standalone_mode=True)
-    except RuntimeError as partial:
-        from flows.run import Partial  # here, since it brings numpy
-
-        if not isinstance(partial, Partial):
-            raise
+    except Partial as partial:
         print(f"partial: {' '.join(str(partial).split())}", file=sys.stderr)
         print(f"make the rest: {shlex.join(['slowlane', *sys.argv[1:]])}", file=sys.stderr)
         sys.exit(3)

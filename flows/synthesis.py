@@ -171,8 +171,6 @@ def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
     """Raise OSError where the disk has no room for a part, before the device spends minutes on it."""
     if is_remote(run.path):
         return  # storage has no end that could be asked for
-    if is_remote(run.path):
-        return  # storage has no end that could be asked for
     forecast = run.record("plan")["facts"]["forecast"]
     wanted = 1.5 * forecast["bytes"] / max(1, forecast["images"]) * _parts(_read_plan(run), config)[number].num_rows
     free = shutil.disk_usage(run.path).free
@@ -252,7 +250,9 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
         "generator_licence": generator["licence"],
         "sample": config.sample.model_dump(mode="json"),
         "sizes": config.sizes.model_dump(mode="json"),
-        "prompts": config.prompts.model_dump(mode="json"),
+        "templates": _prompts(config).templates,
+        "negative_prompt": config.prompts.negative,
+        "names": names_of(config.prompts, train.class_names),
         "quality": config.quality.model_dump(mode="json"),
         "judge": _judge_digest(run, config),
         "seed": config.seed,

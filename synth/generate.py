@@ -227,6 +227,8 @@ def _draw_rows(
         for future in finished:
             future.result()
     drawn.failures.update(errors)
+    for row in errors:
+        drawn.images[row] = None  # also a first attempt, whose second one failed
 
 
 def reference(data: LabeledImages, source: int, sizes: SizeConfig) -> np.ndarray:

@@ -1,5 +1,6 @@
 """From the name of a generator in a config to the generator."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,8 +83,8 @@ def load_generator(
             raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} at its default")
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
-    if not Path(config.generator).expanduser().is_dir():
-        generator.name = config.generator  # a snapshot of the hub lies in a folder that is called like its commit
+    if _is_hub_id(config.generator):
+        generator.name = config.generator  # its snapshot lies in a folder that is called like the commit
     return generator
 
 
@@ -140,12 +141,18 @@ def generator_folder(name: str, revision: str = "") -> Path:
         if (folder / "model_index.json").is_file():
             return local_folder(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
-        return _from_hub(name, revision)
+        folder = _from_hub(name, revision)
+        if (folder / "model_index.json").is_file():
+            return folder
     shipped = ", ".join(sorted(p.name for p in _SHIPPED.iterdir())) if _SHIPPED.is_dir() else "none"
     raise ValueError(
         f"no generator at {name!r}: expected a diffusers folder (with model_index.json), a hub id (owner/name) or one "
         f"of those shipped ({shipped}); `slowlane fit-generator` makes one from your images"
     )
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
 def _from_hub(name: str, revision: str) -> Path:

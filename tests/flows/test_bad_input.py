@@ -283,7 +283,10 @@ BAD = [
     Bad("run digits --kind gan", "generate.kind: Input should be 'auto', 'pixel', 'latent', 'pipeline' or"),
     Bad('run digits --set generate.loras=[\\"x.safetensors\\"]', "a pixel generator takes no loras; leave"),
     Bad('run digits --set generate.textual_inversions=[\\"x\\"]', "a pixel generator takes no textual_inversions"),
-    Bad('run digits --generator SHOP/latent --set generate.loras=[\\"SHOP/nowhere.safetensors\\"]', "is neither a safetensors file nor"),
+    Bad(
+        'run digits --generator SHOP/latent --set generate.loras=[\\"SHOP/nowhere.safetensors\\"]',
+        "is neither a safetensors file nor",
+    ),
     Bad("run digits --set generate.dtype=int8", "generate.dtype: Input should be 'auto', 'float32', 'bfloat16' or"),
     Bad("run digits --generate-batch-size 0", "generate.batch_size: Input should be greater than or equal to 1, got 0"),
     Bad("run digits --processes -1", "generate.processes: Input should be greater than or equal to 0, got -1"),

@@ -250,7 +250,9 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
         patch.setattr(synthesis, "draw", draw)
         if failure == "no room for a part":
             patch.setattr(synthesis.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-            error = f"error: [Errno 28] no room for the next part: it needs about .* 10 bytes are free: '{finished.path}'"
+            error = (
+                f"error: [Errno 28] no room for the next part: it needs about .* 10 bytes are free: '{finished.path}'"
+            )
         else:
             patch.setattr(synthetic, "atomic_path", second_fails)
             error = r"error: \[Errno (28|13)\] (No space left on device|Permission denied): '.*part-00009.parquet'"

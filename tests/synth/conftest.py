@@ -116,6 +116,8 @@ class FakeGenerator:
     trained_on: frozenset[str] = frozenset()
     trained_on_words = ""
     calls_a_step = 1
+    sampler = "fake steps"
+    guidance_scale = 1.5
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ def test_it_says_of_itself_what_its_model_says(fakes: SimpleNamespace) -> None:
     for name in ("name", "digest", "licence", "device", "trained_on", "trained_on_words", "size", "multiple"):
         assert getattr(generator, name) == getattr(fake, name), name
     assert (generator.channels, generator.calls_a_step) == (3, 2)
+    assert (generator.sampler, generator.guidance_scale) == ("ddpm", 3.0)
     assert LoopGenerator(fake, PLAIN).calls_a_step == 1
 
 

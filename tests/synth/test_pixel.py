@@ -274,6 +274,21 @@ def test_a_smaller_precision_is_that_of_the_network_alone(
     assert half.digest != denoiser.digest
 
 
+def test_a_compiled_network_sees_few_batch_sizes_and_the_same_comes_back(
+    denoiser: PixelDenoiser, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    compiled = PixelDenoiser.load(folder, CPU)
+    compiled.compiled = True  # as `compile` leaves it; compiling itself takes a minute
+    compiled.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    x = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    timesteps, conditions = 100 * torch.arange(7), torch.tensor([0, 1, 2, -1, 0, 1, 2])
+    for count in range(1, 8):
+        few = x[:count], timesteps[:count], conditions[:count]
+        torch.testing.assert_close(compiled.predict(*few), denoiser.predict(*few), rtol=0, atol=1e-5)
+    assert sizes == [1, 2, 4, 4, 8, 8, 8]
+
+
 def test_predicting_keeps_no_graph_and_no_mode_of_training(tiny_unet: Callable[..., Any]) -> None:
     unet = tiny_unet(0, dropout=0.5).train()
     denoiser = PixelDenoiser(unet, np.ones(1), "sample", num_classes=3, name="x", digest="x")
