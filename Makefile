@@ -27,6 +27,8 @@ check: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/denoise_speed.py
+	$(BIN)/python tests/benchmarks/latent_speed.py
+	$(BIN)/python tests/benchmarks/sampler_distance.py
 	$(BIN)/python tests/benchmarks/train_together.py
 
 clean:

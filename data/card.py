@@ -114,18 +114,21 @@ def card(contents: Contents) -> str:
     # A JSON string is a YAML string. Names come from folders and files of people: no markup of theirs gets through.
     environment.filters |= {"quoted": lambda text: json.dumps(text, ensure_ascii=False), "plain": _plain}
     about = contents.manifest["about"]
+    shown = {key: value for key, value in about.items() if key not in _SHOWN_ELSEWHERE}
+    if shown.get("names") == list(contents.class_names):
+        del shown["names"]
     template = environment.from_string(importlib.resources.files("data").joinpath("card.md.j2").read_text("utf-8"))
     return template.render(
         **{field.name: getattr(contents, field.name) for field in dataclasses.fields(contents)},
         about=about,
-        recipe={key: value for key, value in _flat(about) if key not in _GENERATOR_KEYS},
+        recipe=dict(_flat(shown)),
         size=_size_category(contents.exported.images + sum(contents.real.values())),
         state_words=STATE_WORDS,
         quantiles=[f"{share:.0%}" for share in QUANTILES],
     )
 
 
-_GENERATOR_KEYS = ("generator", "generator_digest", "generator_licence")
+_SHOWN_ELSEWHERE = ("data", "generator", "generator_digest", "generator_licence")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

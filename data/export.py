@@ -6,9 +6,7 @@ import io
 import json
 import math
 import re
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from data.card import Contents, card, summarise
 from data.images import decode, encode_png
 from data.sources import Splits
+from data.store import atomic_folder, local_file
 from data.synthetic import SyntheticFolder
 
 __all__ = ["EXPORT_FORMATS", "ExportFormat", "export"]
@@ -73,7 +72,8 @@ def export(
     so a column has one type throughout: where there is no value (scores of real images) it is NaN, -1, false or "".
     Python's json and pyarrow read NaN, and -Infinity, the log-SNR of pure noise.
 
-    The folder appears whole, or not at all.
+    The folder appears whole, or not at all; at a URL, with its README.md at last. It is made on local disk first, where
+    a remote data set is copied to for that time.
 
     Args:
         destination: must not exist, or be an empty folder.
@@ -96,11 +96,13 @@ def export(
     _check_free(destination)
     _check(folder, manifest, states, real)
     class_names = tuple(manifest["class_names"])
-    parts = [folder.path / part["file"] for part in manifest["parts"]]
-    schema = pq.read_schema(parts[0])
-    columns = {f.name: f.type for f in schema if f.name not in ("image", "label") and not pa.types.is_binary(f.type)}
     counts: dict[str, int] = {}
-    with _new_folder(destination) as made:
+    with atomic_folder(destination, "README.md") as made, contextlib.ExitStack() as copies:
+        parts = [copies.enter_context(local_file(folder.path / part["file"])) for part in manifest["parts"]]
+        schema = pq.read_schema(parts[0])
+        columns = {
+            f.name: f.type for f in schema if f.name not in ("image", "label") and not pa.types.is_binary(f.type)
+        }
         if kind == "imagefolder":
             writing = _image_folder(made)
         elif kind == "webdataset":
@@ -319,19 +321,3 @@ def _npz(folder: Path, class_names: Sequence[str]) -> Iterator[_Add]:
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-@contextlib.contextmanager
-def _new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to write to; renamed to `destination` when the block ends well, else removed with all that is in it."""
-    destination = destination.absolute()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, so that it is a rename. The folder within has the usual permissions, which the outer one has not.
-    outer = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".tmp"))
-    try:
-        made = outer / destination.name
-        made.mkdir()
-        yield made
-        made.replace(destination)
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)

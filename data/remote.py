@@ -137,12 +137,26 @@ class RemotePath(ProxyUPath):
         with self._storage() as storage:
             storage.put_file(str(local), self.path)
 
+    def upload_many(self, local: Sequence[Path], names: Sequence[str]) -> None:
+        """Copy local files into the folder under these names, many at a time."""
+        with self._storage() as storage:
+            storage.put([str(file) for file in local], [(self / name).path for name in names])
+
+    def version(self) -> str:
+        """A text that changes when the file does.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._storage() as storage:
+            return _version(storage.info(self.path))
+
     def files(self) -> dict[str, str]:
         """Every file below the folder by its path in it, with a text that changes when the file does."""
         with self._storage() as storage:
             found = storage.find(self.path, detail=True)
         return {
-            name.removeprefix(self.path).lstrip("/"): repr(sorted(info.items()))
+            name.removeprefix(self.path).lstrip("/"): _version(info)
             for name, info in sorted(found.items())
             if not name.endswith("/")
         }
@@ -159,6 +173,10 @@ class RemotePath(ProxyUPath):
                 with path._storage():
                     raise content
         return contents
+
+
+def _version(info: dict[str, Any]) -> str:
+    return repr(sorted(info.items()))
 
 
 def _reason(error: BaseException | None) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "digest_json",
     "in_memory",
     "is_remote",
+    "kept_file",
     "list_folder",
     "local_file",
     "local_folder",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-# Where remote folders are kept for libraries that read only from disk.
+# Where remote folders and files are kept for libraries that read only from disk.
 _COPIES = "~/.cache/slowlane/remote"
 
 
@@ -114,16 +115,19 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
 
     Args:
         path: new, or an empty folder.
-        last: the file in it without which it is no such folder; a remote folder is uploaded file by file, this at last.
+        last: the file in it without which it is no such folder; of a remote folder it is uploaded at last.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="slowlane-") as folder:
             temporary = Path(folder)
             yield temporary
-            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda file: (str(file) == last, file)):
-                _remote(path / file.as_posix()).upload(temporary / file)
+            files = sorted(file for file in temporary.rglob("*") if file.is_file())
+            names = [file.relative_to(temporary).as_posix() for file in files]
+            for late in (False, True):
+                chosen = [place for place, name in enumerate(names) if (name == last) == late]
+                _remote(path).upload_many([files[place] for place in chosen], [names[place] for place in chosen])
         return
+    path = path.absolute()  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -187,6 +191,25 @@ def _temporary_copy(path: Path) -> Iterator[Path]:
         yield local
 
 
+def kept_file(path: Path) -> Path:
+    """The file under a local name that stays: itself, or a copy of a remote one, beside those of `local_folder`.
+
+    Raises:
+        FileNotFoundError: there is no such remote file.
+    """
+    if not is_remote(path):
+        return path
+    copy = _copy_of(path, _remote(path).version())
+    if not copy.exists():
+        with atomic_path(copy) as temporary:
+            _remote(path).download(temporary)
+    return copy
+
+
+def _copy_of(path: Path, version: Any) -> Path:
+    return Path(_COPIES).expanduser() / digest_json([str(path), version]) / path.name
+
+
 def local_folder(path: Path) -> Path:
     """The folder under a local name: itself, or a copy of a remote one, kept under ~/.cache/slowlane/remote.
 
@@ -195,7 +218,7 @@ def local_folder(path: Path) -> Path:
     if not is_remote(path):
         return path
     files = _remote(path).files()
-    copy = Path(_COPIES).expanduser() / digest_json([str(path), files]) / path.name
+    copy = _copy_of(path, files)
     if copy.exists():
         return copy
     try:

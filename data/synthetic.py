@@ -121,7 +121,8 @@ class SyntheticFolder:
             "cost": cost or {},
             "failures": failures or {},
         }
-        write_json(self._record_path(part), record)
+        # With a digest of its own: a number that rots would go on into the manifest.
+        write_json(self._record_path(part), {**record, "digest": digest_json(record)})
         return record
 
     def finished_part(self, part: int, key: str) -> dict[str, Any] | None:
@@ -133,16 +134,12 @@ class SyntheticFolder:
         """The same, or the record of a part that some images failed in: those are to be made."""
         try:
             record = read_json(self._record_path(part))
-        except (FileNotFoundError, ValueError):
+            digest = record.pop("digest")
+            whole = digest_json(record) == digest
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # whatever lies there
             return None
         file = self.part_path(part)
-        if (
-            not isinstance(record, dict)
-            or record.get("key") != key
-            or "failures" not in record
-            or not file.is_file()
-            or digest_file(file) != record.get("sha256")
-        ):
+        if not whole or record["key"] != key or not file.is_file() or digest_file(file) != record["sha256"]:
             return None
         return record
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from data.sources import DataConfig
 from data.store import read_json
+from data.synthetic import State
 from synth.diffusemix import DiffuseMixConfig
 from synth.generate import ScoreConfig
 from synth.load import GenerateConfig
@@ -59,6 +60,9 @@ class RunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     diffusemix: DiffuseMixConfig = DiffuseMixConfig()
     scores: ScoreConfig = ScoreConfig()
     quality: QualityConfig = QualityConfig()
+    train_states: tuple[State, ...] = Field(
+        ("ok",), min_length=1, description="States of the synthetic images that classifiers are retrained on"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Root of every random stream, 0 to 2147483647")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
 

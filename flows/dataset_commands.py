@@ -1,7 +1,8 @@
-"""`slowlane export`, `inspect` and `filter`: what is done with a synthetic data set once it is made."""
+"""`slowlane export`, `inspect`, `filter` and `fidelity`: what is done with a synthetic data set once it is made."""
 
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data.store import as_path, write_bytes
 from flows.settings import nested
 
 if TYPE_CHECKING:
@@ -20,20 +22,23 @@ __all__ = ["Moved", "add_dataset_commands", "move_thresholds"]
 
 _MOST_CLASSES = 40  # in a table on the terminal
 
-Run = Annotated[Path, typer.Argument(help="Run folder")]
+Run = Annotated[str, typer.Argument(help="Run folder, path or URL")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output")]
 
 
 def add_dataset_commands(app: typer.Typer) -> None:
-    """Register `export`, `inspect` and `filter`."""
+    """Register `export`, `inspect`, `filter` and `fidelity`."""
     app.command("export")(_export)
     app.command("inspect")(_inspect)
     app.command("filter")(_filter)
+    app.command("fidelity")(_fidelity)
 
 
 def _export(
-    source: Annotated[Path, typer.Argument(help="Run folder, or a synthetic data set", metavar="RUN")],
-    destination: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty", metavar="DEST")],
+    source: Annotated[str, typer.Argument(help="Run folder, or a synthetic data set; path or URL", metavar="RUN")],
+    destination: Annotated[
+        str, typer.Argument(help="Folder to write, path or URL; must be new or empty", metavar="DEST")
+    ],
     kind: Annotated[str, typer.Option("--format", help="imagefolder, webdataset or npz")] = "imagefolder",
     states: Annotated[str, typer.Option("--states", help="Images of these states, such as ok,near_reference")] = "ok",
     with_real: Annotated[
@@ -49,14 +54,14 @@ def _export(
 
     if kind not in EXPORT_FORMATS:
         raise typer.BadParameter(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {kind!r}")
-    folder, config = _located(source)
+    folder, config = _located(as_path(source))
     if with_real and config is None:
         raise ValueError(f"{source} has no config.json, which says what the real images are; give the run folder")
     wanted = [state.strip() for state in states.split(",") if state.strip()]
     total = sum(count for state, count in folder.manifest()["states"].items() if state in wanted)
     real = load(config.data) if config and with_real else None
     total += len(real.train) + len(real.test) if real else 0
-    destination = destination.expanduser()
+    target = as_path(destination)
     with contextlib.ExitStack() as stack:
         bar: Meter | None = None
 
@@ -69,7 +74,7 @@ def _export(
 
         counts = export(
             folder,
-            destination,
+            target,
             kind,
             states=wanted,
             real=real,
@@ -77,7 +82,7 @@ def _export(
             shard_images=shard_images,
             on_images=on_images,
         )
-    print(json.dumps({"path": str(destination), "images": counts}, indent=2) if as_json else destination)
+    print(json.dumps({"path": str(target), "images": counts}, indent=2) if as_json else target)
 
 
 def _inspect(
@@ -95,7 +100,8 @@ def _inspect(
 
     if item and by:
         raise typer.BadParameter("give an item id or --sheet, not both")
-    folder, config = _located(source)
+    run = as_path(source)
+    folder, config = _located(run)
     manifest = folder.manifest()
     if not item and not by:
         summary = summarise(columns_of(folder), manifest["class_names"])
@@ -110,7 +116,6 @@ def _inspect(
     from flows.run import RunFolder
 
     train = load(config.data).train
-    run = source.expanduser()
     if by:
         file = _write_png(run, f"sheet-{by}", sheet(folder, train, by, rows, config.seed))
         print(json.dumps({"picture": str(file)}, indent=2) if as_json else file)
@@ -136,7 +141,7 @@ def _filter(
     changes = nested(None, {}, settings)
     if set(changes) != {"quality"} or not isinstance(changes["quality"], dict):
         raise typer.BadParameter("give thresholds to move, and nothing else, such as --set quality.min_distance=2")
-    moved = move_thresholds(source.expanduser(), changes["quality"])
+    moved = move_thresholds(as_path(source), changes["quality"])
     if as_json:
         print(json.dumps({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}, indent=2))
         return
@@ -154,6 +159,19 @@ def _filter(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _fidelity(
+    source: Run,
+    inception_weights: Annotated[
+        str, typer.Option("--inception-weights", help="torch-fidelity's file, path or URL: FID and KID as published")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Score the synthetic images against the training images as sets: Frechet distance, KID, precision, recall."""
+    from flows.fidelity import fidelity
+
+    fidelity(as_path(source), as_path(inception_weights) if inception_weights else None, as_json)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,18 +222,16 @@ def _located(path: Path) -> "tuple[SyntheticFolder, CompareConfig | None]":
     from data.synthetic import SyntheticFolder
     from flows.config import read_config
 
-    path = path.expanduser()
     if (path / "config.json").is_file():
         return SyntheticFolder(path / "synthetic"), read_config(path)
     return SyntheticFolder(path), None
 
 
 def _write_png(run: Path, name: str, picture: Any) -> Path:
-    from data.store import atomic_path
-
     file = run / "inspect" / f"{name}.png"
-    with atomic_path(file) as temporary:
-        picture.save(temporary, format="PNG")
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_bytes(file, buffer.getvalue())
     return file
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from data.card import STATE_WORDS, score_names
 from data.images import LabeledImages, decode
 from data.seeds import numpy_rng
+from data.store import local_file, read_table
 from data.synthetic import STATES, SyntheticFolder
 from flows.config import CompareConfig
 from flows.inputs import early_folder, selection_path
@@ -41,7 +42,7 @@ def columns_of(folder: SyntheticFolder) -> pa.Table:
     """All rows in plan order without their images; parts are not checked for damage."""
     tables = []
     for part in folder.manifest()["parts"]:
-        with pq.ParquetFile(folder.path / part["file"]) as file:
+        with local_file(folder.path / part["file"]) as local, pq.ParquetFile(local) as file:
             names = [f.name for f in file.schema_arrow if f.name != "image" and not pa.types.is_binary(f.type)]
             tables.append(file.read(columns=names))
     if not tables:
@@ -56,7 +57,7 @@ def _pictures(folder: SyntheticFolder, rows: list[int]) -> dict[int, np.ndarray]
     for part in folder.manifest()["parts"]:
         here = [row for row in rows if start <= row < start + part["rows"]]
         if here:
-            images = pq.read_table(folder.path / part["file"], columns=["image"])["image"]
+            images = read_table(folder.path / part["file"], columns=["image"])["image"]
             found |= {row: decode(images[row - start].as_py()["bytes"], f"row {row}") for row in here}
         start += part["rows"]
     return found
@@ -251,10 +252,10 @@ def _early(run: RunFolder, config: CompareConfig, source: int, label: int) -> di
     """How slowly the reference was learned: means over the seeds of the run, None where a class has no such cluster."""
     slow, loss, means = [], [], []
     for number in range(config.seeds):
-        with np.load(selection_path(run, "cluster", number)) as arrays:
+        with local_file(selection_path(run, "cluster", number)) as file, np.load(file) as arrays:
             slow.append(bool(arrays["cluster"][source] == 1))
             means.append(arrays["mean_loss"][label])
-        with np.load(early_folder(run, number) / "outputs.npz") as arrays:
+        with local_file(early_folder(run, number) / "outputs.npz") as file, np.load(file) as arrays:
             loss.append(float(arrays["losses"][source]))
     of_fast, of_slow = np.array(means).T  # (seeds,) each
     return {

@@ -37,7 +37,11 @@ class Devices:
             self._free.put((0, None))
             return
         self._context = multiprocessing.get_context("spawn")
-        self._reports = self._context.SimpleQueue()
+        self._stopped = False
+        self._running: dict[int, ProcessPoolExecutor] = {}
+        # Not a queue: it has a lock, which a process that is killed while it reports would keep for ever. Many may write
+        # to a pipe without one, since it takes so few bytes at once (POSIX: up to PIPE_BUF).
+        self._received, self._reports = self._context.Pipe(duplex=False)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         for place in range(count):
@@ -60,6 +64,8 @@ class Devices:
                     return pool.submit(_reporting, function, args).result()
                 except BrokenProcessPool:
                     pool.shutdown(wait=False)
+                    if self._stopped:
+                        raise
                     pool = self._start(place)
             raise RuntimeError("two processes died making it (killed, or out of memory); see the system's log")
         finally:
@@ -68,11 +74,21 @@ class Devices:
     def _start(self, place: int) -> ProcessPoolExecutor:
         gpu = str(place) if self._gpus else None
         start = (self._count, gpu, self._reports)
-        return ProcessPoolExecutor(1, mp_context=self._context, initializer=_start_process, initargs=start)
+        pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_start_process, initargs=start)
+        self._running[place] = pool
+        return pool
 
     def _listen(self) -> None:
-        while (images := self._reports.get()) is not None:
+        while (images := self._received.recv()) is not None:
             self._on_images(images)
+
+    def stop(self) -> None:
+        """Kill the processes, whatever they are at: what is written is whole, and what is not is made again."""
+        if self._count > 1:
+            self._stopped = True
+            for pool in self._running.values():
+                for process in list((pool._processes or {}).values()):
+                    process.kill()
 
     def close(self) -> None:
         """End the processes; calls that wait for one are not made any more."""
@@ -81,25 +97,30 @@ class Devices:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
         if self._count > 1:
-            self._reports.put(None)
+            self._reports.send(None)
             self._listener.join()
+            self._received.close()
+            self._reports.close()
 
 
 @contextmanager
 def devices(count: int, gpus: bool, on_images: Callable[[int], None]) -> Iterator[Devices]:
-    """`Devices` that are closed at the end of the block."""
+    """`Devices` that are closed at the end of the block, and stopped where it ends with an error or Ctrl-C."""
     opened = Devices(count, gpus, on_images)
     try:
         yield opened
+    except BaseException:
+        opened.stop()
+        raise
     finally:
         opened.close()
 
 
-_reports: Any = None  # of this process, when it is one of `Devices`
+_reports: Any = None  # the pipe of this process, when it is one of `Devices`
 
 
 def _reporting(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return function(*args, _reports.put)
+    return function(*args, _reports.send)
 
 
 def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None) -> None:

@@ -36,7 +36,15 @@ TABLE_HEADER = [
     "training, s",
     "generation, s",
 ]
-STATE_COLOURS = {"nan": "#7b3294", "flat": "#0f766e", "off_label": "#c2410c", "near_reference": "#1d4ed8"}
+STATE_COLOURS = {
+    "nan": "#7b3294",
+    "flat": "#0f766e",
+    "unsafe": "#be185d",
+    "off_label": "#c2410c",
+    "near_reference": "#1d4ed8",
+    "near_real": "#0369a1",
+    "duplicate": "#6b7280",
+}
 OTHER_STATE = "#b00020"
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {

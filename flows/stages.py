@@ -37,8 +37,11 @@ __all__ = ["check_folder", "check_inputs", "open_run", "select_examples"]
 
 
 def open_run(config: CompareConfig, out: str) -> RunFolder:
-    """Make the run folder and write down what was asked."""
+    """Make the run folder, remove what a killed command left half-written in it, and write down what was asked."""
     run = RunFolder(as_path(out))
+    if not is_remote(run.path):  # storage has no half-written files
+        for stray in run.path.rglob(".*.tmp"):
+            stray.unlink(missing_ok=True)
     write_json(run.path / "config.json", config.model_dump(mode="json"))
     return run
 

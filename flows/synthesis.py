@@ -4,11 +4,13 @@ import dataclasses
 import errno
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 import torch
 from rich.filesize import decimal
 
@@ -36,6 +38,8 @@ __all__ = [
     "open_parts",
     "plan_images",
 ]
+
+_SIZES = pydantic.TypeAdapter(dict[str, dict[str, pydantic.PositiveInt]])
 
 
 def generator_processes(config: CompareConfig) -> int:
@@ -135,13 +139,24 @@ def _batch_sizes(run: RunFolder, config: CompareConfig, generator: Generator) ->
     file = run.path / "batch_sizes.json"
     device = torch.cuda.get_device_name() if generator.device.type == "cuda" else "cpu"
     key = f"{device} {generator.digest[:16]}"
-    known = read_json(file) if file.is_file() else {}
 
     def remember(sizes: dict[str, int]) -> None:
         say(f"generate: out of memory; batches of {', '.join(f'{n} to {what}' for what, n in sizes.items())}")
-        write_json(file, {**(read_json(file) if file.is_file() else {}), key: sizes})
+        write_json(file, {**_read_sizes(file), key: sizes})
 
-    return BatchSizes(config.generate.batch_size, known.get(key), remember)
+    return BatchSizes(config.generate.batch_size, _read_sizes(file).get(key), remember)
+
+
+def _read_sizes(file: Path) -> dict[str, dict[str, int]]:
+    """What batch_sizes.json says; it only saves time, so a damaged one is removed and nothing is lost."""
+    try:
+        return _SIZES.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        say(f"generate: {file} was damaged and is removed; which batches fit is found out again")
+        file.unlink(missing_ok=True)
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +273,7 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
         "seed": config.seed,
     }
     digest = folder.write_manifest(about, train.class_names, records)
+    (folder.path / "failures.json").unlink(missing_ok=True)  # nothing is missing any more
     costs = [record["cost"] for record in records]
     cost = {
         "seconds": round(sum(cost["seconds"] for cost in costs), 3),

@@ -3,6 +3,8 @@
 Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code.
 """
 
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +73,10 @@ def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -
     """
     failed: dict[str, str] = {}
     count, on_gpu = min(synthesis.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
-    rest = list(reversed(parts))
-    flying: dict[PrefectFuture[dict[str, Any]], int] = {}
     with devices(count, on_gpu, bar.add) as place:
-        while rest or flying:
-            while rest and len(flying) < count:
-                number = rest.pop()
-                flying[make_part.submit(run, config, number, place)] = number
-            future = next(as_completed(list(flying)))
-            number = flying.pop(future)
+        for number, result in _made(run, config, parts, place, count):
             try:
-                record = future.result()
+                record = result()
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # the part's own fault: the others go on, and it is told in the end
@@ -90,6 +85,24 @@ def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -
                 bar.add(0, record["states"])
                 failed |= record["failures"]
     synthesis.check_failures(RunFolder(run), failed)
+
+
+def _made(
+    run: Path, config: CompareConfig, parts: list[int], place: Devices, count: int
+) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    """Each part when it is done, with what gives its record or raises what went wrong."""
+    if count == 1:  # in this very thread, where Ctrl-C ends it at once
+        for number in parts:
+            yield number, functools.partial(make_part, run, config, number, place)
+        return
+    rest = list(reversed(parts))
+    flying: dict[PrefectFuture[dict[str, Any]], int] = {}
+    while rest or flying:
+        while rest and len(flying) < count:
+            number = rest.pop()
+            flying[make_part.submit(run, config, number, place)] = number
+        future = next(as_completed(list(flying)))
+        yield flying.pop(future), future.result
 
 
 @task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from data.store import as_path, kept_file
+
 __all__ = ["Lora", "TextualInversion", "find_lora", "find_textual_inversion", "fuse_loras", "merge_loras"]
 
 Lora = tuple[Path, float]  # safetensors file, scale
@@ -16,6 +18,8 @@ _LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
 
 def find_lora(text: str) -> Lora:
     """The file and scale that "path" or "path@scale" names; a folder stands for the one safetensors file in it.
+
+    Of a URL it is a local copy, which stays.
 
     Raises:
         ValueError: no such file, a pickle, or a scale that is not finite.
@@ -27,14 +31,14 @@ def find_lora(text: str) -> Lora:
         path, number = text, 1.0
     if not math.isfinite(number):
         raise ValueError(f"LoRA {text} has a scale that is not finite; write it as path@0.8")
-    return _file(Path(path), "pytorch_lora_weights.safetensors"), number
+    return _file(path, "pytorch_lora_weights.safetensors"), number
 
 
-def find_textual_inversion(path: Path, width: int) -> TextualInversion:
+def find_textual_inversion(path: str, width: int) -> TextualInversion:
     """The file of an embedding and its word: the tensor's name, or the file's where Automatic1111 wrote it.
 
     Args:
-        path: safetensors file, or a folder with one.
+        path: safetensors file, or a folder with one; path or URL, as in `find_lora`.
         width: of the text encoder.
 
     Raises:
@@ -105,17 +109,17 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
         pipeline.unload_lora_weights()
 
 
-def _file(path: Path, usual: str) -> Path:
-    """The safetensors file that `path` is or, as a folder, holds."""
-    path = path.expanduser()
+def _file(text: str, usual: str) -> Path:
+    """The safetensors file that a path is or, as a folder, holds; under a local name."""
+    path = as_path(text)
     if path.is_file() and path.suffix == ".safetensors":
-        return path
+        return kept_file(path)
     if (path / usual).is_file():
-        return path / usual
+        return kept_file(path / usual)
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         raise ValueError(
             f"{path} is neither a safetensors file nor a folder with just one (it has {len(files)}); "
             "name the file itself; pickles (.bin, .ckpt, .pt) are refused"
         )
-    return files[0]
+    return kept_file(files[0])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.images import decode
 from data.seeds import numpy_rng, torch_rng
-from data.store import digest_file, digest_json, read_json
+from data.store import as_path, digest_file, digest_json, local_folder, read_json
 from synth.denoiser import Made, Wanted, to_pixels
 from synth.diffusers_folder import digest_files, licence, quiet
 from synth.levels import Level
@@ -312,10 +312,10 @@ def _fractal_files(folder: str) -> list[Path]:
     """The images of a folder by name, all of them read once; none for an empty name."""
     if not folder:
         return []
-    path = Path(folder).expanduser()
+    path = as_path(folder)
     if not path.is_dir():
         raise ValueError(f"no folder of fractals at {folder!r}; give one that exists, or none to have Julia sets made")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    files = sorted(file for file in local_folder(path).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{path} holds no fractals; put images into it ({', '.join(_IMAGE_SUFFIXES)})")
     for file in files:

@@ -15,6 +15,7 @@ import torch
 
 from data.images import LabeledImages
 from data.seeds import numpy_rng
+from data.store import local_file
 
 __all__ = [
     "FeatureSet",
@@ -234,10 +235,11 @@ class InceptionFeatures:
             raise ValueError(f"no Inception weights at {weights}: get {URL_INCEPTION_V3} and name that file")
         try:
             # torch-fidelity unpickles the file as it is. One that loads in this way holds tensors and no code.
-            torch.load(weights, map_location="cpu", weights_only=True)
-            network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-            )
+            with local_file(weights) as file:
+                torch.load(file, map_location="cpu", weights_only=True)
+                network = FeatureExtractorInceptionV3(
+                    "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file)
+                )
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError) as error:
             raise ValueError(f"{weights} does not hold the weights of {URL_INCEPTION_V3}: get that file") from error
         return cls(network.to(device).eval(), device)

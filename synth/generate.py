@@ -315,6 +315,8 @@ def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: Size
 
     What does not fit into memory is found here, and remembered, before hours are spent.
     """
+    if not plan.num_rows:
+        return Probe(0.0, 0.0)
     rows = plan.slice(0, min(batch.most, plan.num_rows))
     few = rows.slice(0, min(64, rows.num_rows))
     images = [reference(data, source, sizes) for source in few["source_index"].to_pylist()]

@@ -133,7 +133,7 @@ class LatentDenoiser:
             )
         width = checkpoint.configs["text_encoder"].get("hidden_size", 512)  # transformers' default
         lora_files = [find_lora(text) for text in loras]
-        words = [find_textual_inversion(Path(path), width) for path in textual_inversions]
+        words = [find_textual_inversion(path, width) for path in textual_inversions]
         digest = digest_json(
             {
                 "model": checkpoint.contents(),

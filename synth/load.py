@@ -1,5 +1,6 @@
 """From the name of a generator in a config to the generator."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -155,18 +156,19 @@ def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
+@functools.cache
 def _from_hub(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         # No pickles and no single-file copies of the same weights; text, since tokenizers are.
-        wanted = ["*.json", "*.txt", "*.md", "*.model", "*/*.safetensors"]
+        wanted = ["*.json", "*.txt", "*.md", "*.model", "*.jinja", "*/*.safetensors"]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"generator {name!r} is no folder here and could not be fetched from the hub "
-            f"({str(error).splitlines()[0]}); check its id and revision, or download it and give the path"
+            f"({' '.join(str(error).split())[:200]}); check its id and revision, or download it and give the path"
         ) from error
 
 

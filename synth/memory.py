@@ -53,13 +53,19 @@ class BatchSizes:
 def in_batches(
     rows: np.ndarray, call: Callable[[np.ndarray], T], batch: BatchSizes, key: str, failures: dict[int, str]
 ) -> Iterator[tuple[np.ndarray, T]]:
-    """(rows, `call` of them) in batches; smaller ones where memory runs out, single ones where a batch fails."""
-    rest = rows
+    """(rows, `call` of them) in batches; smaller ones where memory runs out, single ones where a batch fails.
+
+    Raises:
+        MemoryError: not even one row fits.
+        Exception: of `call`, where it fails on every row of a batch, or on the first three that come one at a time.
+    """
+    rest, succeeded, failed_alone = rows, False, 0
     while len(rest):
         size = batch.of(key)
         chosen = rest[:size]
         result, error = attempt(functools.partial(call, chosen))
         if error is None:
+            succeeded = True
             yield chosen, cast(T, result)
         elif out_of_memory(error):
             error = None  # its traceback holds the tensors of the call that did not fit
@@ -67,11 +73,15 @@ def in_batches(
             batch.halve(key, len(chosen))
             continue
         elif len(chosen) == 1:
+            failed_alone += 1
+            if not succeeded and failed_alone == 3:
+                raise error  # not the fault of one image
             failures[int(chosen[0])] = _words(error)
         else:
             alone = [(row, *attempt(functools.partial(call, np.array([row])))) for row in chosen.tolist()]
             if all(one is not None for _, _, one in alone):
                 raise error  # not the fault of one image
+            succeeded = True
             for row, one, its_error in alone:
                 if its_error is None:
                     yield np.array([row]), cast(T, one)
@@ -90,7 +100,10 @@ def attempt(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this is the device's memory, or the machine's, running out."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = str(error).lower()  # torch's allocator on the CPU, CUDA's libraries
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in words for text in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
 
 
 def _words(error: Exception) -> str:

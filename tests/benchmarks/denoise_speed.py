@@ -16,7 +16,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from data.sources import DataConfig, load
-from synth.denoiser import generator_folder, load_denoiser
+from synth.load import generator_folder
+from synth.pixel import PixelDenoiser
 from synth.sample import SampleConfig, denoise
 
 LEVELS = (40, 50, 70, 80)
@@ -50,12 +51,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train = load(DataConfig(source="digits")).train
-    denoiser = load_denoiser("digits", torch.device("cpu"))
+    denoiser = PixelDenoiser.load(generator_folder("digits"), torch.device("cpu"))
     unet = UNet2DModel.from_pretrained(generator_folder("digits"), subfolder="unet").eval()
     scheduler = DDPMScheduler.from_pretrained(generator_folder("digits"), subfolder="scheduler")
     rows = np.arange(options.images) % len(train)
     levels = np.resize(LEVELS, options.images)
     references = denoiser.encode(train.pixels(rows))
+    conditions = denoiser.conditions(train.labels[rows], [])
     for guidance in (1.0, 3.0):
         ratios = []
         for repeat in range(options.repeats):
@@ -66,7 +68,7 @@ def main() -> None:
             slow = options.naive_images / (time.perf_counter() - begin)
             begin = time.perf_counter()
             sample = SampleConfig(guidance_scale=guidance)
-            denoise(denoiser, references, train.labels[rows], levels, list(range(options.images)), sample)
+            denoise(denoiser, references, conditions, levels, list(range(options.images)), sample)
             fast = options.images / (time.perf_counter() - begin)
             ratios.append(fast / slow)
             print(

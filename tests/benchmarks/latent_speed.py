@@ -128,7 +128,8 @@ def main() -> None:
         print(f"{name:9s} {np.mean(values):8.2f} images/s")
     for other in ("single", "levels", "uncached"):
         ratios = np.array(rates["ours"]) / np.array(rates[other])
-        print(f"ours / {other}: {ratios.mean():.2f} (min {ratios.min():.2f}, max {ratios.max():.2f}, n = {len(ratios)})")
+        spread = f"min {ratios.min():.2f}, max {ratios.max():.2f}, n = {len(ratios)}"
+        print(f"ours / {other}: {ratios.mean():.2f} ({spread})")
     print(f"{made} images, {options.threads} thread(s), torch {torch.__version__}, {platform.machine()}")
 
 

@@ -54,7 +54,7 @@ def main() -> None:
         near = distances["dpm++2m"][25]
         enough = next((steps for steps in STEPS if distances["ddim"][steps] <= near), None)
         if enough is None:
-            print(f"level {level}: no DDIM of at most {STEPS[-1]} steps is as near as DPM-Solver++ with 25 ({near:.4f})")
+            print(f"level {level}: DDIM of {STEPS[-1]} steps is not as near as DPM-Solver++ with 25 ({near:.4f})")
         else:
             ratio = seconds["ddim"][enough] / seconds["dpm++2m"][25]
             print(
@@ -63,7 +63,8 @@ def main() -> None:
             )
         _, ancestral = run("ddpm", 100, level)
         print(f"level {level}: paper preset's 100 ancestral steps take {ancestral / seconds['dpm++2m'][25]:.1f} times")
-    print(f"{options.references} references, {options.threads} thread(s), torch {torch.__version__}, {platform.machine()}")
+    machine = f"{options.threads} thread(s), torch {torch.__version__}, {platform.machine()}"
+    print(f"{options.references} references, {machine}")
 
 
 if __name__ == "__main__":

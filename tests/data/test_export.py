@@ -77,7 +77,8 @@ def written(path: Path, picture: Callable[[int], np.ndarray] = picture, **about:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> SyntheticFolder:
-    return written(tmp_path_factory.mktemp("set") / "synthetic", generator="tiny-diffusion")
+    about = {"templates": ["a photo of a {name}"], "negative_prompt": "", "names": list(NAMES)}
+    return written(tmp_path_factory.mktemp("set") / "synthetic", generator="tiny-diffusion", **about)
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -321,7 +322,9 @@ def test_a_data_set_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
 
 
-def test_what_is_there_is_not_written_over(folder: SyntheticFolder, tmp_path: Path) -> None:
+def test_what_is_there_is_not_written_over(
+    folder: SyntheticFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").touch()
     (tmp_path / "file").touch()
@@ -334,6 +337,10 @@ def test_what_is_there_is_not_written_over(folder: SyntheticFolder, tmp_path: Pa
     export(folder, tmp_path / "new/deep", "imagefolder")
     assert contents(tmp_path / "empty") == contents(tmp_path / "new/deep")
     assert (tmp_path / "new/deep").stat().st_mode == (tmp_path / "full").stat().st_mode  # others may read it
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(folder, Path(), "imagefolder")
+    assert contents(tmp_path / "here") == contents(tmp_path / "empty")
 
 
 @FORMATS
@@ -382,6 +389,16 @@ def test_the_card_tells_what_is_there(folder: SyntheticFolder, tmp_path: Path) -
     assert f"| off_label | 1 | {STATE_WORDS['off_label']} |" in body
     assert "| `contrast` | 0 | 0.015 | 0.075 | 0.15 | 0.25 | 0.37 | 0.4 |" in body  # of 0, .1, .2 and .4
     assert "3 prompts: a photo of a cat, a photo of a dog, a photo of a F/A-18" in body
+    assert "| `templates` | a photo of a {name} |" in body
+    assert "| `negative_prompt` | none |" in body
+    assert "`names`" not in body  # the classes' own
+
+
+def test_the_card_tells_what_prompts_call_the_classes(tmp_path: Path) -> None:
+    export(written(tmp_path / "set", names=["tomcat", "dog", "fighter jet"]), tmp_path / "out", "imagefolder")
+    _, body = front_matter((tmp_path / "out/README.md").read_text())
+    assert "| `names` | tomcat, dog, fighter jet |" in body
+    assert "`names` are what prompts call the classes" in body
 
 
 @FORMATS

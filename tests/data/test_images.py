@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import EncodedImages, LabeledImages, concat, decode, encode_png
+from data.images import EncodedImages, LabeledImages, concat, cut, decode, encode_png
 
 
 def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -101,6 +101,17 @@ def test_any_shape_becomes_the_size(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(decode(encode_png(flat), "x", size=8), np.full((8, 8, 3), 99))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(16, 16), (8, 8), (3, 5), (5, 3), (7, 40)])
+def test_an_image_is_cut_as_its_file_would_be_when_decoded(shape: tuple[int, int], channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
+    there = cut(pixels, 8)
+    assert there.shape == (8, 8, channels)
+    np.testing.assert_array_equal(there, decode(encode_png(pixels), "x", size=8))
+    np.testing.assert_array_equal(cut(there, 8), there)
+    assert cut(pixels, 0) is pixels
+
+
 @pytest.mark.parametrize(
     "blob",
     [
@@ -146,6 +157,34 @@ def test_an_image_of_another_size_is_named_with_both_sizes() -> None:
 
 
 # LabeledImages
+
+
+def test_whole_images_are_those_before_the_cut() -> None:
+    originals = [np.full((height, width, 1), height, np.uint8) for height, width in ((4, 6), (9, 3), (2, 2))]
+    stored = EncodedImages([encode_png(image) for image in originals], list("abc"), (2, 2, 1), crop=2)
+    images = LabeledImages(stored, np.arange(3), ("a", "b", "c"), "files")
+    for image, row in zip(images.whole(np.array([2, 0, 1])), (2, 0, 1), strict=True):
+        np.testing.assert_array_equal(image, originals[row])
+    assert images.pixels().shape == (3, 2, 2, 1)
+    assert images.crop == 2
+    # Grey beside colour is as it is when decoded for training.
+    colour = dataclasses.replace(images, images=dataclasses.replace(stored, shape=(2, 2, 3)))
+    assert [image.shape for image in colour.whole(np.array([0, 1]))] == [(4, 6, 3), (9, 3, 3)]
+
+
+@pytest.mark.parametrize("encode", [False, True])
+def test_images_that_are_not_cut_are_whole_already(encode: bool) -> None:
+    images = encoded(labelled(4)) if encode else labelled(4)
+    assert images.crop == 0
+    rows = np.array([3, 0, 3])
+    np.testing.assert_array_equal(np.stack(images.whole(rows)), images.pixels(rows))
+
+
+def test_a_subset_is_cut_as_its_images_are() -> None:
+    images = encoded(labelled(4))
+    assert isinstance(images.images, EncodedImages)
+    cropped = dataclasses.replace(images, images=dataclasses.replace(images.images, crop=2))
+    assert cropped.subset(np.array([1])).crop == 2
 
 
 @pytest.mark.parametrize(

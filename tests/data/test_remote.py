@@ -3,7 +3,7 @@ import pickle
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from data.store import (
     digest_file,
     in_memory,
     is_remote,
+    kept_file,
     list_folder,
     local_file,
     local_folder,
@@ -202,18 +203,18 @@ def test_many_files_are_fetched_by_their_very_names(bucket: str) -> None:
 def test_a_folder_is_uploaded_with_the_file_that_makes_it_one_at_last(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order: list[str] = []
-    upload_one = RemotePath.upload
+    order: list[Sequence[str]] = []
+    upload_many = RemotePath.upload_many
 
-    def spy(self: RemotePath, local: Path) -> None:
-        order.append(str(self))
-        upload_one(self, local)
+    def spy(self: RemotePath, local: Sequence[Path], names: Sequence[str]) -> None:
+        order.append(names)
+        upload_many(self, local, names)
 
-    monkeypatch.setattr(RemotePath, "upload", spy)
+    monkeypatch.setattr(RemotePath, "upload_many", spy)
     with atomic_folder(as_path(f"{bucket}/model"), "index.json") as temporary:
         for name in ("index.json", "unet/weights", "z"):
             write_bytes(temporary / name, name.encode())
-    assert order == [f"{bucket}/model/{name}" for name in ("unet/weights", "z", "index.json")]
+    assert order == [["unet/weights", "z"], ["index.json"]]
     assert as_path(f"{bucket}/model/unet/weights").read_bytes() == b"unet/weights"
 
 
@@ -247,6 +248,21 @@ def test_a_folder_is_copied_once_until_a_file_in_it_changes(
     write_bytes(remote / "unet" / "weights", b"xyz")  # of the same size
     assert (local_folder(remote) / "unet" / "weights").read_bytes() == b"xyz"
     assert local_folder(tmp_path) == tmp_path
+
+
+def test_a_file_is_kept_until_it_changes(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    remote = as_path(f"{bucket}/style.safetensors")
+    write_bytes(remote, b"abc")
+    write_bytes(as_path(f"{bucket}/other.safetensors"), b"none of it")
+    copy = kept_file(remote)
+    assert (copy.name, copy.read_bytes()) == ("style.safetensors", b"abc")
+    assert [file.name for file in tmp_path.rglob("*.safetensors")] == [copy.name]
+    written = copy.stat().st_ino
+    assert kept_file(remote).stat().st_ino == written
+    write_bytes(remote, b"xyz")  # of the same size
+    assert kept_file(remote).read_bytes() == b"xyz"
+    assert kept_file(copy) == copy
 
 
 # --------------------------------------------------------------------------------------------------------- sources
@@ -317,6 +333,11 @@ def test_what_is_wrong_in_a_remote_source_is_named_by_its_url(bucket: str, tmp_p
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
+def write_folder(path: Path) -> None:
+    with atomic_folder(path, "last") as temporary:
+        (temporary / "first").touch()
+
+
 def ways_in(path: Path) -> list[Callable[[], Any]]:
     """One of each kind of question to the storage."""
     return [
@@ -329,6 +350,8 @@ def ways_in(path: Path) -> list[Callable[[], Any]]:
         lambda: write_json(path, 1),
         lambda: path.unlink(missing_ok=True),
         lambda: local_folder(path),
+        lambda: kept_file(path),
+        lambda: write_folder(path),
     ]
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.images import decode, encode_png
+from data.images import EncodedImages, LabeledImages, decode, encode_png
 from data.store import digest_file, write_json
 from data.synthetic import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
 
@@ -32,18 +32,27 @@ def table(first: int = 0, n: int = 3, **changes: Any) -> pa.Table:
         "variant": [0] * n,
         "level_steps": [50] * n,
         "level_grid": [100] * n,
+        "calls": [50] * n,
+        "timestep": [494.0] * n,
         "log_snr": [-float("inf") if i == 0 else 0.5 for i in numbers],
         "strength": [0.5] * n,
         "seed": [2**62 + i for i in numbers],
+        "attempt": [0] * n,
         "prompt": [NAMES[i % 2] for i in numbers],
         "guidance_scale": [3.0] * n,
         "sampler": ["ddpm"] * n,
         "generator": ["fake"] * n,
         "generator_digest": ["f" * 64] * n,
+        "fingerprint": [bytes([i] * 64) for i in numbers],
         "finite": [i % 5 != 1 for i in numbers],
+        "brightness": [float(i) for i in numbers],
         "contrast": [10.0] * n,
         "label_probability": [0.9] * n,
         "reference_distance": [20.0] * n,
+        "feature_distance": [0.3] * n,
+        "nearest_real_distance": [0.2] * n,
+        "nearest_real_index": [4] * n,
+        **{name: [float("nan")] * n for name in ("clip_score", "clip_margin", "unsafe", "duplicate_distance")},
         "state": [STATES[i % 5] for i in numbers],
     }
     return pa.table(columns | changes, schema=SYNTHETIC_SCHEMA)
@@ -55,6 +64,13 @@ def written(path: Path, about: Any = "a test") -> SyntheticFolder:
     parts = [folder.write_part(0, table(0, 3), NAMES, "key 0"), folder.write_part(1, table(3, 4), NAMES, "key 1")]
     folder.write_manifest({"made from": about}, NAMES, parts)
     return folder
+
+
+def real(side: tuple[int, int] = (2, 3), crop: int = 0, channels: int = 3) -> LabeledImages:
+    """Real images of this size that are cut to `crop` when they are decoded."""
+    blobs = [encode_png(np.zeros((*side, channels), np.uint8))]
+    shape = (crop or side[0], crop or side[1], channels)
+    return LabeledImages(EncodedImages(blobs, ["real"], shape, crop), np.array([0]), NAMES, "real")
 
 
 def files(folder: SyntheticFolder) -> dict[str, bytes]:
@@ -80,7 +96,8 @@ DAMAGES = pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink]
 def test_rows_come_back_in_the_order_of_the_parts(tmp_path: Path) -> None:
     rows = written(tmp_path).rows()
     assert rows.schema.equals(SYNTHETIC_SCHEMA)
-    assert rows.to_pylist() == [*table(0, 3).to_pylist(), *table(3, 4).to_pylist()]
+    expected = [*table(0, 3).to_pylist(), *table(3, 4).to_pylist()]
+    assert repr(rows.to_pylist()) == repr(expected)  # NaN is NaN
 
 
 def test_a_folder_whose_name_looks_like_a_partition_adds_no_column(tmp_path: Path) -> None:
@@ -89,7 +106,7 @@ def test_a_folder_whose_name_looks_like_a_partition_adds_no_column(tmp_path: Pat
 
 def test_images_come_back_with_labels_and_class_names(tmp_path: Path) -> None:
     folder = written(tmp_path)
-    images = folder.images(folder.rows())
+    images = folder.images(folder.rows(), real())
     assert len(images) == 7
     assert images.image_shape == (2, 3, 3)
     np.testing.assert_array_equal(images.pixels(), np.stack([picture(i) for i in range(7)]))
@@ -97,14 +114,36 @@ def test_images_come_back_with_labels_and_class_names(tmp_path: Path) -> None:
     assert images.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert images.class_names == NAMES
     assert images.origin == str(tmp_path)
-    assert folder.images(folder.rows(), "variants").origin == "variants"
+    assert folder.images(folder.rows(), real(), "variants").origin == "variants"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_kept_larger_are_cut_as_the_real_ones_are(tmp_path: Path, channels: int) -> None:
+    folder = SyntheticFolder(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    blobs = [encode_png(image) for image in pixels]
+    rows = table(0, 2, image=[{"bytes": blob, "path": "x.png"} for blob in blobs])
+    folder.write_manifest({}, NAMES, [folder.write_part(0, rows, NAMES, "key")])
+    images = folder.images(folder.rows(), real((20, 30), 4, channels))
+    assert (images.image_shape, images.crop) == ((4, 4, channels), 4)
+    expected = [decode(blob, "x", channels=channels, size=4) for blob in blobs]
+    np.testing.assert_array_equal(images.pixels(), np.stack(expected))
+    whole = images.whole(np.array([1]))[0]
+    np.testing.assert_array_equal(whole, decode(blobs[1], "x", channels=channels))
+
+
+def test_images_that_do_not_fit_the_real_ones_are_named(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    images = folder.images(folder.rows(), real((4, 4)))
+    with pytest.raises(ValueError, match=r"^item 0 is 3x2 while the first image is 4x4; give an image size"):
+        images.pixels()
 
 
 def test_some_rows_give_some_images(tmp_path: Path) -> None:
     folder = written(tmp_path)
     rows = folder.rows()
     for wanted in (rows.slice(2, 3), rows.filter(pa.array([False, False, True, True, True, False, False]))):
-        images = folder.images(wanted)
+        images = folder.images(wanted, real())
         np.testing.assert_array_equal(images.pixels()[:, 0, 0, 0], [2, 3, 4])
         assert images.labels.tolist() == [0, 1, 0]
 
@@ -114,13 +153,13 @@ def test_grey_images_stay_grey(tmp_path: Path) -> None:
     grey = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
     rows = table(0, 1, image=[{"bytes": encode_png(grey), "path": "0.png"}])
     folder.write_manifest({}, NAMES, [folder.write_part(0, rows, NAMES, "key")])
-    np.testing.assert_array_equal(folder.images(folder.rows()).pixels()[0], grey)
+    np.testing.assert_array_equal(folder.images(folder.rows(), real((2, 2), channels=1)).pixels()[0], grey)
 
 
 def test_no_rows_are_no_images(tmp_path: Path) -> None:
     folder = written(tmp_path)
     with pytest.raises(ValueError, match="none of its images is wanted; nothing to read"):
-        folder.images(folder.rows().slice(0, 0))
+        folder.images(folder.rows().slice(0, 0), real())
 
 
 def test_a_data_set_without_parts_is_empty_but_there(tmp_path: Path) -> None:
@@ -134,8 +173,8 @@ def test_the_manifest_counts_rows_and_states(tmp_path: Path) -> None:
     folder = written(tmp_path)
     manifest = folder.manifest()
     assert manifest["rows"] == 7
-    # Rows 0..6 have the states 0, 1, 2, 3, 4, 0, 1 of five.
-    assert manifest["states"] == {"ok": 2, "nan": 2, "flat": 1, "off_label": 1, "near_reference": 1}
+    # Rows 0..6 have the first five states, 0, 1, 2, 3, 4, 0, 1; the others are counted too.
+    assert manifest["states"] == dict.fromkeys(STATES, 0) | {"ok": 2, "nan": 2, "flat": 1, "unsafe": 1, "off_label": 1}
     assert manifest["class_names"] == ["cat", "dog"]
     assert manifest["about"] == {"made from": "a test"}
     assert manifest["parts"] == [
@@ -167,6 +206,27 @@ def test_what_making_a_part_cost_is_no_part_of_the_data_set(tmp_path: Path) -> N
         assert folder.finished_part(0, "key") == record
         assert record["cost"] == {"seconds": seconds}
         digests.append((folder.write_manifest({}, NAMES, [record]), digest_file(folder.part_path(0))))
+    assert digests[0] == digests[1]
+
+
+def test_a_part_with_failures_is_kept_but_not_finished(tmp_path: Path) -> None:
+    folder = SyntheticFolder(tmp_path)
+    record = folder.write_part(0, table(), NAMES, "key", failures={"item 9": "its reference: gone"})
+    assert record["failures"] == {"item 9": "its reference: gone"}
+    assert folder.kept_part(0, "key") == record
+    assert folder.finished_part(0, "key") is None
+    whole = folder.write_part(0, table(), NAMES, "key")
+    assert whole["failures"] == {}
+    assert folder.kept_part(0, "key") == folder.finished_part(0, "key") == whole
+
+
+def test_what_failed_once_is_no_part_of_the_data_set(tmp_path: Path) -> None:
+    digests = []
+    for name in ("at once", "in the end"):
+        folder = SyntheticFolder(tmp_path / name)
+        if name == "in the end":
+            folder.write_part(0, table(0, 2), NAMES, "key", failures={"item 2": "gone"})
+        digests.append(folder.write_manifest({}, NAMES, [folder.write_part(0, table(), NAMES, "key")]))
     assert digests[0] == digests[1]
 
 
@@ -244,8 +304,9 @@ def test_a_damaged_part_is_named_and_nothing_is_read(tmp_path: Path, damage: Any
 def test_a_damaged_part_is_not_finished(tmp_path: Path, damage: Any) -> None:
     folder = written(tmp_path)
     damage(folder.part_path(1))
-    assert folder.finished_part(0, "key 0") is not None
-    assert folder.finished_part(1, "key 1") is None
+    for look in (folder.finished_part, folder.kept_part):
+        assert look(0, "key 0") is not None
+        assert look(1, "key 1") is None
 
 
 def test_several_damaged_parts_are_counted(tmp_path: Path) -> None:
@@ -277,15 +338,26 @@ def test_a_finished_part_is_its_record(tmp_path: Path) -> None:
 def test_a_part_made_from_something_else_is_not_finished(tmp_path: Path) -> None:
     folder = SyntheticFolder(tmp_path)
     folder.write_part(0, table(), NAMES, "key")
-    assert folder.finished_part(0, "another key") is None
-    assert folder.finished_part(1, "key") is None
+    for look in (folder.finished_part, folder.kept_part):
+        assert look(0, "another key") is None
+        assert look(1, "key") is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": "key"}'])
 def test_a_part_with_a_broken_record_is_not_finished(tmp_path: Path, content: str) -> None:
     folder = SyntheticFolder(tmp_path)
     folder.write_part(0, table(), NAMES, "key")
     (tmp_path / ".parts" / "part-00000.json").write_text(content)
+    assert folder.finished_part(0, "key") is None
+    assert folder.kept_part(0, "key") is None
+
+
+def test_a_part_of_the_version_before_is_made_again(tmp_path: Path) -> None:
+    # Its record knew no failures, and its rows had fewer columns.
+    folder = SyntheticFolder(tmp_path)
+    record = folder.write_part(0, table(), NAMES, "key")
+    del record["failures"]
+    write_json(tmp_path / ".parts" / "part-00000.json", record)
     assert folder.finished_part(0, "key") is None
 
 
@@ -327,11 +399,11 @@ def test_the_manifest_removes_what_an_older_run_left(tmp_path: Path) -> None:
 # Manifests that cannot be read
 
 
-@pytest.mark.parametrize("found", [None, 0, 2, "1"])
+@pytest.mark.parametrize("found", [None, 0, 1, "2"])
 def test_another_format_is_refused(tmp_path: Path, found: object) -> None:
     folder = written(tmp_path)
     write_json(tmp_path / "manifest.json", folder.manifest() | {"format": found})
-    with pytest.raises(ValueError, match=rf"manifest\.json has format {found}, this version reads 1$"):
+    with pytest.raises(ValueError, match=rf"manifest\.json has format {found}, this version reads 2$"):
         folder.rows()
 
 

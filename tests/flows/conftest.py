@@ -75,7 +75,7 @@ def tiny(settings: dict[str, Any]) -> Tiny:
             *path, last = key.split(".")
             place = nested
             for name in path:
-                place = place[name]
+                place = place.setdefault(name, {})
             place[last] = value
         return CompareConfig(**nested)
 

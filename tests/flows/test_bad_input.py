@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tiny_checkpoints import save_tiny_sd
 
+from flows import progress, stages
 from flows.config import CompareConfig
 from flows.run import Partial, RunFolder
 
@@ -384,6 +385,23 @@ def test_neither_source_nor_run_folder_is_wrong_usage(slowlane: Slowlane, fake_f
 
 def test_the_list_is_long() -> None:
     assert len(BAD) >= 40
+
+
+def test_what_a_generator_may_not_do_well_is_a_warning_that_is_said_once(
+    shop: Path, slowlane: Slowlane, fake_flows: Any, tmp_path: Path
+) -> None:
+    def select(config: CompareConfig, _: str) -> str:
+        stages.check_inputs(config)  # as the flow does
+        return "chosen"
+
+    fake_flows.select = select
+    progress.warn.cache_clear()
+    words = ("--generator", shop / "latent", "--work-size", "64", "--out", tmp_path / "new")
+    outcome = slowlane("select", "digits", *words)
+    assert (outcome.code, outcome.out) == (0, "chosen\n")
+    size, names = outcome.err.splitlines()[1:]
+    assert size.startswith("warning: the generator works at 64 pixels and was trained at 16: at twice its size or more")
+    assert names.startswith("warning: 10 of 10 class names have no letters, which tells a text model next to nothing")
 
 
 # ------------------------------------------------------------------------------------------------- around run folders

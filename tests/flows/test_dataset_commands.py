@@ -12,6 +12,7 @@ from PIL import Image
 from data.export import EXPORT_FORMATS
 from data.images import LabeledImages, decode, encode_png
 from data.sources import load
+from data.store import write_json
 from data.synthetic import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
 from flows import inspect
 from flows.config import read_config
@@ -41,6 +42,18 @@ def test_a_run_is_exported_with_its_real_images(
     assert json.loads(outcome.out) == {"path": str(tmp_path / "out"), "images": {"train": 60 + made, "test": 50}}
     assert f"export  {60 + made + 50}/{60 + made + 50} images  100%" in outcome.err
     assert (tmp_path / "out/README.md").read_text().count("Variants of digits") == 1
+
+
+def test_what_is_handed_on_names_no_path_of_this_machine(
+    slowlane: Slowlane, finished: RunFolder, story: Any, tmp_path: Path
+) -> None:
+    config = read_config(finished.path).model_dump(mode="json")  # its generator has a path
+    write_json(finished.path / "config.json", config | {"data": config["data"] | {"source": f"{tmp_path}/pictures"}})
+    assert slowlane("export", finished.path, tmp_path / "out").code == 0
+    files = story.contents(tmp_path / "out")
+    assert "# Variants of pictures\n" in files["README.md"].decode()
+    manifest = (finished.path / "synthetic/manifest.json").read_bytes()
+    assert not any(str(tmp_path.parent).encode() in content for content in (*files.values(), manifest))
 
 
 def test_a_synthetic_folder_is_exported_without_its_run(

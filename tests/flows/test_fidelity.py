@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.store import as_path
 from data.synthetic import SyntheticFolder
 from flows import fidelity
 from flows.config import CompareConfig, read_config
@@ -83,6 +84,14 @@ def test_the_table_and_its_notes(finished: RunFolder, capsys: pytest.CaptureFixt
     assert out.endswith("synthetic-fidelity.json\n")
     fidelity.fidelity(finished.path, None, as_json=True)
     assert json.loads(capsys.readouterr().out) == json.loads((finished.path / "synthetic-fidelity.json").read_text())
+
+
+def test_the_command_hands_over_paths_and_urls(slowlane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(fidelity, "fidelity", lambda *given: asked.append(given))
+    slowlane("fidelity", "runs/a")
+    slowlane("fidelity", "s3://b/run", "--inception-weights", "s3://b/weights.pth", "--json")
+    assert asked == [(Path("runs/a"), None, False), (as_path("s3://b/run"), as_path("s3://b/weights.pth"), True)]
 
 
 def test_bad_input_is_named(finished: RunFolder, tmp_path: Path) -> None:

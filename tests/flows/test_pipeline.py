@@ -209,10 +209,9 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
     assert not (tmp_path / "run/synthetic/manifest.json").exists()
     for file, content in contents.items():
         file.write_bytes(content)
-    drawn.clear()
+    parts_before = len(drawn)
     assert slowlane(*words, tmp_path / "run").code == 0
-    assert sorted(sum(drawn, [])) == lost
-    drawn += [[]] * 2  # no files are lost any more
+    assert sorted(item for items in drawn[parts_before:] for item in items) == lost
     assert slowlane(*words, tmp_path / "undisturbed").code == 0
     assert story.data_set(RunFolder(tmp_path / "run")) == story.data_set(RunFolder(tmp_path / "undisturbed"))
 
@@ -250,15 +249,13 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
         patch.setattr(synthesis, "draw", draw)
         if failure == "no room for a part":
             patch.setattr(synthesis.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-            error = (
-                f"error: [Errno 28] no room for the next part: it needs about .* 10 bytes are free: '{finished.path}'"
-            )
+            error = r"error: \[Errno 28\] no room for the next part: it needs about .*, 10 bytes are free: '.*/run'"
         else:
             patch.setattr(synthetic, "atomic_path", second_fails)
             error = r"error: \[Errno (28|13)\] (No space left on device|Permission denied): '.*part-00009.parquet'"
         outcome = slowlane(*words)
     assert outcome.code == 1
-    assert re.fullmatch(error.replace("[Errno 28] no", r"\[Errno 28\] no"), outcome.err.splitlines()[-1])
+    assert re.fullmatch(error, outcome.err.splitlines()[-1])
     assert "Traceback" not in outcome.err
     made, whole = story.data_set(finished), story.data_set(pristine)
     left = {f"part-{number:05d}.parquet" for number in (8, 9, 10)}

@@ -158,3 +158,10 @@ def test_a_meter_counts_from_several_threads(wait: Callable[[float], None]) -> N
 def test_say_leaves_standard_output_to_results(capsys: pytest.CaptureFixture[str]) -> None:
     say("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.warn.cache_clear()
+    for text in ("mind the step", "mind the gap", "mind the step"):
+        progress.warn(text)
+    assert capsys.readouterr().err == "warning: mind the step\nwarning: mind the gap\n"

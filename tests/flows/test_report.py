@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from data.store import read_json
+from data.synthetic import STATES
 from flows.charts import arm_charts, cluster_svg, early_chart, final_charts
-from flows.report import Cluster, ContactRow, Pictures, contact_sheet, report_table, write_report
+from flows.report import STATE_COLOURS, Cluster, ContactRow, Pictures, contact_sheet, report_table, write_report
 from flows.results import ArmResult, LevelResult, Report, SeedSelection, StageCost
 
 RED, GREEN, BLUE, GOLD = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 200, 0)
@@ -226,6 +227,20 @@ def test_the_page_shows_every_section_with_its_numbers(tmp_path: Path) -> None:
         "python 3.12",
     ):
         assert shown in text, shown
+
+
+def test_every_state_has_its_column_its_colour_and_its_name(tmp_path: Path) -> None:
+    assert set(STATE_COLOURS) == set(STATES) - {"ok"}
+    assert len(set(STATE_COLOURS.values())) == len(STATE_COLOURS)
+    counts = {state: 100 + place for place, state in enumerate(STATES)}
+    variants = [(f"{place + 1} of 20", state, flat(BLUE)) for place, state in enumerate(STATE_COLOURS)]
+    shown = Pictures([], [], [ContactRow("x", flat(RED), variants)], [])
+    html = written(tmp_path, report(levels=[LevelResult("8 of 20", 0.6, 828, counts, 0.9, 25.3)]), shown)
+    text = " ".join(" ".join(Page(html).texts).split())
+    assert " ".join(f"{state.replace('_', ' ')}, images" for state in STATES) in text
+    assert " ".join(map(str, counts.values())) in text
+    for state, colour in STATE_COLOURS.items():
+        assert re.search(f'--state: {colour}">.*<span>{state.replace("_", " ")}</span>', html), state
 
 
 def test_a_report_without_seeds_synthetic_images_or_values_says_so(tmp_path: Path) -> None:

@@ -60,6 +60,37 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
     assert stages_of(run) == stages_of(pristine)
 
 
+def test_a_finished_run_is_used_in_s3_as_on_disk(
+    bucket: str, slowlane: Any, story: SimpleNamespace, finished: RunFolder, tmp_path: Path
+) -> None:
+    upload(finished.path, f"{bucket}/run")
+    runs = [str(finished.path), f"{bucket}/run"]
+    outs = [str(tmp_path / "out"), f"{bucket}/out"]
+    assert [slowlane("export", run, out).out for run, out in zip(runs, outs, strict=True)] == [f"{o}\n" for o in outs]
+    here, there = (story.contents(as_path(out)) for out in outs)
+    assert len(here) > 2
+    assert there == here
+    assert f"{bucket}/out is not empty; export to a new folder" in slowlane("export", runs[1], outs[1]).err
+
+    item = next(Path(name).stem for name in here if name.endswith(".png"))
+    stories = [json.loads(slowlane("inspect", run, item, "--json").out) for run in runs]
+    pictures = [told.pop("picture") for told in stories]
+    assert stories[0] == stories[1]
+    assert pictures[1] == f"{bucket}/run/inspect/{item}.png"
+    assert as_path(pictures[1]).read_bytes() == Path(pictures[0]).read_bytes()
+
+    half = stories[0]["scores"]["label_probability"]
+    words = ("--set", f"quality.min_label_probability={half}", "--json")
+    moved = [json.loads(slowlane("filter", run, *words).out) for run in runs]
+    assert moved[0] == moved[1]
+    assert moved[1]["before"] != moved[1]["after"]
+    manifests = [read_json(as_path(run) / "synthetic" / "manifest.json") for run in runs]
+    assert manifests[0] == manifests[1]
+
+    scores = [json.loads(slowlane("fidelity", run, "--json").out) for run in runs]
+    assert scores[0] == scores[1] == read_json(as_path(f"{bucket}/run/synthetic-fidelity.json"))
+
+
 def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> None:
     settings = {"steps": 2, "channels": (32,), "batch_size": 4, "size": 8}
     config = FitGeneratorConfig(data={"source": "digits"}, generator=settings, device="cpu")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,9 +13,12 @@ from data.store import read_json
 from data.synthetic import SyntheticFolder
 from flows import synthesis
 from flows.config import CompareConfig
-from flows.inputs import generator_of
+from flows.inputs import generator_of, images_of, new_classifiers
 from flows.run import Partial, RunFolder
 from synth.denoiser import Made, Wanted
+from synth.plan import PLAN_SCHEMA
+from train.checkpoint import load_model
+from train.evaluate import logits_of, softmax
 
 Tiny = Callable[..., CompareConfig]
 Story = SimpleNamespace
@@ -87,13 +91,16 @@ def test_a_device_without_room_for_one_image_ends_it_with_what_to_do(
 # ------------------------------------------------------------------------------------------------- what failed
 
 
-def test_what_failed_is_listed_until_all_is_made(planned: RunFolder) -> None:
-    file = planned.path / "synthetic" / "failures.json"
+def test_what_failed_is_listed_until_all_is_made(finished: RunFolder, tiny: Tiny) -> None:
+    file = finished.path / "synthetic" / "failures.json"
     with pytest.raises(Partial) as caught:
-        synthesis.check_failures(planned, {"part 2": "it broke", "0000003-5of10-v0": "so did this"})
+        synthesis.check_failures(finished, {"part 2": "it broke", "0000003-5of10-v0": "so did this"})
     assert str(caught.value) == f"2 could not be made, listed in {file}; the first is part 2: it broke"
     assert read_json(file) == {"part 2": "it broke", "0000003-5of10-v0": "so did this"}
-    synthesis.check_failures(planned, {})
+    synthesis.check_failures(finished, {})
+    assert not file.exists()
+    file.write_text("{}")  # of a command that was killed after its last part
+    synthesis.finish_synthetic(finished, tiny())
     assert not file.exists()
 
 
@@ -118,6 +125,27 @@ def test_duplicates_are_found_over_the_whole_set_and_without_making_it_again(
     shutil.rmtree(finished.path / "synthetic")
     story.make_images(finished, alike)
     assert story.data_set(finished) == moved
+
+
+# ------------------------------------------------------------------------------------------------- the judge
+
+
+def test_a_judge_that_is_named_scores_in_place_of_the_early_classifiers(
+    finished: RunFolder, tiny: Tiny, story: Story
+) -> None:
+    folder = SyntheticFolder(finished.path / "synthetic")
+    before = folder.rows()
+    file = finished.path / "retrained/ours-3-sgd/seed-1.safetensors"
+    story.make_images(finished, tiny({"scores.judge": str(file)}))
+    now = folder.rows()
+    assert now.select([*PLAN_SCHEMA.names, "image"]) == before.select([*PLAN_SCHEMA.names, "image"])
+    train = images_of(tiny().data).train
+    judge = new_classifiers(tiny({"seeds": 1}), train)[0]
+    load_model(file, judge)
+    seen = softmax(logits_of(judge, folder.images(now, train)))
+    expected = seen[np.arange(len(seen)), now["label"].to_numpy()]
+    np.testing.assert_allclose(now["label_probability"].to_numpy(), expected, rtol=1e-5)
+    assert not np.allclose(before["label_probability"].to_numpy(), expected, rtol=1e-2)
 
 
 # ------------------------------------------------------------------------------------------------- the plan

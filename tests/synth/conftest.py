@@ -77,7 +77,7 @@ class FakeDenoiser:
     def prepare(self, prompts: Sequence[str]) -> None:
         self.prepared.append(list(prompts))
 
-    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:  # noqa: ARG002
+    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
         return torch.from_numpy(labels)
 
     def encode(self, images: np.ndarray) -> Tensor:
@@ -156,7 +156,7 @@ class FakeGenerator:
         made = self.change(references.numpy().copy(), wanted)
         return made if isinstance(made, Made) else Made(made, np.ones(len(made), bool))
 
-    def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:  # noqa: ARG002
+    def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
         self.timed.append(len(references))
         self._fit(len(references))
         return 1 / len(references)

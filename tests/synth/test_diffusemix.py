@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_instruct import save_tiny_instruct
 
 from data.seeds import torch_rng
+from data.store import as_path, write_bytes
 from synth.denoiser import Wanted
 from synth.diffusemix import (
     DiffuseMixConfig,
@@ -182,6 +183,18 @@ def test_a_folder_of_fractals_is_used(load: Load, generator: DiffuseMixGenerator
     blended = make(load(fractals=str(tmp_path)), images, seeds)
     assert np.abs(blended - (0.8 * mixed + 0.2 * 200)).max() <= 0.5 + 0.8 * 0.5  # rounded once against twice
     assert not np.array_equal(make(generator, images, seeds), blended)
+
+
+def test_fractals_may_lie_at_a_url(load: Load, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "fractals").mkdir()
+    Image.new("RGB", (8, 8), (200,) * 3).save(tmp_path / "fractals/grey.png")
+    write_bytes(as_path(f"{bucket}/fractals/grey.png"), (tmp_path / "fractals/grey.png").read_bytes())
+    here, there = (load(fractals=f"{place}/fractals") for place in (tmp_path, bucket))
+    assert here.digest == there.digest
+    assert np.array_equal(make(here, photos(1), [1]), make(there, photos(1), [1]))
+    with pytest.raises(ValueError, match=f"no folder of fractals at '{bucket}/none'"):
+        load(fractals=f"{bucket}/none")
 
 
 def test_seeds_draw_the_fractal(load: Load, tmp_path: Path) -> None:

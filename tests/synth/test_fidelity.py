@@ -10,6 +10,7 @@ import torch
 
 import synth.fidelity
 from data.images import LabeledImages
+from data.store import as_path, write_bytes
 from synth.fidelity import (
     FeatureSet,
     InceptionFeatures,
@@ -243,7 +244,7 @@ class _Code:
         return Path.touch, (self.file,)
 
 
-def test_weights_that_are_others_or_hold_code_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_others_or_hold_code_are_refused(bucket: str, tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (slowlane[fidelity])")
     file, witness = tmp_path / "weights.pth", tmp_path / "was run"
     for content in (_Code(witness), {"fc.weight": torch.zeros(1)}, [1, 2]):
@@ -253,4 +254,7 @@ def test_weights_that_are_others_or_hold_code_are_refused(tmp_path: Path) -> Non
     file.write_bytes(b"no pickle at all")
     with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of https://"):
         InceptionFeatures.load(file, CPU)
+    write_bytes(as_path(f"{bucket}/weights.pth"), b"no pickle at all")
+    with pytest.raises(ValueError, match=rf"^{bucket}/weights\.pth does not hold the weights of https://"):
+        InceptionFeatures.load(as_path(f"{bucket}/weights.pth"), CPU)
     assert not witness.exists()

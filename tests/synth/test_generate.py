@@ -69,7 +69,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def stored(*shapes: tuple[int, ...], crop: int = 8) -> LabeledImages:
-    """Images of noise of these (H, W, C), stored as files, cut to a square when they are read; labels 0, 1, 2, 0, ..."""
+    """Images of noise of these (H, W, C), stored as files, cut square when they are read; labels 0, 1, 2, 0, ..."""
     blobs = [encode_png(noise(row, *shape)) for row, shape in enumerate(shapes)]
     images = EncodedImages(blobs, [f"{row}.png" for row in range(len(blobs))], (crop, crop, shapes[0][2]), crop)
     return LabeledImages(images, np.arange(len(shapes)) % 3, ("a", "b", "c"), "files")
@@ -119,7 +119,9 @@ def test_every_image_is_made_from_its_own_row_of_the_plan(
         return references
 
     rng = np.random.default_rng(0)
-    wanted = [Request(int(i), int(level), 0) for i, level in zip(rng.permutation(16), rng.integers(1, 11, 16), strict=True)]
+    wanted = [
+        Request(int(i), int(level), 0) for i, level in zip(rng.permutation(16), rng.integers(1, 11, 16), strict=True)
+    ]
     plan = plan_of(tiny_images, [*wanted, Request(3, 2, 1), Request(3, 2, 2)])
     made = pixels(part_of(fakes.Generator(write), tiny_images, plan, batch_size=batch_size))
     assert len(made) == 18
@@ -191,7 +193,11 @@ def test_scorers_see_the_images_in_plan_order_and_their_word_on_the_own_label_co
     plan = plan_of(tiny_images, requests(np.array([0, 1]), (5, 2)))
     judges = Scorers(judge, RealFeatures.of(certain(tiny_images.pixels())[1]), clip, safety)
     part = part_of(
-        fakes.Generator(lambda references, _: 255 - references), tiny_images, plan, judges=judges, batch_size=3,
+        fakes.Generator(lambda references, _: 255 - references),
+        tiny_images,
+        plan,
+        judges=judges,
+        batch_size=3,
         quality=QualityConfig(drop_unsafe=True, min_label_probability=0),
     )
     assert len(seen) == 3
@@ -632,7 +638,9 @@ def test_a_probe_tells_the_mean_size_of_the_references_as_files(
     data = stored((8, 16, 1), (20, 10, 1))
     plan = plan_of(data, requests(np.arange(2), (5,)))
     measured = probe(fakes.Generator(), data, plan, AS_STORED, BatchSizes(64))
-    assert measured.bytes_per_image == np.mean([len(encode_png(noise(0, 8, 16, 1))), len(encode_png(noise(1, 20, 10, 1)))])
+    assert measured.bytes_per_image == np.mean(
+        [len(encode_png(noise(0, 8, 16, 1))), len(encode_png(noise(1, 20, 10, 1)))]
+    )
 
 
 # The config

@@ -31,9 +31,7 @@ def test_it_says_of_itself_what_its_model_says(fakes: SimpleNamespace) -> None:
     assert LoopGenerator(fake, PLAIN).calls_a_step == 1
 
 
-def test_its_model_checks_classes_and_prepares_prompts(
-    fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_its_model_checks_classes_and_prepares_prompts(fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fakes.Denoiser(fakes.constant([0.0]))
     generator = LoopGenerator(fake, PLAIN)
     generator.prepare(["a cat", "a dog"])
@@ -55,7 +53,7 @@ def test_a_level_is_that_of_the_models_grid_in_the_steps_of_the_config(fakes: Si
     assert (level.calls, level.timestep) == (13, 353)
     level = LoopGenerator(fake, SampleConfig(match="strength")).level(50)
     assert (level.calls, level.timestep, level.strength) == (50, 499, 0.5)
-    with pytest.raises(ValueError, match="^level 101 of 100 does not exist"):
+    with pytest.raises(ValueError, match=r"^level 101 of 100 does not exist"):
         LoopGenerator(fake, SampleConfig()).level(101)
 
 
@@ -80,7 +78,7 @@ def test_the_network_is_given_the_conditions_of_labels_and_prompts(fakes: Simple
         def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
             return torch.tensor([10 * label + len(prompt) for label, prompt in zip(labels, prompts, strict=True)])
 
-    fake = Prompted(lambda x, abar, labels: x)
+    fake = Prompted(fakes.constant([0.0] * 40))
     generator = LoopGenerator(fake, PLAIN)
     want = Wanted(np.array([1, 2, 3]), ["aaa", "b", "cc"], np.array([1, 1, 1]), [0, 1, 2])
     generator.make(torch.zeros(3, 1, 8, 8), want)
@@ -153,16 +151,17 @@ def test_timing_a_quick_model_ends_after_twenty_calls(fakes: SimpleNamespace) ->
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SampleConfig(grid=10, guidance_scale=3), "has no unconditional branch, which guidance needs: set the guidance"),
+        (
+            SampleConfig(grid=10, guidance_scale=3),
+            "has no unconditional branch, which guidance needs: set the guidance",
+        ),
         (SampleConfig(grid=1000, guidance_scale=1), "a grid of 1000 steps is finer than the 20 timesteps of generator"),
     ],
 )
 def test_a_model_that_cannot_be_sampled_so_is_refused_at_once(
     fakes: SimpleNamespace, config: SampleConfig, message: str
 ) -> None:
-    fake = fakes.Denoiser(
-        fakes.constant([0.0]), unconditional=False, alphas_cumprod=fakes.cosine_alphas_cumprod(20)
-    )
+    fake = fakes.Denoiser(fakes.constant([0.0]), unconditional=False, alphas_cumprod=fakes.cosine_alphas_cumprod(20))
     with pytest.raises(ValueError, match=message):
         LoopGenerator(fake, config)
     assert fake.calls == []

@@ -126,12 +126,11 @@ def test_a_batch_of_one_bad_image_is_a_failure_of_it() -> None:
 
 def test_a_batch_that_fails_on_every_image_is_no_fault_of_theirs() -> None:
     worker, failures = Worker(bad={2, 3}), dict[int, str]()
-    done = []
+    batches = in_batches(np.arange(6), worker, BatchSizes(2), "make", failures)
+    assert next(batches)[0].tolist() == [0, 1]
     with pytest.raises(RuntimeError, match="row 2"):
-        for chosen, _ in in_batches(np.arange(6), worker, BatchSizes(2), "make", failures):
-            done.append(chosen.tolist())
-    assert done == [[0, 1]]
-    assert worker.tried[-1] == [3]  # nothing after it was tried
+        next(batches)
+    assert worker.tried == [[0, 1], [2, 3], [2], [3]]  # nothing after it was tried
     assert failures == {}
 
 
@@ -155,7 +154,12 @@ def test_an_attempt_gives_the_result_or_the_error() -> None:
     ("error", "memory"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (MemoryError("Unable to allocate 9 GiB for an array"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("not enough values"), False),
     ],
@@ -168,3 +172,16 @@ def test_torch_runs_out_of_the_machines_memory_in_those_words() -> None:
     _, error = attempt(lambda: torch.empty(2**60, dtype=torch.uint8))
     assert error is not None
     assert out_of_memory(error)
+
+
+def test_rows_that_come_one_at_a_time_and_all_fail_end_it_at_the_third() -> None:
+    worker = Worker(bad=set(range(9)))
+    with pytest.raises(RuntimeError, match="row 2"):
+        work(worker, np.arange(9), BatchSizes(1))
+    assert worker.tried == [[0], [1], [2]]
+
+
+def test_rows_that_come_one_at_a_time_fail_alone_once_one_went_well() -> None:
+    _, results, failures = work(Worker(bad={0, 1, 3, 4, 5}), np.arange(7), BatchSizes(1))
+    assert results == [4, 12]
+    assert sorted(failures) == [0, 1, 3, 4, 5]

@@ -52,7 +52,9 @@ def test_a_plan_adds_k_minus_one_images_per_slow_one(tiny_images: LabeledImages)
 
 
 def test_a_plan_row_by_row(tiny_images: LabeledImages) -> None:
-    plan = make_plan([Request(5, 8, 0), Request(1, 10, 1), Request(1, 10, 0), Request(1, 4, 0)], tiny_images, 20, 7, named)
+    plan = make_plan(
+        [Request(5, 8, 0), Request(1, 10, 1), Request(1, 10, 0), Request(1, 4, 0)], tiny_images, 20, 7, named
+    )
     assert plan.schema.equals(PLAN_SCHEMA)
     # Images are labelled 0, 1, 2, 0, 1, 2, ...: 1 is a "middle", 5 a "bottom".
     assert plan.drop(["seed", "source_sha256"]).to_pylist() == [
