@@ -39,8 +39,8 @@ class Devices:
         self._context = multiprocessing.get_context("spawn")
         self._stopped = False
         self._running: dict[int, ProcessPoolExecutor] = {}
-        # Not a queue: it has a lock, which a process that is killed while it reports would keep for ever. Many may write
-        # to a pipe without one, since it takes so few bytes at once (POSIX: up to PIPE_BUF).
+        # Not a queue: it has a lock, which a process that is killed while it reports would keep for ever. Many may
+        # write to a pipe without one, since it takes so few bytes at once (POSIX: up to PIPE_BUF).
         self._received, self._reports = self._context.Pipe(duplex=False)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()

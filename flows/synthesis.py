@@ -14,7 +14,7 @@ import pydantic
 import torch
 from rich.filesize import decimal
 
-from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, read_json, read_table, write_json
+from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, read_table, write_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
 from flows.inputs import device_of, forget_generator, generator_of, images_of, named_scorers, scorers_of, selected
@@ -257,6 +257,7 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
             raise ValueError(f"part {number} of {folder.path} is not made yet, or of other settings; generate first")
         records.append(record)
     records = _judged(folder, keys, records, config, train.class_names)
+    clip = named_scorers(config)[1]
     about = {
         "plan": digest_json(plan.to_pydict()),
         "data": train.digest,
@@ -270,6 +271,7 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
         "names": names_of(config.prompts, train.class_names),
         "quality": config.quality.model_dump(mode="json"),
         "judge": _judge_digest(run, config),
+        "clip": clip.digest if clip else "",
         "seed": config.seed,
     }
     digest = folder.write_manifest(about, train.class_names, records)

@@ -258,8 +258,8 @@ def _pool(run: RunFolder, config: CompareConfig, arms: set[str]) -> tuple[Labele
     usable = table.filter(pc.is_in(table["state"], pa.array(config.train_states)))
     if usable.num_rows == 0:
         raise ValueError(
-            f"none of the {table.num_rows} images in {folder.path} is {' or '.join(config.train_states)}; look at their "
-            "states and scores with `slowlane inspect`"
+            f"none of the {table.num_rows} images in {folder.path} is {' or '.join(config.train_states)}; look at "
+            "their states and scores with `slowlane inspect`"
         )
     tokens += [digest_bytes(image["bytes"]) for image in usable["image"].to_pylist()]
     return concat(train, folder.images(usable, train)), Pool.of(len(train), usable), tokens

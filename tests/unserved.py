@@ -15,13 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401  imported for the processes that fork
 from prefect import Flow, Task
 
 from flows import cli, pipeline, processes, tasks
 
 __all__ = ["start_command", "unserve"]
 
+# Imported once for all processes. Not this module: the server's path is not that of the tests.
+_IMPORTED = ["flows.pipeline", "diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddpm", "sklearn.datasets"]
 _threads = concurrent.futures.ThreadPoolExecutor(8)
 _start_process = processes._start_process
 
@@ -59,7 +60,7 @@ def start_command(words: list[str], log: str, operation: int = 0) -> Any:
         operation: the process kills itself before its n-th change of a file below --out; 0: it does not.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unserved"])
+    context.set_forkserver_preload(_IMPORTED)
     multiprocessing.forkserver.ensure_running()
     server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
     process = context.Process(target=_command, args=(words, log, operation, server._forkserver_address))

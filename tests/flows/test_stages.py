@@ -425,6 +425,10 @@ def test_images_of_which_none_is_ok_are_no_training_set(finished: RunFolder, tin
     with pytest.raises(ValueError, match=r"none of the \d+ images in .*synthetic is ok; look at their states"):
         training.retrain_arm(finished, config, "ours-3", "sgd")
     training.retrain_arm(finished, config, "original", "sgd")  # needs none
+    told = tiny({"quality.min_contrast": 128, "train_states": ("ok", "flat")})
+    training.retrain_arm(finished, told, "ours-3", "sgd")
+    added = finished.record("retrain-ours-3-sgd")["facts"]["images_added"]
+    assert added == [2 * slow for slow in finished.record("select")["facts"]["slow"]]  # k - 1 each
 
 
 def test_classes_that_have_no_slow_half_are_named_before_it_is_refused(
