@@ -28,7 +28,7 @@ from flows.inputs import (
 from flows.progress import say, warn
 from flows.run import RunFolder
 from synth.load import kind_of
-from synth.prompts import lint, names_of
+from synth.prompts import PromptConfig, lint, names_of
 from synth.quality import check_scorers
 from synth.sizes import Frame, check_channels, work_size_warning
 from train.slow import Method, select_slow
@@ -85,7 +85,12 @@ def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
     warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
     if warning:
         warn(warning)
-    if kind_of(config.generate) in ("latent", "pipeline"):
+    kind = kind_of(config.generate)
+    if kind == "diffusemix" and config.prompts != PromptConfig():
+        raise ValueError("DiffuseMix edits by diffusemix.prompts; leave prompts.* at their defaults")
+    if kind == "diffusemix" and any(len(config.levels(arm)) > 1 for arm in config.parsed_arms):
+        warn("DiffuseMix has no noise level: the variants of a reference differ by their seed alone; --k 2 makes one")
+    if kind in ("latent", "pipeline"):
         for line in lint(train.class_names, names):
             warn(line)
 

@@ -22,6 +22,12 @@ CPU = torch.device("cpu")
 Save = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def _ask_the_hub_again() -> None:
+    """A process asks once for each repository; every test has a hub of its own."""
+    synth.load._from_hub.cache_clear()
+
+
 def index_of(folder: Path, **index: Any) -> Path:
     """A folder that only says what it holds."""
     folder.mkdir(parents=True, exist_ok=True)
