@@ -6,6 +6,7 @@ A module of its own, since the processes that are started import it by name.
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from flows import synthesis
 from flows.config import CompareConfig
 from flows.run import RunFolder
 
-__all__ = ["deaths", "make_one_part"]
+__all__ = ["deaths", "die_while_reporting", "make_one_part"]
 
 _make_one_part = synthesis.make_one_part  # also where a test puts this module's in its place
 
@@ -36,3 +37,12 @@ def make_one_part(
             os.kill(os.getpid(), signal.SIGKILL)
 
     return _make_one_part(run, config, number, report)
+
+
+def die_while_reporting(due: Path, on_images: Callable[[int], None]) -> None:
+    """Report an image; killed in the middle of that where the file `due` is there, which is then gone."""
+    if due.exists():
+        due.unlink()
+        pipe: Any = Connection
+        pipe._send = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    on_images(1)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,15 @@ from prefect import Flow, Task
 
 from flows import cli, pipeline, processes, tasks
 
-__all__ = ["start_command", "unserve"]
+__all__ = ["context", "start_command", "unserve"]
 
 # Imported once for all processes. Not this module: the server's path is not that of the tests.
-_IMPORTED = ["flows.pipeline", "diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddpm", "sklearn.datasets"]
+_IMPORTED = [
+    "flows.pipeline",
+    "diffusers.models.unets.unet_2d",
+    "diffusers.schedulers.scheduling_ddpm",
+    "sklearn.datasets",
+]
 _threads = concurrent.futures.ThreadPoolExecutor(8)
 _start_process = processes._start_process
 
@@ -52,23 +58,29 @@ def unserve(set_attribute: Callable[[Any, str, Any], None]) -> None:
     set_attribute(cli, "_prepare_prefect", lambda: None)
 
 
-def start_command(words: list[str], log: str, operation: int = 0) -> Any:
+def context() -> Any:
+    """Of processes that fork from the server."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(_IMPORTED)
+    return made
+
+
+def start_command(words: list[str], log: Path, operation: int = 0) -> Any:
     """Start `slowlane WORD...` in a process, and a process group, of its own; its pid is the group's.
 
     Args:
         log: file that standard output and error are added to.
         operation: the process kills itself before its n-th change of a file below --out; 0: it does not.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+    forks = context()
     multiprocessing.forkserver.ensure_running()
-    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
-    process = context.Process(target=_command, args=(words, log, operation, server._forkserver_address))
+    server: Any = multiprocessing.forkserver._forkserver
+    process = forks.Process(target=_command, args=(words, log, operation, server._forkserver_address))
     process.start()
     return process
 
 
-def _command(words: list[str], log: str, operation: int, server: str) -> None:
+def _command(words: list[str], log: Path, operation: int, server: str) -> None:
     os.setpgid(0, 0)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -76,11 +88,11 @@ def _command(words: list[str], log: str, operation: int, server: str) -> None:
     torch.set_num_threads(1)
     unserve(setattr)
     # The processes that this one starts fork from the same server.
-    known: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    known: Any = multiprocessing.forkserver._forkserver
     known._forkserver_address, known.ensure_running = server, lambda: None
-    context = multiprocessing.get_context("forkserver")
-    setattr(processes, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
-    setattr(processes, "_start_process", _start_in_group)
+    ours: Any = processes
+    ours.multiprocessing = SimpleNamespace(get_context=lambda _: multiprocessing.get_context("forkserver"))
+    ours._start_process = _start_in_group
     if operation:
         _die_at(operation, words[words.index("--out") + 1])
     sys.argv = ["slowlane", *words]
@@ -88,9 +100,11 @@ def _command(words: list[str], log: str, operation: int, server: str) -> None:
 
 
 def _start_in_group(*args: Any) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    os.setpgid(0, parent.pid)  # type: ignore[arg-type]
+    parent: Any = multiprocessing.parent_process()
+    try:
+        os.setpgid(0, parent.pid)
+    except OSError:
+        os._exit(1)  # the parent was killed meanwhile
     _start_process(*args)
 
 

@@ -125,6 +125,7 @@ def test_generate_goes_on_after_a_part_failed(
     same_files(finished.path, pristine.path, story)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_left_for_the_next_time(
     flows: Any,
     slowlane: Slowlane,
