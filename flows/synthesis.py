@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, read_table, write_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import device_of, forget_generator, generator_of, images_of, named_scorers, scorers_of, selected
+from flows.inputs import device_of, generator_of, images_of, named_scorers, scorers_of, selected
 from flows.progress import duration, say
 from flows.run import Partial, RunFolder, measured
 from synth.denoiser import Generator
@@ -108,8 +108,6 @@ def plan_images(run: RunFolder, config: CompareConfig) -> None:
             "trained_on": generator.trained_on_words,
         }
     say(_describe(cost))
-    if generator_processes(config) > 1:
-        forget_generator()  # each process loads its own
 
 
 def _prompts(config: CompareConfig) -> PromptConfig:

@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture, as_completed
 
 from flows import stages, summary, synthesis, training
 from flows.config import CompareConfig
-from flows.inputs import device_of
+from flows.inputs import device_of, forget_generator
 from flows.processes import Devices, classifier_processes, devices
 from flows.progress import Meter
 from flows.run import RunFolder
@@ -73,6 +73,8 @@ def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -
     """
     failed: dict[str, str] = {}
     count, on_gpu = min(synthesis.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
+    if count > 1:
+        forget_generator()  # each process loads its own
     with devices(count, on_gpu, bar.add) as place:
         for number, result in _made(run, config, parts, place, count):
             try:

@@ -64,7 +64,7 @@ class Generator(Protocol):
 
     Attributes:
         name: for people.
-        digest: SHA-256 of weights and settings: two generators with one digest make the same images.
+        digest: SHA-256 of weights and settings: under one `SampleConfig`, two with one digest make the same images.
         licence: of the weights, as their card says; empty where it does not.
         device: where it works.
         trained_on: SHA-256 of the images it was trained on, as `LabeledImages.sha256`; empty where it does not say.
@@ -135,6 +135,7 @@ class Denoiser(Protocol):
         prediction_type: what `predict` returns.
         clip: whether x0 lives in [-1, 1] (pixels) or not (latents).
         unconditional: whether `predict` understands a condition of -1 as "none", which guidance needs.
+        embedded_guidance: the scale that a model distilled with guidance is given as an input; 0 for all others.
         timestep_scaling: of a consistency model's boundary condition (arXiv 2310.04378, App.); 0 for all others.
     """
 
@@ -151,6 +152,7 @@ class Denoiser(Protocol):
     prediction_type: PredictionType
     clip: bool
     unconditional: bool
+    embedded_guidance: float
     timestep_scaling: float
 
     def check(self, class_names: tuple[str, ...]) -> None:

@@ -1,9 +1,10 @@
 """Make the images of a plan, a part at a time: arrays in, rows out."""
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,13 +18,14 @@ from data.images import LabeledImages, cut, encode_png
 from data.seeds import child_seed
 from data.synthetic import SYNTHETIC_SCHEMA
 from synth.denoiser import Generator, Made, Wanted
-from synth.memory import BatchSizes, attempt, in_batches, out_of_memory
+from synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
 from synth.quality import (
     ClipScore,
     Judge,
     QualityConfig,
     RealFeatures,
     SafetyFlag,
+    contrast,
     fingerprints,
     score,
     states,
@@ -78,6 +80,7 @@ class Drawn:
         seeds: int64 (n,), those that the images were really drawn with.
         attempts: int64 (n,), 0 or 1: whether this is the retry.
         failures: by row, what went wrong with it.
+        errors: what the generator raised for all images of a work size.
     """
 
     images: list[np.ndarray | None]
@@ -86,7 +89,8 @@ class Drawn:
     finite: np.ndarray
     seeds: np.ndarray
     attempts: np.ndarray
-    failures: dict[int, str]
+    failures: dict[int, str] = dataclasses.field(default_factory=dict)
+    errors: list[Exception] = dataclasses.field(default_factory=list)
 
 
 def draw(
@@ -101,8 +105,8 @@ def draw(
 
     Every reference is encoded once for all its levels. Rows of one work size go together, those with the longest way
     first, so an image waits in no batch for its level to be reached. An image that is not finite or flat is drawn once
-    more with a seed derived from its own. A reference that cannot be read, or an image that the generator fails on,
-    is a failure of that row alone.
+    more with a seed derived from its own. A reference that cannot be read, an image that the generator fails on, or a
+    size that it cannot work at, is a failure of those rows alone.
 
     Args:
         data: the images that `source_index` points into.
@@ -110,14 +114,14 @@ def draw(
 
     Raises:
         MemoryError: not even one image fits.
-        Exception: whatever the generator raised, where it failed on every image of a batch.
+        Exception: whatever the generator raised, where no image came out at all or the device is unusable.
     """
     count = plan.num_rows
     wanted = Wanted(
         plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()
     )
     seeds = plan["seed"].to_numpy().copy()
-    drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds), {})
+    drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds))
     references = _References(generator, data, plan["source_index"].to_numpy(), sizes, batch, drawn)
     for rows in references.groups():
         _draw_rows(generator, references, wanted, rows, batch, drawn, on_images)
@@ -128,11 +132,13 @@ def draw(
         retry = dataclasses.replace(wanted, seeds=seeds.tolist())
         for rows in references.groups():
             _draw_rows(generator, references, retry, np.intersect1d(rows, again), batch, drawn, None)
+    if drawn.errors and all(image is None for image in drawn.images):
+        raise drawn.errors[0]
     return drawn
 
 
 def _failed(image: np.ndarray | None, finite: bool) -> bool:
-    return image is not None and (not finite or float(image.std()) < _FLAT)
+    return image is not None and (not finite or float(contrast(image[None])[0]) < _FLAT)
 
 
 class _References:
@@ -173,10 +179,12 @@ class _References:
                 return generator.encode(np.concatenate(framed))
 
             broken: dict[int, str] = {}
-            for chosen, encoded in in_batches(known[places], encode, batch, f"encode {_name(bucket)}", broken):
-                self.encoded |= zip(chosen.tolist(), encoded, strict=True)
-            for source, words in broken.items():
-                failures |= dict.fromkeys(self.rows[source].tolist(), words)
+            with _size_apart(drawn, known[places], broken):
+                for chosen, encoded in in_batches(known[places], encode, batch, f"encode {_name(bucket)}", broken):
+                    self.encoded |= zip(chosen.tolist(), encoded, strict=True)
+            for source, why in broken.items():
+                self.encoded.pop(source, None)
+                failures |= dict.fromkeys(self.rows[source].tolist(), why)
         self.source_of = sources
 
     def groups(self) -> list[np.ndarray]:
@@ -216,19 +224,34 @@ def _draw_rows(
         drawn.images[row] = back = references.frame(row).back(image[None], references.channels)[0]
         drawn.blobs[row] = encode_png(back)
 
-    errors: dict[int, str] = {}
+    broken: dict[int, str] = {}
     with ThreadPoolExecutor() as pool:  # the device goes on while images are resampled and packed
         finished = []
-        for chosen, made in in_batches(rows, make, batch, key, errors):
-            drawn.finite[chosen] = made.finite
-            finished += [pool.submit(finish, *item) for item in zip(chosen.tolist(), made.images, strict=True)]
-            if on_images:
-                on_images(len(chosen))
+        with _size_apart(drawn, rows, broken):
+            for chosen, made in in_batches(rows, make, batch, key, broken):
+                drawn.finite[chosen] = made.finite
+                finished += [pool.submit(finish, *item) for item in zip(chosen.tolist(), made.images, strict=True)]
+                if on_images:
+                    on_images(len(chosen))
         for future in finished:
             future.result()
-    drawn.failures.update(errors)
-    for row in errors:
+    drawn.failures.update(broken)
+    for row in broken:
         drawn.images[row] = None  # also a first attempt, whose second one failed
+
+
+@contextlib.contextmanager
+def _size_apart(drawn: Drawn, rows: np.ndarray, broken: dict[int, str]) -> Iterator[None]:
+    """Where the generator fails on all images of one work size, the other sizes go on."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "CUDA error" in str(error):
+            raise
+        drawn.errors.append(error)
+        broken |= dict.fromkeys(rows.tolist(), words(error))
 
 
 def reference(data: LabeledImages, source: int, sizes: SizeConfig) -> np.ndarray:

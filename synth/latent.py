@@ -76,6 +76,7 @@ class LatentDenoiser:
         self.unconditional = width is None
         consistency = width is not None or settings.get("_class_name") == "LCMScheduler"
         self.timestep_scaling = float(settings.get("timestep_scaling", 10)) if consistency else 0.0
+        self.embedded_guidance = 0.0 if width is None else embedded_guidance
         self._guidance: Tensor | None = None  # (1, width)
         if width is not None:  # of 1000 (scale - 1), as diffusers' LCM pipelines have it
             scale = torch.tensor([1000 * (embedded_guidance - 1)])

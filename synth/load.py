@@ -127,8 +127,6 @@ def _load(
         embedded_guidance=_USUAL_EMBEDDED if sample.guidance_scale == 1 else sample.guidance_scale,
         **options,
     )
-    if not denoiser.unconditional:  # guidance is an input of the network
-        sample = sample.model_copy(update={"guidance_scale": 1.0})
     return LoopGenerator(denoiser, sample)
 
 

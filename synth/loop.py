@@ -22,6 +22,9 @@ class LoopGenerator:
     """
 
     def __init__(self, denoiser: Denoiser, config: SampleConfig) -> None:
+        embedded = denoiser.embedded_guidance
+        if embedded:  # an input of the network, which then needs no second call
+            config = config.model_copy(update={"guidance_scale": 1.0})
         check_sampling(denoiser, config)
         self.denoiser = denoiser
         self.config = config
@@ -37,7 +40,7 @@ class LoopGenerator:
         self.channels = denoiser.channels
         self.calls_a_step = config.calls_a_step
         self.sampler: str = config.sampler
-        self.guidance_scale = config.guidance_scale
+        self.guidance_scale = embedded or config.guidance_scale
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot make images of these classes."""

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-__all__ = ["BatchSizes", "attempt", "in_batches", "out_of_memory"]
+__all__ = ["BatchSizes", "attempt", "in_batches", "out_of_memory", "words"]
 
 T = TypeVar("T")
 
@@ -55,14 +55,22 @@ def in_batches(
 ) -> Iterator[tuple[np.ndarray, T]]:
     """(rows, `call` of them) in batches; smaller ones where memory runs out, single ones where a batch fails.
 
+    Args:
+        failures: is told by row what `call` raised for it alone.
+
     Raises:
         MemoryError: not even one row fits.
-        Exception: of `call`, where it fails on every row of a batch, or on the first three that come one at a time.
+        Exception: of `call`, where the first three rows that were tried alone failed and none went well before: then
+            it is no fault of theirs. Also where it leaves the device unusable.
     """
-    rest, succeeded, failed_alone = rows, False, 0
-    while len(rest):
-        size = batch.of(key)
-        chosen = rest[:size]
+    waiting, succeeded, failed_alone = [rows], False, 0  # the next is the last
+    while waiting:
+        chosen, size = waiting.pop(), batch.of(key)
+        if len(chosen) > size:
+            waiting += [chosen[size:], chosen[:size]]
+            continue
+        if not len(chosen):
+            continue
         result, error = attempt(functools.partial(call, chosen))
         if error is None:
             succeeded = True
@@ -71,23 +79,16 @@ def in_batches(
             error = None  # its traceback holds the tensors of the call that did not fit
             torch.cuda.empty_cache()
             batch.halve(key, len(chosen))
-            continue
-        elif len(chosen) == 1:
+            waiting.append(chosen)
+        elif "CUDA error" in str(error):
+            raise error  # all later calls of this process would fail too
+        elif len(chosen) > 1:
+            waiting += [chosen[place : place + 1] for place in reversed(range(len(chosen)))]
+        else:
             failed_alone += 1
             if not succeeded and failed_alone == 3:
-                raise error  # not the fault of one image
-            failures[int(chosen[0])] = _words(error)
-        else:
-            alone = [(row, *attempt(functools.partial(call, np.array([row])))) for row in chosen.tolist()]
-            if all(one is not None for _, _, one in alone):
-                raise error  # not the fault of one image
-            succeeded = True
-            for row, one, its_error in alone:
-                if its_error is None:
-                    yield np.array([row]), cast(T, one)
-                else:
-                    failures[row] = _words(its_error)
-        rest = rest[len(chosen) :]
+                raise error
+            failures[int(chosen[0])] = words(error)
 
 
 def attempt(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -100,11 +101,12 @@ def attempt(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this is the device's memory, or the machine's, running out."""
-    words = str(error).lower()  # torch's allocator on the CPU, CUDA's libraries
+    message = str(error).lower()  # torch's allocator on the CPU, CUDA's libraries
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in words for text in ("out of memory", "can't allocate memory", "alloc_failed")
+        text in message for text in ("out of memory", "can't allocate memory", "alloc_failed")
     )
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """An error as it is kept with what failed: its kind and its message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -28,6 +28,7 @@ class PixelDenoiser:
     """
 
     clip = True
+    embedded_guidance = 0.0
     timestep_scaling = 0.0
 
     def __init__(

@@ -17,6 +17,7 @@ __all__ = [
     "SafetyFlag",
     "Scores",
     "check_scorers",
+    "contrast",
     "duplicate_distances",
     "fingerprints",
     "score",
@@ -44,7 +45,10 @@ class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Thresholds that keep an image out of training. The scores are kept, so these move without generating again."""
 
     min_contrast: float = Field(
-        2.0, ge=0, le=128, description="flat below: standard deviation of the pixels in grey levels, 0 to 128"
+        2.0,
+        ge=0,
+        le=128,
+        description="flat below: standard deviation of the pixels of the liveliest channel in grey levels, 0 to 128",
     )
     drop_unsafe: bool = Field(
         False,
@@ -101,7 +105,7 @@ class Scores:
     Attributes:
         finite: bool (n,), whether the generator's output was.
         brightness: float64 (n,), mean over all pixels and channels in grey levels, 0..255; 0 is black.
-        contrast: float64 (n,), standard deviation over all pixels and channels in grey levels, 0..127.5.
+        contrast: float64 (n,), of `contrast`.
         label_probability: float64 (n,), of the image's label under the judge, 0..1.
         reference_distance: float64 (n,), root-mean-square difference to the reference in grey levels, 0..255.
         feature_distance: float64 (n,), cosine distance to the reference, 0..2.
@@ -184,10 +188,10 @@ def score(
         sources: int64 (n,), rows of `real`, where each reference stands.
         judge: its features are those of `real`.
     """
-    brightness, contrast, distance = (np.empty(len(images)) for _ in range(3))
+    brightness, distance = np.empty(len(images)), np.empty(len(images))
     for rows in _blocks(images):
         pixels = images[rows].reshape(rows.stop - rows.start, -1).astype(np.float64)
-        brightness[rows], contrast[rows] = pixels.mean(1), pixels.std(1)
+        brightness[rows] = pixels.mean(1)
         pixels -= references[rows].reshape(pixels.shape)
         distance[rows] = np.sqrt((pixels**2).mean(1))
     probabilities, features = judge(images)
@@ -198,7 +202,7 @@ def score(
     return Scores(
         finite=finite,
         brightness=brightness,
-        contrast=contrast,
+        contrast=contrast(images),
         label_probability=probabilities[np.arange(len(labels)), labels].astype(np.float64),
         reference_distance=distance,
         feature_distance=_cosine_distance(unit, real.unit[sources]),
@@ -276,6 +280,17 @@ def _check_measured(values: np.ndarray, config: QualityConfig, threshold: str, r
             f"{_asked(config, threshold)}, but {missing} of {len(values)} images have no such score: {remedy}, or set "
             f"it to {_off(threshold)}"
         )
+
+
+def contrast(images: np.ndarray) -> np.ndarray:
+    """float64 (n,): standard deviation over the pixels of the liveliest channel, 0..127.5 grey levels.
+
+    0 for an image of one colour, whichever: black, white, or all red. Images are uint8 (n, H, W, C).
+    """
+    result = np.empty(len(images))
+    for rows in _blocks(images):
+        result[rows] = images[rows].astype(np.float64).std((1, 2)).max(1)
+    return result
 
 
 def fingerprints(images: np.ndarray) -> np.ndarray:

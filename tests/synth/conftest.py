@@ -45,6 +45,7 @@ class FakeDenoiser:
     name = "fake"
     digest = "f" * 64
     licence = "mit"
+    embedded_guidance = 0.0
     device = torch.device("cpu")
     trained_on: frozenset[str] = frozenset()
     trained_on_words = ""

@@ -493,6 +493,24 @@ def test_a_generator_that_fails_on_every_image_stops_the_part(
         drawn_of(fakes.Generator(broken({0, 1, 2})), tiny_images, plan)
 
 
+def test_a_size_that_the_generator_cannot_work_at_fails_alone(fakes: SimpleNamespace) -> None:
+    def change(references: np.ndarray, _: Wanted) -> np.ndarray:
+        if references.shape[2] > 8:
+            raise ValueError("width 16 is more than my positions")
+        return references
+
+    data = stored((8, 8, 1), (8, 16, 1), (8, 8, 1), (8, 16, 1), (8, 16, 1), (8, 16, 1))
+    plan = plan_of(data, [Request(source, 5, 0) for source in range(6)])
+    drawn = drawn_of(fakes.Generator(change), data, plan, sizes=AS_STORED)
+    assert [image is not None for image in drawn.images] == [True, False, True, False, False, False]
+    assert set(drawn.failures) == {1, 3, 4, 5}
+    assert drawn.failures[5] == "ValueError: width 16 is more than my positions"
+    wide = drawn_of(fakes.Generator(change), data, plan.slice(0, 1), sizes=AS_STORED)
+    assert wide.failures == {}
+    with pytest.raises(ValueError, match="more than my positions"):  # nothing came out: not the fault of the images
+        drawn_of(fakes.Generator(change), data, plan.slice(3, 3), sizes=AS_STORED)
+
+
 def test_an_encoder_that_fails_on_one_reference_fails_its_rows(
     fakes: SimpleNamespace, tiny_images: LabeledImages
 ) -> None:

@@ -249,7 +249,7 @@ def test_a_consistency_model_gets_guidance_as_its_input(tmp_path: Path) -> None:
         sample = SampleConfig(sampler="lcm", steps=4, guidance_scale=scale)
         generator = load(GenerateConfig(generator=str(folder)), sample)
         assert isinstance(generator.denoiser, LatentDenoiser)
-        assert (generator.calls_a_step, generator.guidance_scale) == (1, 1.0)
+        assert (generator.calls_a_step, generator.guidance_scale) == (1, 8.5 if scale == 1 else scale)
         assert generator.level(50).calls == 2
         loaded[scale] = generator.digest
     usual = LatentDenoiser.load(folder, CPU, dtype=torch.float32, embedded_guidance=8.5)

@@ -124,14 +124,30 @@ def test_a_batch_of_one_bad_image_is_a_failure_of_it() -> None:
     assert worker.tried == [[0], [1], [2]]
 
 
-def test_a_batch_that_fails_on_every_image_is_no_fault_of_theirs() -> None:
-    worker, failures = Worker(bad={2, 3}), dict[int, str]()
-    batches = in_batches(np.arange(6), worker, BatchSizes(2), "make", failures)
-    assert next(batches)[0].tolist() == [0, 1]
+def test_a_batch_that_fails_on_every_image_fails_alone_where_others_went_well() -> None:
+    worker = Worker(bad={2, 3, 4, 5})
+    batches, results, failures = work(worker, np.arange(7), BatchSizes(2))
+    assert batches == [[0, 1], [6]]
+    assert results == [0, 2, 12]
+    assert sorted(failures) == [2, 3, 4, 5]
+    assert worker.tried == [[0, 1], [2, 3], [2], [3], [4, 5], [4], [5], [6]]
+
+
+def test_rows_that_all_fail_from_the_beginning_are_not_all_tried() -> None:
+    worker = Worker(bad=set(range(100)))
     with pytest.raises(RuntimeError, match="row 2"):
-        next(batches)
-    assert worker.tried == [[0, 1], [2, 3], [2], [3]]  # nothing after it was tried
-    assert failures == {}
+        work(worker, np.arange(100), BatchSizes(50))
+    assert worker.tried == [list(range(50)), [0], [1], [2]]
+
+
+def test_a_device_that_is_gone_ends_it_at_once() -> None:
+    def call(rows: np.ndarray) -> np.ndarray:
+        if rows[0] == 4:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return rows
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        work(call, np.arange(8), BatchSizes(2))
 
 
 def test_stopping_is_no_failure() -> None:

@@ -13,6 +13,7 @@ from synth.quality import (
     RealFeatures,
     Scores,
     check_scorers,
+    contrast,
     duplicate_distances,
     fingerprints,
     score,
@@ -89,12 +90,13 @@ def test_pixel_scores_by_hand() -> None:
     assert all(len(values) == 3 for values in vars(result).values())
 
 
-def test_colour_counts_as_contrast() -> None:
-    red = np.zeros((1, 2, 2, 3), np.uint8)
-    red[..., 0] = 255  # every pixel alike, but two channels of three dark: mean 85, deviations 170, -85, -85
+def test_one_colour_is_flat_and_contrast_is_that_of_the_liveliest_channel() -> None:
+    red = np.zeros((2, 2, 2, 3), np.uint8)
+    red[..., 0] = 255
+    red[1, 0, :, 2] = 100  # the upper half also blue: deviations of 50 in that channel alone
     result = made(red, red)
-    assert result.brightness.tolist() == [85]
-    assert result.contrast.tolist() == pytest.approx([((170**2 + 2 * 85**2) / 3) ** 0.5])
+    assert result.brightness.tolist() == pytest.approx([85, 85 + 50 / 3])
+    assert result.contrast.tolist() == contrast(red).tolist() == [0, 50]
 
 
 def test_distances_in_the_judges_features_by_hand() -> None:
