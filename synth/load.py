@@ -82,6 +82,8 @@ def load_generator(
     for name, takes in _TAKES.items():
         if getattr(config, name) and kind not in takes:
             raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} at its default")
+    if negative_prompt and kind == "pixel":
+        raise ValueError("a pixel generator reads no prompts; leave prompts.negative empty")
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
     if _is_hub_id(config.generator):

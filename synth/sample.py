@@ -1,7 +1,7 @@
 """The denoising loop: ragged batches, classifier-free guidance, four samplers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -70,7 +70,6 @@ def denoise(
     levels: np.ndarray,
     seeds: Sequence[int],
     config: SampleConfig,
-    on_call: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Noise each reference to its own level and denoise it, all in one batch.
 
@@ -83,7 +82,6 @@ def denoise(
         conditions: int64 (B,), from `denoiser.conditions`.
         levels: int64 (B,), R of each image, 1..grid.
         seeds: one an image, 0 <= seed < 2**63.
-        on_call: told the number of images in each call of the network, after it.
 
     Returns:
         x0, float32 (B, c, h, w). Not finite where the network's output was not.
@@ -122,8 +120,6 @@ def denoise(
         else:
             x[:active] = _dpm_2m(x[:active], x0, previous_x0[:active], here)
             previous_x0[:active] = x0
-        if on_call:
-            on_call(active)
     result = torch.empty_like(x)
     result[to_rows.to(x.device)] = x
     return result

@@ -353,6 +353,12 @@ def test_settings_that_a_kind_does_not_know_are_refused_before_anything_is_loade
     assert not any(loader.called for loader in loaders.values())
 
 
+def test_a_pixel_generator_refuses_a_negative_prompt(tmp_path: Path) -> None:
+    config = GenerateConfig(generator=str(index_of(tmp_path / "x")), kind="pixel")
+    with pytest.raises(ValueError, match=r"^a pixel generator reads no prompts; leave prompts\.negative empty$"):
+        load(config, negative="ugly")
+
+
 @pytest.mark.parametrize(
     ("device", "has_bfloat16", "expected"),
     [("cpu", True, torch.float32), ("cuda", True, torch.bfloat16), ("cuda", False, torch.float32)],
