@@ -6,6 +6,7 @@ done have a record under `.parts/` and are kept; everything else is made again.
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.images import EncodedImages, LabeledImages
-from data.store import atomic_path, digest_file, digest_json, read_json, read_table, write_json
+from data.store import atomic_path, digest_file, digest_json, read_json, read_table, write_bytes, write_json
 
 __all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
 
@@ -101,6 +102,7 @@ class SyntheticFolder:
         key: str,
         cost: dict[str, float] | None = None,
         failures: dict[str, str] | None = None,
+        made: str = "",
     ) -> dict[str, Any]:
         """Write a part, then its record.
 
@@ -109,11 +111,13 @@ class SyntheticFolder:
             cost: what making it took; in the record only, so that equal data sets are equal files.
             failures: what went wrong, by item id, with images that are not among the rows. The part is then kept but
                 not finished.
+            made: digest of what decides an image beside its own row of the plan.
         """
         with atomic_path(self.part_path(part)) as temporary:
             pq.write_table(rows.cast(_hugging_face_schema(class_names)), temporary, compression="zstd")
         record = {
             "key": key,
+            "made": made,
             "file": self.part_path(part).name,
             "rows": rows.num_rows,
             "sha256": digest_file(self.part_path(part)),
@@ -132,6 +136,11 @@ class SyntheticFolder:
 
     def kept_part(self, part: int, key: str) -> dict[str, Any] | None:
         """The same, or the record of a part that some images failed in: those are to be made."""
+        record = self._record(part)
+        return None if record is None or record["key"] != key else record
+
+    def _record(self, part: int) -> dict[str, Any] | None:
+        """The record of a part, where both are undamaged."""
         try:
             record = read_json(self._record_path(part))
             digest = record.pop("digest")
@@ -139,9 +148,45 @@ class SyntheticFolder:
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # whatever lies there
             return None
         file = self.part_path(part)
-        if not whole or record["key"] != key or not file.is_file() or digest_file(file) != record["sha256"]:
+        if not whole or not file.is_file() or digest_file(file) != record["sha256"]:
             return None
         return record
+
+    def set_aside(self, made: str, keep: Collection[int]) -> int:
+        """Keep the images of parts that are to be cut or scored in another way; `spare` finds them again.
+
+        Args:
+            made: only parts of this `made` are worth it.
+            keep: numbers of parts that stay what they are.
+
+        Returns:
+            How many images are in spare now.
+        """
+        for file in sorted(self.path.glob(".parts/part-*.json")):
+            part = int(file.stem.removeprefix("part-"))
+            record = None if part in keep else self._record(part)
+            if record and record.get("made") == made:
+                # By content: written twice, after a kill, it is one file.
+                write_bytes(
+                    self.path / ".spare" / f"{made[:16]}-{record['sha256']}.parquet", self.part_path(part).read_bytes()
+                )
+                file.unlink()
+        return sum(len(found) for found in self._spare_items(made).values())
+
+    def spare(self, made: str, items: Collection[str]) -> pa.Table:
+        """Rows that were set aside under `made` with some item ids (`SYNTHETIC_SCHEMA`), in no order."""
+        tables = [SYNTHETIC_SCHEMA.empty_table()]
+        wanted = set(items)
+        for file, names in self._spare_items(made).items():
+            rows = [row for row, name in enumerate(names) if name in wanted]
+            if rows and digest_file(file) == file.stem.partition("-")[2]:
+                wanted -= {names[row] for row in rows}
+                tables.append(read_table(file).take(rows).replace_schema_metadata())
+        return pa.concat_tables(tables)
+
+    def _spare_items(self, made: str) -> dict[Path, list[str]]:
+        files = sorted(self.path.glob(f".spare/{made[:16]}-*.parquet"))
+        return {file: read_table(file, columns=["item_id"])["item_id"].to_pylist() for file in files}
 
     def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[dict[str, Any]]) -> str:
         """Write the manifest, which makes the folder a data set; parts of an older, longer one are removed.
@@ -153,7 +198,8 @@ class SyntheticFolder:
             The digest of the data set.
         """
         names = {record["file"] for record in parts}
-        for stray in [*self.path.glob("part-*.parquet"), *self.path.glob(".*.tmp"), *self.path.glob(".parts/.*.tmp")]:
+        strays = ("part-*.parquet", ".*.tmp", ".parts/.*.tmp", ".spare/*.parquet", ".spare/.*.tmp")
+        for stray in [file for pattern in strays for file in self.path.glob(pattern)]:
             if stray.name not in names:
                 stray.unlink()
         states = {state: sum(record["states"].get(state, 0) for record in parts) for state in STATES}

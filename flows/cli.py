@@ -240,7 +240,7 @@ def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_j
     say(f"{kind}: {config.data.source} in {folder}")
     # The flow checks them too. Here it takes a second, and no server has to start before a typing error is named.
     comparison = config if isinstance(config, CompareConfig) else one_setting(config)
-    check_inputs(comparison)
+    check_inputs(comparison, kind)
     check_folder(comparison, str(folder), kind)
     _prepare_prefect()
     from flows import pipeline

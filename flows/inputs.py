@@ -30,6 +30,7 @@ from train.slow import Method
 
 __all__ = [
     "classifier_seeds",
+    "clip_prompts",
     "device_of",
     "early_classifiers",
     "early_folder",
@@ -71,9 +72,11 @@ def generator_of(config: CompareConfig) -> Generator:
 
 
 def forget_generator() -> None:
-    """Free the generator of this process, before others load theirs."""
+    """Free the generator and the scorers of this process, before others load theirs."""
     with _generator_lock:
         _generator.cache_clear()
+        _scorers.cache_clear()
+        named_scorers.cache_clear()
         torch.cuda.empty_cache()
 
 
@@ -159,15 +162,19 @@ def named_scorers(config: CompareConfig) -> tuple[nn.Module | None, ClipScorer |
         load_model(file, judge)
         judge.to(device).eval()
     if config.scores.clip:
-        names = names_of(config.prompts, train.class_names)
-        prompts = [config.prompts.templates[0].replace("{name}", name) for name in names]
-        clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), prompts, device)
+        clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), clip_prompts(config), device)
     if config.scores.safety:
         folder = generator_folder(config.generate.generator, config.generate.revision)
         safety = SafetyScorer.load(folder, device)
         if safety is None:
             raise ValueError(f"generator {folder.name} ships no safety checker; turn scores.safety off")
     return judge, clip, safety
+
+
+def clip_prompts(config: CompareConfig) -> list[str]:
+    """What CLIP is told of each class: the first template with its name."""
+    names = names_of(config.prompts, images_of(config.data).train.class_names)
+    return [config.prompts.templates[0].replace("{name}", name) for name in names]
 
 
 def selection_path(run: RunFolder, method: Method, number: int) -> Path:

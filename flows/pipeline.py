@@ -102,7 +102,7 @@ def fit_generator(config: FitGeneratorConfig, out: str) -> str:
 
 
 def _open(config: CompareConfig, out: str, kind: str) -> Path:
-    tasks.check_inputs(config)
+    tasks.check_inputs(config, kind)
     stages.check_folder(config, out, kind)
     return stages.open_run(config, out).path
 

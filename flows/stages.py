@@ -27,6 +27,7 @@ from flows.inputs import (
 )
 from flows.progress import say, warn
 from flows.run import RunFolder
+from flows.synthesis import check_made
 from synth.load import kind_of
 from synth.prompts import PromptConfig, lint, names_of
 from synth.quality import check_scorers
@@ -46,8 +47,15 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
     return run
 
 
-def check_inputs(config: CompareConfig) -> None:
+# The flows that make images, and so need the generator.
+GENERATING = ("run", "compare", "plan", "generate")
+
+
+def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     """Everything that can be wrong with data, classifier and generator, before anything is trained or written.
+
+    Args:
+        kind: the name of the flow: the generator is looked at where images will be made.
 
     Raises:
         ValueError: the first thing that is.
@@ -59,7 +67,7 @@ def check_inputs(config: CompareConfig) -> None:
     epochs = config.train.total_epochs(len(train))
     if config.slow.separating_epoch > epochs:
         raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
-    if config.wants_synthetic:
+    if config.wants_synthetic and kind in GENERATING:
         _check_generator(config, train)
     # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
     for part in (train, splits.test):
@@ -119,6 +127,8 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
             raise ValueError(
                 f"{run.path} was made for {made} seeds, not {config.seeds}; run `slowlane compare` in it first"
             )
+        if config.wants_synthetic:
+            check_made(run, config)
     if kind == "report":
         for arm in config.arms:
             for optimizer in config.optimizers:

@@ -14,7 +14,7 @@ from data.seeds import numpy_rng
 from data.store import local_file
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import early_folder, generator_of, images_of, selected, selection_path
+from flows.inputs import early_folder, images_of, selected, selection_path
 from flows.report import Cluster, ContactRow, Pictures, write_report
 from flows.results import LevelResult, Report, SeedSelection, StageCost, arm_results, sentences
 from flows.run import RunFolder
@@ -60,10 +60,9 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
             "denoiser_calls": made["facts"]["denoiser_calls"],
             "seconds": made["seconds"],
         }
-        model = generator_of(config)
-        generator = {"name": model.name, "digest": model.digest, "trained_on": model.trained_on_words}
-        if model.trained_on:
-            seen = sum(digest in model.trained_on for digest in train.sha256)
+        facts_of = run.record("plan")["facts"]["generator"]
+        generator = {name: facts_of[name] for name in ("name", "digest", "trained_on")}
+        seen = facts_of["seen"]
     slow_sets = [selected(run, "cluster", number) for number in range(config.seeds)]
     results = arm_results(facts, seconds_per_call)
     report = Report(
@@ -99,7 +98,7 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
 
 def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any]) -> list[str]:
     lines = list(run.record("select")["facts"]["warnings"])
-    if seen is not None and generator_of(config).trained_on <= set(images_of(config.data).train.sha256):
+    if seen is not None and run.record("plan")["facts"]["generator"]["only_these"]:
         lines.append(
             "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
             "Bring one that was trained on other images too."

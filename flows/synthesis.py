@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import functools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +16,16 @@ import pydantic
 import torch
 from rich.filesize import decimal
 
-from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, read_table, write_json
+from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, local_folder, read_table, write_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import device_of, generator_of, images_of, named_scorers, scorers_of, selected
+from flows.inputs import clip_prompts, device_of, generator_of, images_of, scorers_of, selected
 from flows.progress import duration, say
 from flows.run import Partial, RunFolder, measured
+from synth.clip import clip_digest, safety_digest
 from synth.denoiser import Generator
 from synth.generate import describe, draw, probe
-from synth.load import kind_of
+from synth.load import generator_folder, kind_of
 from synth.memory import BatchSizes
 from synth.plan import PLAN_SCHEMA, Forecast, forecast, make_plan, requests
 from synth.prompts import PromptConfig, names_of, prompt_of
@@ -31,6 +34,7 @@ from synth.quality import Scores, duplicate_distances, states
 __all__ = [
     "PartsToMake",
     "check_failures",
+    "check_made",
     "check_space",
     "finish_synthetic",
     "generator_processes",
@@ -106,7 +110,12 @@ def plan_images(run: RunFolder, config: CompareConfig) -> None:
             "digest": generator.digest,
             "licence": generator.licence,
             "trained_on": generator.trained_on_words,
+            # None where it does not say.
+            "seen": sum(digest in generator.trained_on for digest in train.sha256) if generator.trained_on else None,
+            "only_these": bool(generator.trained_on) and generator.trained_on <= set(train.sha256),
+            "config": _generator_config(config),
         }
+        facts["templates"] = prompts.templates
     say(_describe(cost))
 
 
@@ -171,13 +180,17 @@ def open_parts(run: RunFolder, config: CompareConfig) -> PartsToMake:
     plan = _read_plan(run)
     folder = SyntheticFolder(run.path / "synthetic")
     parts = _parts(plan, config)
-    kept = [folder.kept_part(n, _part_key(run, config, part)) for n, part in enumerate(parts)]
-    todo = [n for n, record in enumerate(kept) if record is None or record["failures"]]
+    kept = {n: folder.kept_part(n, _part_key(run, config, part)) for n, part in enumerate(parts)}
+    todo = [n for n, record in kept.items() if record is None or record["failures"]]
+    done = sum(record["rows"] for record in kept.values() if record and not record["failures"])
+    said = f"generate: {done:,} of {plan.num_rows:,} images done before, {len(todo)} of {len(parts)} parts to make"
     if todo:
         # What is there is no data set any more until the last part is.
         (folder.path / "manifest.json").unlink(missing_ok=True)
-    say(f"generate: {len(parts) - len(todo)} of {len(parts)} parts done before")
-    return PartsToMake(todo, plan.num_rows, sum(record["rows"] for record in kept if record))
+        if spare := folder.set_aside(_made(run, config), [n for n, record in kept.items() if record]):
+            said += f"; {spare:,} images of an earlier plan are used again where they fit"
+    say(said)
+    return PartsToMake(todo, plan.num_rows, done)
 
 
 def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
@@ -217,35 +230,39 @@ def make_one_part(
     Args:
         on_images: told the number of images finished, after each batch.
     """
-    part = _parts(_read_plan(run), config)[number]
-    key = _part_key(run, config, part)
+    plan = _read_plan(run)
+    part = _parts(plan, config)[number]
+    key, made = _part_key(run, config, part), _made(run, config)
     train = images_of(config.data).train
     folder = SyntheticFolder(run.path / "synthetic")
     kept = folder.kept_part(number, key)
-    before = read_table(folder.part_path(number)) if kept else None
-    done = set(before["item_id"].to_pylist()) if before else set()
-    todo = part.filter(pa.array([name not in done for name in part["item_id"].to_pylist()]))
+    known = folder.spare(made, part["item_id"].to_pylist())
+    if kept:
+        known = pa.concat_tables([known, read_table(folder.part_path(number)).replace_schema_metadata()])
     with measured() as cost:
         # First of all: they look at every real image, and one that has become unreadable must not cost what is drawn.
         scorers = scorers_of(run, config)
         generator = generator_of(config)
-        generator.prepare(_distinct_prompts(_read_plan(run)))
-        drawn = draw(generator, train, todo, config.sizes, _batch_sizes(run, config, generator), on_images)
-        rows = describe(generator, train, todo, drawn, config.quality, scorers)
-    if before:
-        place = {name: n for n, name in enumerate(part["item_id"].to_pylist())}
-        rows = pa.concat_tables([before.replace_schema_metadata(), rows])
-        rows = rows.take(np.argsort([place[name] for name in rows["item_id"].to_pylist()]))
-    names = todo["item_id"].to_pylist()
+        if generator.digest != run.record("plan")["facts"]["generator"]["digest"]:
+            raise ValueError(
+                f"generator {generator.name} is not the one that was planned: its weights, settings or device changed; "
+                "run `slowlane plan` again"
+            )
+        generator.prepare(_distinct_prompts(plan))
+        drawn = draw(generator, train, part, config.sizes, _batch_sizes(run, config, generator), on_images, known=known)
+        # All of the part at once, also what was there: its scores must not tell when it was made.
+        rows = describe(generator, train, part, drawn, config.quality, scorers)
+    if kept:
+        cost["seconds"] += kept["cost"].get("seconds", 0)
+    names = part["item_id"].to_pylist()
     failures = {names[row]: error for row, error in sorted(drawn.failures.items())}
-    return folder.write_part(number, rows, train.class_names, key, cost, failures)
+    return folder.write_part(number, rows, train.class_names, key, cost, failures, made)
 
 
 def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     """Write the manifest over all parts; its digest."""
     plan = _read_plan(run)
     train = images_of(config.data).train
-    generator = run.record("plan")["facts"]["generator"]
     folder = SyntheticFolder(run.path / "synthetic")
     keys = [_part_key(run, config, part) for part in _parts(plan, config)]
     records = []
@@ -255,23 +272,7 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
             raise ValueError(f"part {number} of {folder.path} is not made yet, or of other settings; generate first")
         records.append(record)
     records = _judged(folder, keys, records, config, train.class_names)
-    clip = named_scorers(config)[1]
-    about = {
-        "plan": digest_json(plan.to_pydict()),
-        "data": train.digest,
-        "generator": generator["name"],
-        "generator_digest": generator["digest"],
-        "generator_licence": generator["licence"],
-        "sample": config.sample.model_dump(mode="json"),
-        "sizes": config.sizes.model_dump(mode="json"),
-        "templates": _prompts(config).templates,
-        "negative_prompt": config.prompts.negative,
-        "names": names_of(config.prompts, train.class_names),
-        "quality": config.quality.model_dump(mode="json"),
-        "judge": _judge_digest(run, config),
-        "clip": clip.digest if clip else "",
-        "seed": config.seed,
-    }
+    about = _about(run, config)
     digest = folder.write_manifest(about, train.class_names, records)
     (folder.path / "failures.json").unlink(missing_ok=True)  # nothing is missing any more
     costs = [record["cost"] for record in records]
@@ -285,6 +286,47 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     if not stage.is_done():
         stage.finish([folder.path / "manifest.json"], facts, cost)
     return digest
+
+
+def _about(run: RunFolder, config: CompareConfig) -> dict[str, Any]:
+    """What the manifest says that a data set was made from."""
+    train = images_of(config.data).train
+    facts = run.record("plan")["facts"]
+    return {
+        "plan": digest_json(_read_plan(run).to_pydict()),
+        "data": train.digest,
+        "generator": facts["generator"]["name"],
+        "generator_digest": facts["generator"]["digest"],
+        "generator_licence": facts["generator"]["licence"],
+        "sample": config.sample.model_dump(mode="json"),
+        "sizes": config.sizes.model_dump(mode="json"),
+        "templates": facts["templates"],
+        "negative_prompt": config.prompts.negative,
+        "names": list(names_of(config.prompts, train.class_names)),
+        "quality": config.quality.model_dump(mode="json"),
+        "scorers": _scorers_key(run, config),
+        "seed": config.seed,
+    }
+
+
+def check_made(run: RunFolder, config: CompareConfig) -> None:
+    """Refuse to train on, or to report of, a synthetic data set as if it had been made as the config asks.
+
+    Raises:
+        ValueError: it was made with other settings, or there is none; the message names what differs.
+    """
+    folder = SyntheticFolder(run.path / "synthetic")
+    made, asked = folder.manifest()["about"], _about(run, config)
+    differ = [name for name in asked if json.loads(json.dumps(asked[name])) != made.get(name)]
+    planned = run.record("plan")["facts"]["generator"]
+    if planned["config"] != _generator_config(config) and generator_of(config).digest != planned["digest"]:
+        differ.append("generate")
+    if differ:
+        remedy = "slowlane filter" if differ == ["quality"] else "slowlane generate"
+        raise ValueError(
+            f"{folder.path} was made with other settings ({', '.join(differ)}) than are asked for now; run `{remedy}` "
+            "first, or take those settings back"
+        )
 
 
 def _judged(
@@ -326,7 +368,7 @@ def _judged(
         part = read_table(folder.part_path(number))
         for name, values in moved.items():
             part = part.set_column(part.schema.get_field_index(name), name, pa.array(values))
-        result.append(folder.write_part(number, part, class_names, keys[number], record["cost"]))
+        result.append(folder.write_part(number, part, class_names, keys[number], record["cost"], made=record["made"]))
     return result
 
 
@@ -340,25 +382,43 @@ def _parts(plan: pa.Table, config: CompareConfig) -> list[pa.Table]:
     return [plan.slice(start, size) for start in range(0, plan.num_rows, size)]
 
 
-def _part_key(run: RunFolder, config: CompareConfig, part: pa.Table) -> str:
-    """Digest of all that decides the images of a part and their scores; the states follow from them (`_judged`)."""
-    scorers: dict[str, Any] = {"judge": _judge_digest(run, config), "safety": config.scores.safety}
-    clip = named_scorers(config)[1]
-    if clip:
-        scorers["clip"] = clip.digest
+def _generator_config(config: CompareConfig) -> dict[str, Any]:
+    """The settings that name a generator, as they were asked for; those that change no image are not among them."""
+    return config.generate.model_dump(mode="json", exclude={"batch_size", "processes", "compile", "fuse_qkv"})
+
+
+def _made(run: RunFolder, config: CompareConfig) -> str:
+    """Digest of what decides an image beside its own row of the plan."""
     return digest_json(
         {
             "version": 2,
-            "rows": part.to_pydict(),
             "generator": run.record("plan")["facts"]["generator"]["digest"],
             "sample": config.sample.model_dump(mode="json"),
             "sizes": config.sizes.model_dump(mode="json"),
-            "scorers": scorers,
         }
     )
 
 
-def _judge_digest(run: RunFolder, config: CompareConfig) -> str:
-    if config.scores.judge:
-        return digest_file(as_path(config.scores.judge))
-    return run.record("early")["digest"]
+def _part_key(run: RunFolder, config: CompareConfig, part: pa.Table) -> str:
+    """Digest of all that decides the images of a part and their scores; the states follow from them (`_judged`)."""
+    return digest_json({"made": _made(run, config), "rows": part.to_pydict(), "scorers": _scorers_key(run, config)})
+
+
+def _scorers_key(run: RunFolder, config: CompareConfig) -> dict[str, str]:
+    """Digests of all who score images; empty for those that do not."""
+    judge = config.scores.judge
+    return {
+        "judge": digest_file(as_path(judge)) if judge else run.record("early")["digest"],
+        **_named_scorer_digests(config),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _named_scorer_digests(config: CompareConfig) -> dict[str, str]:
+    """Of the CLIP model and the safety checker that a config names, read once a process."""
+    clip = safety = ""
+    if config.scores.clip:
+        clip = clip_digest(local_folder(as_path(config.scores.clip)), clip_prompts(config))
+    if config.scores.safety:
+        safety = safety_digest(generator_folder(config.generate.generator, config.generate.revision))
+    return {"clip": clip, "safety": safety}

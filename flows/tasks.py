@@ -33,9 +33,9 @@ __all__ = [
 
 
 @task(task_run_name="check inputs", cache_policy=NO_CACHE)
-def check_inputs(config: CompareConfig) -> None:
+def check_inputs(config: CompareConfig, kind: str) -> None:
     """Refuse what cannot work before anything is trained."""
-    stages.check_inputs(config)
+    stages.check_inputs(config, kind)
 
 
 @task(task_run_name="train early classifiers", cache_policy=NO_CACHE)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.store import digest_file, digest_json, read_json
 
-__all__ = ["ClipScorer", "SafetyScorer"]
+__all__ = ["ClipScorer", "SafetyScorer", "clip_digest", "safety_digest"]
 
 _BATCH_SIZE = 64
 
@@ -25,13 +25,11 @@ class ClipScorer:
         model: a transformers `CLIPModel` in eval mode, float32.
         processor: its image processor, which says how images are resized, cut and normalised.
         texts: float32 (K, D) on the model's device, the text of each class at length 1.
-        digest: SHA-256 of the model folder and the texts.
     """
 
     model: Any
     processor: Any
     texts: Tensor
-    digest: str
 
     @classmethod
     def load(cls, folder: Path, class_prompts: Sequence[str], device: torch.device) -> "ClipScorer":
@@ -57,8 +55,7 @@ class ClipScorer:
             )
         with torch.inference_mode():
             texts = _unit(model.get_text_features(**tokens.to(device)).pooler_output)
-        digest = digest_json({"folder": _digest(folder), "prompts": list(class_prompts)})
-        return cls(model, processor.image_processor, texts, digest)
+        return cls(model, processor.image_processor, texts)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +86,10 @@ class SafetyScorer:
     Attributes:
         checker: diffusers' `StableDiffusionSafetyChecker` in eval mode, float32.
         processor: its image processor.
-        digest: SHA-256 of the checker's folder.
     """
 
     checker: Any
     processor: Any
-    digest: str
 
     @classmethod
     def load(cls, generator: Path, device: torch.device) -> "SafetyScorer | None":
@@ -116,7 +111,7 @@ class SafetyScorer:
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
         checker = _load(StableDiffusionSafetyChecker, folder).to(device).eval()
         processor = CLIPImageProcessor.from_pretrained(extractor, local_files_only=True)
-        return cls(checker, processor, digest_json([_digest(folder), _digest(extractor)]))
+        return cls(checker, processor)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -127,6 +122,16 @@ class SafetyScorer:
             # It blanks what it flags in the second argument, in place.
             flags += self.checker(pixels, [np.zeros(0)] * len(pixels))[1]
         return np.array(flags, np.float64)
+
+
+def clip_digest(folder: Path, class_prompts: Sequence[str]) -> str:
+    """SHA-256 of all that decides a `ClipScorer`'s scores; the model is not loaded."""
+    return digest_json({"folder": _digest(folder), "prompts": list(class_prompts)})
+
+
+def safety_digest(generator: Path) -> str:
+    """SHA-256 of all that decides a `SafetyScorer`'s flags; the model is not loaded."""
+    return digest_json([_digest(generator / part) for part in ("safety_checker", "feature_extractor")])
 
 
 def _batches(processor: Any, images: np.ndarray, device: torch.device) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data.images import LabeledImages, cut, encode_png
+from data.images import LabeledImages, cut, decode, encode_png
 from data.seeds import child_seed
 from data.synthetic import SYNTHETIC_SCHEMA
 from synth.denoiser import Generator, Made, Wanted
@@ -100,6 +100,7 @@ def draw(
     sizes: SizeConfig,
     batch: BatchSizes,
     on_images: Callable[[int], None] | None = None,
+    known: pa.Table | None = None,
 ) -> Drawn:
     """Draw the images of `plan` (rows of `PLAN_SCHEMA`): the work of the device.
 
@@ -110,7 +111,8 @@ def draw(
 
     Args:
         data: the images that `source_index` points into.
-        on_images: told the number of images finished, after each batch.
+        on_images: told the number of images finished, after each batch; those that are known first.
+        known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before; those of the plan are not drawn.
 
     Raises:
         MemoryError: not even one image fits.
@@ -122,10 +124,15 @@ def draw(
     )
     seeds = plan["seed"].to_numpy().copy()
     drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds))
+    if known is not None:
+        _recall(plan, known, data.image_shape[2], drawn)
+    todo = np.array([row for row, image in enumerate(drawn.images) if image is None], np.int64)
+    if on_images and len(todo) < count:
+        on_images(count - len(todo))
     references = _References(generator, data, plan["source_index"].to_numpy(), sizes, batch, drawn)
     for rows in references.groups():
-        _draw_rows(generator, references, wanted, rows, batch, drawn, on_images)
-    again = np.array([row for row, image in enumerate(drawn.images) if _failed(image, drawn.finite[row])], np.int64)
+        _draw_rows(generator, references, wanted, np.intersect1d(rows, todo), batch, drawn, on_images)
+    again = np.array([row for row in todo.tolist() if _failed(drawn.images[row], drawn.finite[row])], np.int64)
     if len(again):
         seeds[again] = [child_seed(int(seed), "retry") for seed in seeds[again]]
         drawn.attempts[again] = 1
@@ -135,6 +142,21 @@ def draw(
     if drawn.errors and all(image is None for image in drawn.images):
         raise drawn.errors[0]
     return drawn
+
+
+def _recall(plan: pa.Table, known: pa.Table, channels: int, drawn: Drawn) -> None:
+    """Put images that are there already in their places. A row counts as known where all that decides it is equal."""
+    rows = {name: row for row, name in enumerate(known["item_id"].to_pylist())}
+    names = ["label", "source_sha256", "level_steps", "level_grid", "prompt"]
+    for place, wanted in enumerate(plan.to_pylist()):
+        if wanted["item_id"] not in rows:
+            continue
+        found = known.slice(rows[wanted["item_id"]], 1).to_pylist()[0]
+        seed = child_seed(wanted["seed"], "retry") if found["attempt"] else wanted["seed"]
+        if found["seed"] == seed and all(found[name] == wanted[name] for name in names):
+            drawn.blobs[place] = found["image"]["bytes"]
+            drawn.images[place] = decode(found["image"]["bytes"], wanted["item_id"], channels=channels)
+            drawn.finite[place], drawn.seeds[place], drawn.attempts[place] = found["finite"], seed, found["attempt"]
 
 
 def _failed(image: np.ndarray | None, finite: bool) -> bool:
@@ -171,16 +193,19 @@ class _References:
             back = frame.back(there, self.channels)[0]
             for row in rows.tolist():
                 drawn.unchanged[row] = back
-        known = np.array(list(self.frames), np.int64)
-        for bucket, places in buckets([self.frames[source] for source in known.tolist()]).items():
+        # All come back unchanged, for the scores; only those of images that are not there yet go to the generator.
+        absent = np.array(
+            [s for s in self.frames if any(drawn.images[row] is None for row in self.rows[s].tolist())], np.int64
+        )
+        for bucket, places in buckets([self.frames[source] for source in absent.tolist()]).items():
 
             def encode(chosen: np.ndarray) -> Tensor:
                 framed = [self.frames[s].forward(images[s][None], generator.channels) for s in chosen.tolist()]
                 return generator.encode(np.concatenate(framed))
 
             broken: dict[int, str] = {}
-            with _size_apart(drawn, known[places], broken):
-                for chosen, encoded in in_batches(known[places], encode, batch, f"encode {_name(bucket)}", broken):
+            with _size_apart(drawn, absent[places], broken):
+                for chosen, encoded in in_batches(absent[places], encode, batch, f"encode {_name(bucket)}", broken):
                     self.encoded |= zip(chosen.tolist(), encoded, strict=True)
             for source, why in broken.items():
                 self.encoded.pop(source, None)

@@ -13,7 +13,7 @@ from data.images import LabeledImages
 from data.sources import load
 from data.store import read_json, write_arrays
 from data.synthetic import SyntheticFolder
-from flows import summary
+from flows import summary, synthesis
 from flows.config import CompareConfig
 from flows.inputs import generator_of, images_of, selected, selection_path
 from flows.run import RunFolder
@@ -135,13 +135,16 @@ def warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dic
     ids=["all of the training images", "one of them", "all and one other", "others only"],
 )
 def test_a_generator_that_saw_the_training_images_only_is_warned_of(
-    own: int, others: int, warned: bool, pristine: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    own: int, others: int, warned: bool, finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = images_of(tiny().data).train
     fake = copy.copy(generator_of(tiny()))
     fake.trained_on = frozenset([*train.sha256[:own], *(f"{number:064d}" for number in range(others))])
-    monkeypatch.setattr(summary, "generator_of", lambda _: fake)
-    lines = warnings(pristine, tiny(), own)
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: fake)
+    (finished.path / "stages" / "plan.json").unlink()
+    synthesis.plan_images(finished, tiny())
+    assert finished.record("plan")["facts"]["generator"]["seen"] == own
+    lines = warnings(finished, tiny(), own)
     assert len(lines) == warned
     assert all("seen only the classifier's own training images: no gain is to be expected" in line for line in lines)
 

@@ -1,7 +1,9 @@
 """What can go wrong while images are made: memory, thresholds, and what a plan tells of its generator."""
 
+import copy
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +13,12 @@ import torch
 
 from data.store import read_json
 from data.synthetic import SyntheticFolder
-from flows import synthesis
+from flows import stages, synthesis, training
 from flows.config import CompareConfig
 from flows.inputs import generator_of, images_of, new_classifiers
 from flows.run import Partial, RunFolder
 from synth.denoiser import Made, Wanted
+from synth.loop import LoopGenerator
 from synth.plan import PLAN_SCHEMA
 from train.checkpoint import load_model
 from train.evaluate import logits_of, softmax
@@ -153,14 +156,100 @@ def test_a_judge_that_is_named_scores_in_place_of_the_early_classifiers(
 
 def test_a_plan_tells_of_its_generator_and_so_does_the_data_set(pristine: RunFolder, tiny: Tiny) -> None:
     generator = generator_of(tiny())
-    assert pristine.record("plan")["facts"]["generator"] == {
+    planned = pristine.record("plan")["facts"]["generator"]
+    assert planned.pop("config")["generator"] == tiny().generate.generator
+    assert planned == {
         "name": "tiny",
         "digest": generator.digest,
         "licence": generator.licence,
         "trained_on": "40 digits",
+        "seen": 0,
+        "only_these": False,
     }
     about = SyntheticFolder(pristine.path / "synthetic").manifest()["about"]
     assert (about["generator"], about["generator_digest"]) == ("tiny", generator.digest)
+
+
+OTHER_WAYS: list[dict[str, Any]] = [
+    {"plan.part_size": 40},
+    {"plan.part_size": 3},
+    {"arms": ("original", "ours-3", "random-3")},
+    {"seeds": 3},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_WAYS, ids=lambda changes: "-".join(changes))
+def test_images_that_fit_another_plan_are_not_drawn_again(
+    changes: dict[str, Any],
+    finished: RunFolder,
+    tmp_path: Path,
+    tiny: Tiny,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = set(SyntheticFolder(finished.path / "synthetic").rows()["item_id"].to_pylist())
+    config = tiny(changes)
+    fresh = story.up_to_plan(tmp_path / "fresh", config)
+    story.make_images(fresh, config)
+    made: list[int] = []
+    make = LoopGenerator.make
+    monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
+    training.train_early(finished, config)
+    stages.select_examples(finished, config)
+    synthesis.plan_images(finished, config)
+    story.make_images(finished, config)
+    items = SyntheticFolder(fresh.path / "synthetic").rows()["item_id"].to_pylist()
+    if "seeds" not in changes:  # with other early classifiers the judge is another, and so are its scores
+        story.same_but_for_rounding(finished, fresh)
+    assert sum(made) == len(set(items) - before)
+    assert not list((finished.path / "synthetic").glob(".spare/*"))
+
+
+def test_another_judge_scores_the_images_that_are_there(
+    finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = SyntheticFolder(finished.path / "synthetic").rows()
+    manifest = (finished.path / "synthetic" / "manifest.json").read_bytes()
+    monkeypatch.setattr(LoopGenerator, "make", never)
+    config = tiny({"scores": {"judge": str(finished.path / "retrained/original-sgd/seed-0.safetensors")}})
+    story.make_images(finished, config)
+    after = SyntheticFolder(finished.path / "synthetic").rows()
+    assert after["image"].equals(before["image"])
+    assert after["label_probability"].to_pylist() != before["label_probability"].to_pylist()
+    story.make_images(finished, tiny())
+    assert (finished.path / "synthetic" / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ({"sample.guidance_scale": 2}, "sample"),
+        ({"sizes": {"work_size": 16}}, "sizes"),
+        ({"prompts": {"negative": "blur"}}, "negative_prompt"),
+        ({"data.subset_seed": 1}, "data"),
+        ({"seed": 5}, "seed"),
+        ({"generate.generator": "digits"}, "generate"),
+        ({"quality.min_contrast": 5}, "quality"),
+    ],
+)
+def test_a_data_set_of_other_settings_is_not_taken_for_what_is_asked(
+    changes: dict[str, Any], differ: str, pristine: RunFolder, tiny: Tiny
+) -> None:
+    synthesis.check_made(pristine, tiny())
+    command = "filter" if differ == "quality" else "generate"
+    with pytest.raises(ValueError, match=rf"made with other settings \({differ}\) .*; run `slowlane {command}` first"):
+        synthesis.check_made(pristine, tiny(changes))
+
+
+def test_a_generator_that_changed_since_the_plan_is_refused(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copy.copy(generator_of(tiny()))
+    other.digest = "0" * 64
+    (finished.path / "synthetic" / "part-00000.parquet").unlink()
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: other)
+    with pytest.raises(ValueError, match="generator tiny is not the one that was planned"):
+        synthesis.make_one_part(finished, tiny(), 0, lambda _: None)
 
 
 def test_processes_are_as_many_as_asked_for_and_one_on_the_cpu(tiny: Tiny) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_checkpoints import save_tiny_tokenizer
 
-from synth.clip import ClipScorer, SafetyScorer
+from synth.clip import ClipScorer, SafetyScorer, clip_digest
 
 CPU = torch.device("cpu")
 PROMPTS = ("a photo of a top", "a photo of a middle", "a digit")
@@ -88,17 +88,20 @@ def test_a_single_class_has_no_runner_up(clip_folder: Path) -> None:
     assert margin.tolist() == [np.inf, np.inf]
 
 
-def test_the_digest_follows_prompts_and_weights(clip: ClipScorer, clip_folder: Path) -> None:
-    assert ClipScorer.load(clip_folder, PROMPTS, CPU).digest == clip.digest
-    assert ClipScorer.load(clip_folder, PROMPTS[::-1], CPU).digest != clip.digest
-
-
 def copied(folder: Path, to: Path, without: str = "") -> Path:
     to.mkdir()
     for file in folder.iterdir():
         if file.name != without:
             (to / file.name).write_bytes(file.read_bytes())
     return to
+
+
+def test_the_digest_follows_prompts_and_weights(clip_folder: Path, tmp_path: Path) -> None:
+    assert clip_digest(copied(clip_folder, tmp_path / "moved"), PROMPTS) == clip_digest(clip_folder, PROMPTS)
+    assert clip_digest(clip_folder, PROMPTS[::-1]) != clip_digest(clip_folder, PROMPTS)
+    other = copied(clip_folder, tmp_path / "other")
+    (other / "model.safetensors").write_bytes(b"other weights")
+    assert clip_digest(other, PROMPTS) != clip_digest(clip_folder, PROMPTS)
 
 
 def test_what_is_no_clip_folder_is_refused(clip_folder: Path, tmp_path: Path) -> None:
