@@ -4,6 +4,7 @@ A folder holds `part-00000.parquet`, ..., and `manifest.json`. Without a manifes
 done have a record under `.parts/` and are kept; everything else is made again.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Collection
@@ -129,13 +130,11 @@ class SyntheticFolder:
         write_json(self._record_path(part), {**record, "digest": digest_json(record)})
         return record
 
-    def finished_part(self, part: int, key: str) -> dict[str, Any] | None:
-        """The record of a part that is done and undamaged under this key, else None: then it is to be made."""
-        record = self.kept_part(part, key)
-        return None if record is None or record["failures"] else record
-
     def kept_part(self, part: int, key: str) -> dict[str, Any] | None:
-        """The same, or the record of a part that some images failed in: those are to be made."""
+        """The record of a part that is there and undamaged under this key, else None: then it is to be made.
+
+        Its `failures` name images that could not be made.
+        """
         record = self._record(part)
         return None if record is None or record["key"] != key else record
 
@@ -185,8 +184,11 @@ class SyntheticFolder:
         return pa.concat_tables(tables)
 
     def _spare_items(self, made: str) -> dict[Path, list[str]]:
-        files = sorted(self.path.glob(f".spare/{made[:16]}-*.parquet"))
-        return {file: read_table(file, columns=["item_id"])["item_id"].to_pylist() for file in files}
+        found = {}
+        for file in sorted(self.path.glob(f".spare/{made[:16]}-*.parquet")):
+            with contextlib.suppress(pa.ArrowException):  # a damaged one is as good as none
+                found[file] = read_table(file, columns=["item_id"])["item_id"].to_pylist()
+        return found
 
     def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[dict[str, Any]]) -> str:
         """Write the manifest, which makes the folder a data set; parts of an older, longer one are removed.

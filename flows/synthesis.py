@@ -20,7 +20,7 @@ from data.store import as_path, atomic_path, digest_file, digest_json, is_remote
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
 from flows.inputs import clip_prompts, device_of, generator_of, images_of, scorers_of, selected
-from flows.progress import duration, say
+from flows.progress import duration, say, warn
 from flows.run import Partial, RunFolder, measured
 from synth.clip import clip_digest, safety_digest
 from synth.denoiser import Generator
@@ -208,18 +208,22 @@ def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
         )
 
 
-def check_failures(run: RunFolder, failed: dict[str, str]) -> None:
+def check_failures(run: RunFolder, config: CompareConfig, failed: dict[str, str]) -> None:
     """Keep what failed in synthetic/failures.json, by item id or part, beside what was made.
 
     Raises:
-        Partial: anything did.
+        Partial: anything did, unless images that fail are to be left out and no whole part did.
     """
     file = run.path / "synthetic" / "failures.json"
     file.unlink(missing_ok=True)
     if failed:
         write_json(file, failed)
         name, error = next(iter(failed.items()))
-        raise Partial(f"{len(failed)} could not be made, listed in {file}; the first is {name}: {error}")
+        words = f"{len(failed)} images or parts could not be made, listed in {file}; the first is {name}: "
+        words += error.partition("\n")[0]
+        if not config.generate.leave_out_failed or any(name.startswith("part ") for name in failed):
+            raise Partial(words)
+        warn(f"{words}; the data set is finished without them")
 
 
 def make_one_part(
@@ -267,14 +271,16 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     keys = [_part_key(run, config, part) for part in _parts(plan, config)]
     records = []
     for number, key in enumerate(keys):
-        record = folder.finished_part(number, key)
-        if record is None:
+        record = folder.kept_part(number, key)
+        if record is None or (record["failures"] and not config.generate.leave_out_failed):
             raise ValueError(f"part {number} of {folder.path} is not made yet, or of other settings; generate first")
         records.append(record)
     records = _judged(folder, keys, records, config, train.class_names)
-    about = _about(run, config)
+    left_out = [item for record in records for item in record["failures"]]
+    about = {**_about(run, config), "left_out": left_out}
     digest = folder.write_manifest(about, train.class_names, records)
-    (folder.path / "failures.json").unlink(missing_ok=True)  # nothing is missing any more
+    if not left_out:
+        (folder.path / "failures.json").unlink(missing_ok=True)  # nothing is missing any more
     costs = [record["cost"] for record in records]
     cost = {
         "seconds": round(sum(cost["seconds"] for cost in costs), 3),
@@ -368,7 +374,11 @@ def _judged(
         part = read_table(folder.part_path(number))
         for name, values in moved.items():
             part = part.set_column(part.schema.get_field_index(name), name, pa.array(values))
-        result.append(folder.write_part(number, part, class_names, keys[number], record["cost"], made=record["made"]))
+        result.append(
+            folder.write_part(
+                number, part, class_names, keys[number], record["cost"], record["failures"], record["made"]
+            )
+        )
     return result
 
 
@@ -384,7 +394,8 @@ def _parts(plan: pa.Table, config: CompareConfig) -> list[pa.Table]:
 
 def _generator_config(config: CompareConfig) -> dict[str, Any]:
     """The settings that name a generator, as they were asked for; those that change no image are not among them."""
-    return config.generate.model_dump(mode="json", exclude={"batch_size", "processes", "compile", "fuse_qkv"})
+    others = {"batch_size", "processes", "compile", "fuse_qkv", "leave_out_failed"}
+    return config.generate.model_dump(mode="json", exclude=others)
 
 
 def _made(run: RunFolder, config: CompareConfig) -> str:

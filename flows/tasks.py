@@ -86,7 +86,7 @@ def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -
             else:
                 bar.add(0, record["states"])
                 failed |= record["failures"]
-    synthesis.check_failures(RunFolder(run), failed)
+    synthesis.check_failures(RunFolder(run), config, failed)
 
 
 def _made(

@@ -18,7 +18,7 @@ from flows.config import CompareConfig, parse_arm
 from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers, selected
 from flows.progress import Meter, meter, say
 from flows.run import RunFolder, Stage
-from synth.plan import requests
+from synth.plan import item_id, requests
 from train.checkpoint import load_fit, save_fit, save_model
 from train.evaluate import error_rate, logits_of, losses_of
 from train.fit import FitConfig, FitState, History, fit
@@ -269,10 +269,15 @@ def _check_made(run: RunFolder, config: CompareConfig, arms: set[str], table: pa
     """Refuse a synthetic data set of other settings: an image that was never made must not pass for a bad one."""
     keys = (table[name].to_pylist() for name in ("source_index", "level_steps", "variant", "level_grid"))
     made = set(zip(*keys, strict=True))
+    left_out = set(SyntheticFolder(run.path / "synthetic").manifest()["about"]["left_out"])
     for arm in map(parse_arm, arms):
         for number in range(config.seeds if arm.kind == "synthetic" else 0):
             wanted = requests(selected(run, arm.method, number), config.levels(arm))
-            missing = sum((r.source_index, r.steps, r.variant, config.sample.grid) not in made for r in wanted)
+            missing = sum(
+                (r.source_index, r.steps, r.variant, config.sample.grid) not in made
+                and item_id(r, config.sample.grid) not in left_out
+                for r in wanted
+            )
             if missing:
                 raise ValueError(
                     f"{run.path / 'synthetic'} was made with other settings: {missing} of {len(wanted)} images of arm "

@@ -60,6 +60,11 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="Images denoised together, at most, 1 to 65,536; halved and remembered where memory does not "
         "suffice. Changes no image",
     )
+    leave_out_failed: bool = Field(
+        False,
+        description="Finish the data set without images that could not be made; the manifest names them, and the next "
+        "command tries them again",
+    )
     processes: int = Field(
         0, ge=0, le=256, description="Processes that generate, 0 to 256; 0: one a GPU, one on the CPU. Changes no image"
     )

@@ -203,21 +203,20 @@ def test_what_making_a_part_cost_is_no_part_of_the_data_set(tmp_path: Path) -> N
     for seconds in (1.0, 2.0):
         folder = SyntheticFolder(tmp_path / str(seconds))
         record = folder.write_part(0, table(), NAMES, "key", {"seconds": seconds})
-        assert folder.finished_part(0, "key") == record
+        assert folder.kept_part(0, "key") == record
         assert record["cost"] == {"seconds": seconds}
         digests.append((folder.write_manifest({}, NAMES, [record]), digest_file(folder.part_path(0))))
     assert digests[0] == digests[1]
 
 
-def test_a_part_with_failures_is_kept_but_not_finished(tmp_path: Path) -> None:
+def test_a_part_with_failures_is_kept_with_them(tmp_path: Path) -> None:
     folder = SyntheticFolder(tmp_path)
     record = folder.write_part(0, table(), NAMES, "key", failures={"item 9": "its reference: gone"})
     assert record["failures"] == {"item 9": "its reference: gone"}
     assert folder.kept_part(0, "key") == record
-    assert folder.finished_part(0, "key") is None
     whole = folder.write_part(0, table(), NAMES, "key")
     assert whole["failures"] == {}
-    assert folder.kept_part(0, "key") == folder.finished_part(0, "key") == whole
+    assert folder.kept_part(0, "key") == whole
 
 
 def test_what_failed_once_is_no_part_of_the_data_set(tmp_path: Path) -> None:
@@ -304,9 +303,8 @@ def test_a_damaged_part_is_named_and_nothing_is_read(tmp_path: Path, damage: Any
 def test_a_damaged_part_is_not_finished(tmp_path: Path, damage: Any) -> None:
     folder = written(tmp_path)
     damage(folder.part_path(1))
-    for look in (folder.finished_part, folder.kept_part):
-        assert look(0, "key 0") is not None
-        assert look(1, "key 1") is None
+    assert folder.kept_part(0, "key 0") is not None
+    assert folder.kept_part(1, "key 1") is None
 
 
 def test_several_damaged_parts_are_counted(tmp_path: Path) -> None:
@@ -332,15 +330,14 @@ def test_a_finished_part_is_its_record(tmp_path: Path) -> None:
     assert (record["key"], record["file"], record["rows"]) == ("key", "part-00003.parquet", 3)
     assert record["sha256"] == digest_file(tmp_path / "part-00003.parquet")
     assert record["states"] == {"ok": 1, "nan": 1, "flat": 1}
-    assert folder.finished_part(3, "key") == record
+    assert folder.kept_part(3, "key") == record
 
 
 def test_a_part_made_from_something_else_is_not_finished(tmp_path: Path) -> None:
     folder = SyntheticFolder(tmp_path)
     folder.write_part(0, table(), NAMES, "key")
-    for look in (folder.finished_part, folder.kept_part):
-        assert look(0, "another key") is None
-        assert look(1, "key") is None
+    assert folder.kept_part(0, "another key") is None
+    assert folder.kept_part(1, "key") is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": "key"}'])
@@ -348,7 +345,6 @@ def test_a_part_with_a_broken_record_is_not_finished(tmp_path: Path, content: st
     folder = SyntheticFolder(tmp_path)
     folder.write_part(0, table(), NAMES, "key")
     (tmp_path / ".parts" / "part-00000.json").write_text(content)
-    assert folder.finished_part(0, "key") is None
     assert folder.kept_part(0, "key") is None
 
 
@@ -358,7 +354,7 @@ def test_a_part_of_the_version_before_is_made_again(tmp_path: Path) -> None:
     record = folder.write_part(0, table(), NAMES, "key")
     del record["failures"]
     write_json(tmp_path / ".parts" / "part-00000.json", record)
-    assert folder.finished_part(0, "key") is None
+    assert folder.kept_part(0, "key") is None
 
 
 def test_a_part_that_was_interrupted_leaves_the_old_one_and_no_temporary_file(
@@ -393,7 +389,7 @@ def test_the_manifest_removes_what_an_older_run_left(tmp_path: Path) -> None:
     expected = {"part-00000.parquet", "part-00001.parquet", "manifest.json", "notes.txt"}
     assert {name for name in files(folder) if not name.startswith(".parts" + os.sep + "part-")} == expected
     assert folder.rows().num_rows == 6
-    assert folder.finished_part(3, "key") is None
+    assert folder.kept_part(3, "key") is None
 
 
 # Manifests that cannot be read
@@ -413,3 +409,27 @@ def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(truncated)
     with pytest.raises(ValueError, match=r"manifest\.json is not valid JSON"):
         folder.rows()
+
+
+def test_parts_set_aside_are_found_again_by_item(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    everything = folder.rows()
+    items = everything["item_id"].to_pylist()
+    records = {n: folder.kept_part(n, f"key {n}") for n in range(2)}
+    assert all(records.values())
+    for number, record in records.items():
+        assert record is not None
+        rows = pq.read_table(folder.part_path(number))
+        folder.write_part(number, rows, NAMES, record["key"], made="a" * 64)
+    assert folder.set_aside("b" * 64, []) == 0  # of other settings: not worth it
+    assert folder.set_aside("a" * 64, [1]) == records[0]["rows"]
+    assert folder.set_aside("a" * 64, [1]) == records[0]["rows"]  # twice is once
+    found = folder.spare("a" * 64, [items[1], "another item"])
+    assert found["item_id"].to_pylist() == [items[1]]
+    assert found["image"].to_pylist() == everything.slice(1, 1)["image"].to_pylist()
+    assert folder.spare("b" * 64, items).num_rows == 0
+    (spare,) = (tmp_path / ".spare").iterdir()
+    spare.write_bytes(spare.read_bytes()[:-9] + b"x" * 9)
+    with pytest.raises((ValueError, OSError)):
+        pq.read_table(spare)
+    assert folder.spare("a" * 64, items).num_rows == 0  # damaged: drawn again

@@ -97,10 +97,13 @@ def test_a_device_without_room_for_one_image_ends_it_with_what_to_do(
 def test_what_failed_is_listed_until_all_is_made(finished: RunFolder, tiny: Tiny) -> None:
     file = finished.path / "synthetic" / "failures.json"
     with pytest.raises(Partial) as caught:
-        synthesis.check_failures(finished, {"part 2": "it broke", "0000003-5of10-v0": "so did this"})
-    assert str(caught.value) == f"2 could not be made, listed in {file}; the first is part 2: it broke"
-    assert read_json(file) == {"part 2": "it broke", "0000003-5of10-v0": "so did this"}
-    synthesis.check_failures(finished, {})
+        synthesis.check_failures(finished, tiny(), {"part 2": "it broke\nhere", "0000003-5of10-v0": "so did this"})
+    words = f"2 images or parts could not be made, listed in {file}; the first is part 2: it broke"
+    assert str(caught.value) == words
+    assert read_json(file) == {"part 2": "it broke\nhere", "0000003-5of10-v0": "so did this"}
+    with pytest.raises(Partial):  # a whole part is never left out
+        synthesis.check_failures(finished, tiny({"generate.leave_out_failed": True}), {"part 2": "it broke"})
+    synthesis.check_failures(finished, tiny(), {})
     assert not file.exists()
     file.write_text("{}")  # of a command that was killed after its last part
     synthesis.finish_synthetic(finished, tiny())
@@ -168,6 +171,28 @@ def test_a_plan_tells_of_its_generator_and_so_does_the_data_set(pristine: RunFol
     }
     about = SyntheticFolder(pristine.path / "synthetic").manifest()["about"]
     assert (about["generator"], about["generator_digest"]) == ("tiny", generator.digest)
+
+
+def test_images_that_fail_are_left_out_where_that_is_asked_for_and_tried_again_the_next_time(
+    planned: RunFolder, pristine: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, item = LoopGenerator.make, SyntheticFolder(pristine.path / "synthetic").rows().slice(9, 1).to_pylist()[0]
+
+    def moody(self: LoopGenerator, references: Any, wanted: Wanted) -> Made:
+        if item["seed"] in wanted.seeds:
+            raise RuntimeError("no")
+        return make(self, references, wanted)
+
+    config = tiny({"generate.leave_out_failed": True})
+    monkeypatch.setattr(LoopGenerator, "make", moody)
+    story.make_images(planned, config)
+    folder = SyntheticFolder(planned.path / "synthetic")
+    assert folder.manifest()["about"]["left_out"] == [item["item_id"]]
+    assert folder.manifest()["rows"] == SyntheticFolder(pristine.path / "synthetic").manifest()["rows"] - 1
+    training.retrain_arm(planned, config, "ours-3", "sgd")
+    monkeypatch.setattr(LoopGenerator, "make", make)
+    assert len(story.make_images(planned, tiny())) == 1
+    assert folder.manifest() == SyntheticFolder(pristine.path / "synthetic").manifest()
 
 
 OTHER_WAYS: list[dict[str, Any]] = [
