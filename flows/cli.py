@@ -11,6 +11,7 @@ import typer
 
 from data.store import as_path
 from flows.dataset_commands import add_dataset_commands
+from flows.interruption import Interruption
 from flows.settings import names, nested, numbers, resolve
 
 if TYPE_CHECKING:
@@ -227,6 +228,9 @@ def _prepare_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    if "PREFECT_API_URL" not in os.environ:
+        # The log of a server that ends with the command is for nobody, and what cannot be sent to it is complained of.
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     # Without PREFECT_API_URL a server starts with the flow; on a busy machine that takes longer than its default.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
@@ -259,7 +263,10 @@ def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_j
 
 def _print_forecast(forecast: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
+
+    from flows.progress import duration
 
     table = Table("", "", "images", title="Forecast", box=None, title_justify="left")
     for level, count in sorted(forecast["per_level"].items(), key=lambda item: int(item[0].split()[0])):
@@ -267,7 +274,13 @@ def _print_forecast(forecast: dict[str, Any]) -> None:
     for name, count in forecast["per_class"].items():
         table.add_row("class", name, f"{count:,}")
     table.add_row("in all", "", f"{forecast['images']:,}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{forecast['denoiser_calls']:,} denoiser calls, about {duration(forecast['seconds'])} on this device and "
+        f"{decimal(forecast['bytes'])}",
+        highlight=False,
+    )
 
 
 def _print_report(folder: Path, as_json: bool) -> None:
@@ -313,10 +326,15 @@ def main() -> None:
     """Run the command.
 
     Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 3 for a synthetic data set that is
-    made but for some images; 130 for Ctrl-C.
+    made but for some images; 130 for Ctrl-C, 143 for SIGTERM.
     """
     # Before torch is imported: on busy cores, threads that spin while they wait cost small networks a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with Interruption():
+        _run_app()
+
+
+def _run_app() -> None:
     import pydantic
 
     from flows.run import Partial
@@ -331,11 +349,6 @@ def main() -> None:
         _fail("; ".join(_one_error(e) for e in error.errors()))
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
         _fail(str(error))
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != 130:  # typer makes this of Ctrl-C
-            raise
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
 
 
 def _one_error(error: Any) -> str:

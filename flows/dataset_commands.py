@@ -196,17 +196,21 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
     from data.store import write_json
     from data.synthetic import SyntheticFolder
     from flows.config import CompareConfig, read_config
+    from flows.inspect import columns_of
     from flows.run import RunFolder
     from flows.synthesis import finish_synthetic
 
-    run, config, folder = RunFolder(path), read_config(path), SyntheticFolder(path / "synthetic")
-    before = folder.manifest()
+    run, config, folder = RunFolder(_existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
     settings = config.model_dump(mode="json")
     config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
-    # The config last: after an interruption `slowlane generate` goes back to the old thresholds, and nothing is mixed.
-    finish_synthetic(run, config)
-    write_json(path / "config.json", config.model_dump(mode="json"))
-    after = folder.manifest()
+    before = folder.manifest()["states"]
+    with run.locked():
+        states = columns_of(folder)["state"]
+        # The config last: after an interruption `slowlane generate` goes back to the old thresholds, and nothing is
+        # mixed.
+        finish_synthetic(run, config)
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        same = columns_of(folder)["state"].equals(states)  # image by image: other thresholds alone are no other images
     trained = {record["stage"] for record in run.records()}
     out_of_date = [
         f"{arm.name} with {optimizer}"
@@ -214,7 +218,13 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
         for optimizer in config.optimizers
         if (arm.kind == "synthetic" or arm.equal_steps_of) and f"retrain-{arm.name}-{optimizer}" in trained
     ]
-    return Moved(before["states"], after["states"], out_of_date if after["digest"] != before["digest"] else [])
+    return Moved(before, folder.manifest()["states"], [] if same else out_of_date)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}")
+    return path
 
 
 def _located(path: Path) -> "tuple[SyntheticFolder, CompareConfig | None]":
@@ -222,7 +232,7 @@ def _located(path: Path) -> "tuple[SyntheticFolder, CompareConfig | None]":
     from data.synthetic import SyntheticFolder
     from flows.config import read_config
 
-    if (path / "config.json").is_file():
+    if (_existing(path) / "config.json").is_file():
         return SyntheticFolder(path / "synthetic"), read_config(path)
     return SyntheticFolder(path), None
 

@@ -3,6 +3,8 @@
 Each flow is a line per stage. Stages that are done are skipped, so running a flow again goes on where it stopped.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import flow
@@ -41,58 +43,59 @@ def compare(config: CompareConfig, out: str) -> str:
 
 
 def _whole_story(config: CompareConfig, out: str) -> str:
-    run = _open(config, out, "compare")
-    tasks.train_early(run, config)
-    tasks.select_examples(run, config)
-    if config.wants_synthetic:
-        tasks.plan_images(run, config)
-        _generate(run, config)
-    _retrain(run, config)
-    return tasks.write_report(run, config)
+    with _opened(config, out, "compare") as run:
+        tasks.train_early(run, config)
+        tasks.select_examples(run, config)
+        if config.wants_synthetic:
+            tasks.plan_images(run, config)
+            _generate(run, config)
+        _retrain(run, config)
+        return tasks.write_report(run, config)
 
 
 @flow(name="select", flow_run_name="{out}")
 def select(config: CompareConfig, out: str) -> str:
     """Train the early classifiers and choose the slow-learnable images."""
-    run = _open(config, out, "select")
-    tasks.train_early(run, config)
-    tasks.select_examples(run, config)
-    return str(run / "selection")
+    with _opened(config, out, "select") as run:
+        tasks.train_early(run, config)
+        tasks.select_examples(run, config)
+        return str(run / "selection")
 
 
 @flow(name="plan", flow_run_name="{out}")
 def plan(config: CompareConfig, out: str) -> str:
     """Say what would be generated and what it would cost, and generate nothing."""
-    run = _open(config, out, "plan")
-    tasks.train_early(run, config)
-    tasks.select_examples(run, config)
-    tasks.plan_images(run, config)
-    return str(run / "plan.parquet")
+    with _opened(config, out, "plan") as run:
+        tasks.train_early(run, config)
+        tasks.select_examples(run, config)
+        tasks.plan_images(run, config)
+        return str(run / "plan.parquet")
 
 
 @flow(name="generate", flow_run_name="{out}")
 def generate(config: CompareConfig, out: str) -> str:
     """Make the synthetic data set."""
-    run = _open(config, out, "generate")
-    tasks.train_early(run, config)
-    tasks.select_examples(run, config)
-    tasks.plan_images(run, config)
-    _generate(run, config)
-    return str(run / "synthetic")
+    with _opened(config, out, "generate") as run:
+        tasks.train_early(run, config)
+        tasks.select_examples(run, config)
+        tasks.plan_images(run, config)
+        _generate(run, config)
+        return str(run / "synthetic")
 
 
 @flow(name="retrain", flow_run_name="{out}")
 def retrain(config: CompareConfig, out: str) -> str:
     """Retrain the classifiers of all arms on the synthetic data set that a run has."""
-    run = _open(config, out, "retrain")
-    _retrain(run, config)
-    return str(run / "retrained")
+    with _opened(config, out, "retrain") as run:
+        _retrain(run, config)
+        return str(run / "retrained")
 
 
 @flow(name="report", flow_run_name="{out}")
 def report(config: CompareConfig, out: str) -> str:
     """Write the report of a run whose classifiers are trained."""
-    return tasks.write_report(_open(config, out, "report"), config)
+    with _opened(config, out, "report") as run:
+        return tasks.write_report(run, config)
 
 
 @flow(name="fit-generator", flow_run_name="{out}")
@@ -101,10 +104,13 @@ def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     return generator.fit_and_save(config, as_path(out))
 
 
-def _open(config: CompareConfig, out: str, kind: str) -> Path:
+@contextmanager
+def _opened(config: CompareConfig, out: str, kind: str) -> Iterator[Path]:
+    """The run folder, checked, and locked while the flow works in it."""
     tasks.check_inputs(config, kind)
     stages.check_folder(config, out, kind)
-    return stages.open_run(config, out).path
+    with RunFolder(as_path(out)).locked():
+        yield stages.open_run(config, out).path
 
 
 def _generate(run: Path, config: CompareConfig) -> None:

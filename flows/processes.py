@@ -4,11 +4,12 @@ import functools
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["Devices", "classifier_processes", "devices"]
@@ -22,89 +23,118 @@ def classifier_processes(workers: int) -> ProcessPoolExecutor:
 
 
 class Devices:
-    """Where calls are made one at a time each: this process, or several of their own with a GPU each.
+    """Where calls are made one at a time each: this process, or several of their own.
 
     Args:
         count: of processes; with 1, calls are made in this one.
-        gpus: whether process i sees GPU i alone. Without, they share the cores.
+        gpus: how many GPUs there are: process i sees GPU i % gpus alone. With 0 they share the cores.
         on_images: told the number of images that a call, which gets a callback as its last argument, reports.
     """
 
-    def __init__(self, count: int, gpus: bool, on_images: Callable[[int], None]) -> None:
+    def __init__(self, count: int, gpus: int, on_images: Callable[[int], None]) -> None:
         self._gpus, self._count, self._on_images = gpus, count, on_images
-        self._free: queue.SimpleQueue[tuple[int, ProcessPoolExecutor | None]] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for place in range(count):
+            self._free.put(place)
         if count == 1:
-            self._free.put((0, None))
             return
         self._context = multiprocessing.get_context("spawn")
+        self._lock = threading.Lock()  # none starts once they are stopped
         self._stopped = False
-        self._running: dict[int, ProcessPoolExecutor] = {}
+        self._pools: dict[int, ProcessPoolExecutor] = {}
         # Not a queue: it has a lock, which a process that is killed while it reports would keep for ever. Many may
         # write to a pipe without one, since it takes so few bytes at once (POSIX: up to PIPE_BUF).
         self._received, self._reports = self._context.Pipe(duplex=False)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        for place in range(count):
-            self._free.put((place, self._start(place)))
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args, on_images)` where a device is free, waiting for one. From any thread.
 
-        A process that dies (killed, or out of memory) is replaced, and the call made once more.
+        A process that dies (killed, or out of memory), or that meets a CUDA error, after which CUDA does nothing more
+        in it, is replaced, and the call made once more.
 
         Raises:
             RuntimeError: that one died too.
         """
-        place, pool = self._free.get()
+        place = self._free.get()
         try:
-            if pool is None:
+            if self._count == 1:
                 return function(*args, self._on_images)
-            for _ in range(2):
-                try:
-                    return pool.submit(_reporting, function, args).result()
-                except BrokenProcessPool:
-                    pool.shutdown(wait=False)
-                    if self._stopped:
-                        raise
-                    pool = self._start(place)
-            raise RuntimeError("two processes died making it (killed, or out of memory); see the system's log")
+            try:
+                return self._submit(place, function, args).result()
+            except Exception as error:
+                if not self._replaced(place, error):
+                    raise
+            try:
+                return self._submit(place, function, args).result()
+            except Exception as error:
+                if self._replaced(place, error) and isinstance(error, BrokenProcessPool):
+                    raise RuntimeError(
+                        "two processes died making it (killed, or out of memory); see the system's log"
+                    ) from error
+                raise
         finally:
-            self._free.put((place, pool))
+            self._free.put(place)
 
-    def _start(self, place: int) -> ProcessPoolExecutor:
-        gpu = str(place) if self._gpus else None
-        start = (self._count, gpu, self._reports)
-        pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_start_process, initargs=start)
-        self._running[place] = pool
-        return pool
+    def _submit(self, place: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+        with self._lock:
+            if self._stopped:
+                raise BrokenProcessPool("the processes were stopped")
+            if place not in self._pools:
+                gpu = str(place % self._gpus) if self._gpus else None
+                start = (self._count, gpu, self._reports)
+                self._pools[place] = ProcessPoolExecutor(
+                    1, mp_context=self._context, initializer=_start_process, initargs=start
+                )
+            return self._pools[place].submit(_reporting, function, args)  # it is here that the process starts
+
+    def _replaced(self, place: int, error: Exception) -> bool:
+        """Whether after this error a process must be another one; then the next call starts it."""
+        if not isinstance(error, BrokenProcessPool) and "CUDA error" not in str(error):
+            return False
+        with self._lock:
+            if self._stopped:
+                return False
+            pool = self._pools.pop(place)
+        _kill(pool)
+        pool.shutdown(wait=False)
+        return True
 
     def _listen(self) -> None:
         while (images := self._received.recv()) is not None:
-            self._on_images(images)
+            # Were this thread to end, the processes would wait at a full pipe for ever.
+            with suppress(Exception):
+                self._on_images(images)
 
     def stop(self) -> None:
         """Kill the processes, whatever they are at: what is written is whole, and what is not is made again."""
         if self._count > 1:
-            self._stopped = True
-            for pool in self._running.values():
-                for process in list((pool._processes or {}).values()):
-                    process.kill()
+            with self._lock:
+                self._stopped = True
+                for pool in self._pools.values():
+                    _kill(pool)
 
     def close(self) -> None:
         """End the processes; calls that wait for one are not made any more."""
         for _ in range(self._count):
-            _, pool = self._free.get()
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
+            self._free.get()
         if self._count > 1:
+            for pool in self._pools.values():
+                pool.shutdown(cancel_futures=True)
             self._reports.send(None)
             self._listener.join()
             self._received.close()
             self._reports.close()
 
 
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+
+
 @contextmanager
-def devices(count: int, gpus: bool, on_images: Callable[[int], None]) -> Iterator[Devices]:
+def devices(count: int, gpus: int, on_images: Callable[[int], None]) -> Iterator[Devices]:
     """`Devices` that are closed at the end of the block, and stopped where it ends with an error or Ctrl-C."""
     opened = Devices(count, gpus, on_images)
     try:
@@ -126,6 +156,7 @@ def _reporting(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None) -> None:
     global _reports
     _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal; the parent ends this one
     if gpu is not None:
         # Before torch looks for GPUs. A list that the person gave is cut down, not replaced.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

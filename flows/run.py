@@ -2,15 +2,19 @@
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.store import digest_file, digest_json, read_json, write_json
+from data.store import digest_file, digest_json, is_remote, read_json, write_json
 
-__all__ = ["Partial", "RunFolder", "Stage", "measured"]
+__all__ = ["LOCK", "Partial", "RunFolder", "Stage", "measured"]
+
+LOCK = ".lock"  # the file in a run folder that a command at work holds
 
 
 class Partial(RuntimeError):
@@ -31,6 +35,29 @@ class RunFolder:
             inputs: all that decides its outputs: configs and the digests of what it reads.
         """
         return Stage(self, name, digest_json({"stage": name, "version": version, "inputs": inputs}))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder, which is made, to this process for the block; one at a URL cannot be.
+
+        Raises:
+            ValueError: another process has it.
+        """
+        if is_remote(self.path):
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as file:  # stays: to remove it would let two others lock two files
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another slowlane command is at work in {self.path}; wait for it, or end it"
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # some shared file systems have no locks
+                    raise
+            yield
 
     def record(self, name: str) -> dict[str, Any]:
         """The record of a stage that is done.

@@ -25,7 +25,9 @@ def nested(file: str | None, given: dict[str, Any], assignments: list[str] | Non
         try:
             value = json.loads(text)
         except ValueError:
-            value = text
+            # A shell takes the quotation marks away: [ok,flat] is meant as ["ok", "flat"].
+            listed = text.startswith("[") and text.endswith("]") and '"' not in text
+            value = names(text[1:-1]) if listed else text
         _put(settings, key, value)
     return settings
 

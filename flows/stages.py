@@ -5,6 +5,7 @@ another package, and writes; it is skipped where its record says that it is done
 There is no Prefect in any of them.
 """
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,21 @@ from train.slow import Method, select_slow
 __all__ = ["check_folder", "check_inputs", "open_run", "select_examples"]
 
 
+_OWN_TREES = [f"{name}/**/.*" for name in ("stages", "early", "selection", "retrained")]
+_STRAY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `data.store.atomic_path` names them
+
+
 def open_run(config: CompareConfig, out: str) -> RunFolder:
-    """Make the run folder, remove what a killed command left half-written in it, and write down what was asked."""
+    """Make the run folder, remove what a killed command left half-written in it, and write down what was asked.
+
+    Whoever calls it holds the lock of the folder (`RunFolder.locked`): what lies half-written is nobody's.
+    """
     run = RunFolder(as_path(out))
     if not is_remote(run.path):  # storage has no half-written files
-        for stray in run.path.rglob(".*.tmp"):
-            stray.unlink(missing_ok=True)
+        for pattern in (".*", "synthetic/.*", "synthetic/.parts/.*", "synthetic/.spare/.*", *_OWN_TREES):
+            for stray in run.path.glob(f"{pattern}.tmp"):
+                if _STRAY.fullmatch(stray.name):  # other files may be a person's
+                    stray.unlink(missing_ok=True)
     write_json(run.path / "config.json", config.model_dump(mode="json"))
     return run
 

@@ -3,11 +3,14 @@
 Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code.
 """
 
+import errno
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
+import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
@@ -64,26 +67,37 @@ def make_part(run: Path, config: CompareConfig, number: int, place: Any) -> dict
     return place.call(synthesis.make_one_part, RunFolder(run), config, number)
 
 
+# What ends the job at once, as more of it would meet the same: the folder takes nothing more.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FAILURES_IN_A_ROW = 3
+
+
 def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -> None:
     """Make parts, on every device one at a time. What fails leaves the others alone.
 
     Raises:
         Partial: some images, or whole parts, could not be made.
         OSError, MemoryError: nothing more can be made: a full disk, a folder that is read-only, too little memory.
+        Exception: that of the third part to fail in a row; it is no fault of the parts.
     """
     failed: dict[str, str] = {}
+    in_a_row = 0
     count, on_gpu = min(synthesis.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
     if count > 1:
         forget_generator()  # each process loads its own
-    with devices(count, on_gpu, bar.add) as place:
+    with devices(count, torch.cuda.device_count() if on_gpu else 0, bar.add) as place:
         for number, result in _made(run, config, parts, place, count):
             try:
                 record = result()
-            except (OSError, MemoryError):
-                raise
-            except Exception as error:  # the part's own fault: the others go on, and it is told in the end
-                failed[f"part {number}"] = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                in_a_row += 1
+                ends = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
+                if ends or in_a_row == _FAILURES_IN_A_ROW:
+                    raise
+                # The part's own fault: the others go on, and it is told in the end.
+                failed[f"part {number}"] = f"{type(error).__name__}: {error}\n{''.join(format_exception(error))}"
             else:
+                in_a_row = 0
                 bar.add(0, record["states"])
                 failed |= record["failures"]
     synthesis.check_failures(RunFolder(run), config, failed)

@@ -1,11 +1,13 @@
 """What is added to a text-to-image checkpoint: LoRAs and textual inversions, read by diffusers' own loaders."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.store import as_path, kept_file
 
@@ -14,6 +16,8 @@ __all__ = ["Lora", "TextualInversion", "find_lora", "find_textual_inversion", "f
 Lora = tuple[Path, float]  # safetensors file, scale
 TextualInversion = tuple[Path, str]  # safetensors file, the word it stands for
 _LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
+# The first of a layer's two matrices, in peft's names and in the older ones that diffusers still takes.
+_LORA_LAYER = re.compile(r"lora_(embedding_)?A\b|lora(_linear_layer)?\.down\b")
 
 
 def find_lora(text: str) -> Lora:
@@ -59,7 +63,7 @@ def merge_loras(pipeline: Any, loras: Sequence[Lora], unet_config: Any) -> None:
     """Add each LoRA to the weights of those parts that a diffusers pipeline has: it then costs nothing to run.
 
     Raises:
-        ValueError: a file that is no LoRA, or one for another model.
+        ValueError: a file that is no LoRA, or one for another model, if only in part.
     """
     # In Kohya's files for SDXL the UNet's blocks are numbered in another way: diffusers wants its config to tell.
     hint = {"unet_config": unet_config} if "text_encoder_2" in pipeline.components else {}
@@ -69,6 +73,10 @@ def merge_loras(pipeline: Any, loras: Sequence[Lora], unet_config: Any) -> None:
         )
         if not all("lora" in key and key.startswith(_LORA_PARTS) for key in state):
             raise ValueError(f"{file} is no LoRA for Stable Diffusion's UNet and text encoders; check which file it is")
+        if unknown := sorted({key.split(".")[0] for key in state} - pipeline.components.keys()):
+            raise ValueError(
+                f"LoRA {file} does not fit this model (it is for a {unknown[0]}, too); give one trained on its kind"
+            )
         parts = [part for part in _LORA_PARTS if getattr(pipeline, part, None) is not None]
         parts = [part for part in parts if any(key.startswith(f"{part}.") for key in state)]
         try:
@@ -80,6 +88,7 @@ def merge_loras(pipeline: Any, loras: Sequence[Lora], unet_config: Any) -> None:
                     else:
                         encoder = getattr(pipeline, part)
                         pipeline.load_lora_into_text_encoder(state, alphas, encoder, part, metadata=metadata)
+                    _check_all_placed([key for key in state if key.startswith(f"{part}.")], [getattr(pipeline, part)])
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"LoRA {file} does not fit this model ({reason}); give one trained on its kind") from error
@@ -92,21 +101,34 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     """Add LoRA weights to those of a diffusers pipeline, one file after the other.
 
     Raises:
-        ValueError: the pipeline takes none, or a file does not fit it.
+        ValueError: the pipeline takes none, or a file does not fit it, if only in part.
     """
     for file, scale in loras:
         if not hasattr(pipeline, "load_lora_weights"):
             raise ValueError(f"{type(pipeline).__name__} takes no LoRA; leave generate.loras empty")
+        hint = {"unet_config": pipeline.unet.config} if {"unet", "text_encoder_2"} <= pipeline.components.keys() else {}
         try:
             with torch.random.fork_rng(devices=[]):  # as in `merge_loras`
-                pipeline.load_lora_weights(
-                    file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True
-                )
+                pipeline.load_lora_weights(str(file), use_safetensors=True, local_files_only=True)
+            state = pipeline.lora_state_dict(str(file), use_safetensors=True, local_files_only=True, **hint)
+            state = state[0] if isinstance(state, tuple) else state  # some give alphas besides
+            _check_all_placed(state, [part for part in pipeline.components.values() if isinstance(part, nn.Module)])
             pipeline.fuse_lora(lora_scale=scale)
         except (ValueError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"LoRA {file} does not fit {type(pipeline).__name__} ({reason})") from error
         pipeline.unload_lora_weights()
+
+
+def _check_all_placed(keys: Iterable[str], networks: Sequence[nn.Module]) -> None:
+    """Raise ValueError where `networks` got fewer layers of a LoRA than it has: diffusers leaves out what does not fit.
+
+    They are counted, not compared by name: each network and each format has names of its own.
+    """
+    given = sum(bool(_LORA_LAYER.search(key)) for key in keys)
+    placed = sum(bool(_LORA_LAYER.search(name)) for network in networks for name, _ in network.named_parameters())
+    if placed < given:
+        raise ValueError(f"the model has no place for {given - placed} of its {given} layers")
 
 
 def _file(text: str, usual: str) -> Path:

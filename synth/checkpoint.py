@@ -9,8 +9,9 @@ import torch
 
 from data.store import digest_file, read_json
 from synth.denoiser import PredictionType
+from synth.diffusers_folder import load_part
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "check_schedule"]
 
 # What a folder must hold: the class that `model_index.json` names for a part, and the part's config.
 _PARTS = {
@@ -121,35 +122,25 @@ class Checkpoint:
         }
 
     def load(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
-        """One part as an instance of the class `kind`, on the CPU.
+        """As `load_part`."""
+        return load_part(kind, self.folder, part, dtype, self.variants[part])
 
-        Raises:
-            ValueError: its files are broken, or lack weights, which the libraries would leave random.
-        """
-        from safetensors import SafetensorError
 
-        try:
-            model, report = kind.from_pretrained(
-                self.folder,
-                subfolder=part,
-                variant=self.variants[part],
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (OSError, SafetensorError, ValueError) as error:
-            raise ValueError(f"{self.folder / part} cannot be loaded ({error}); copy or download it again") from error
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(
-                f"{self.folder / part} lacks {len(missing)} weights ({missing[0]}, ...); copy or download it again"
-            )
-        return model
+def check_schedule(folder: Path, scheduler: dict[str, Any]) -> None:
+    """Raise ValueError where the config of a folder's scheduler has no betas, or predicts what is not understood."""
+    if "beta_schedule" not in scheduler:
+        raise ValueError(
+            f"{folder} has a {scheduler.get('_class_name')}, which is no schedule of betas; "
+            "try it as a generator of kind `pipeline`"
+        )
+    understood = typing.get_args(PredictionType)
+    if scheduler.get("prediction_type", "epsilon") not in understood:
+        raise ValueError(f"{folder} predicts {scheduler['prediction_type']!r}; understood are {', '.join(understood)}")
 
 
 def _check_inputs(folder: Path, configs: dict[str, dict[str, Any]], sdxl: bool) -> None:
     """Raise ValueError where the UNet takes more than latents, a timestep and a prompt, or predicts something else."""
-    unet, scheduler = configs["unet"], configs["scheduler"]
+    unet = configs["unet"]
     latent = configs["vae"].get("latent_channels", 4)
     channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if channels != (latent, latent):
@@ -164,14 +155,7 @@ def _check_inputs(folder: Path, configs: dict[str, dict[str, Any]], sdxl: bool) 
         raise ValueError(
             f"{folder} has a UNet that takes more than a prompt ({', '.join(others)}); give a plain text-to-image model"
         )
-    if "beta_schedule" not in scheduler:
-        raise ValueError(
-            f"{folder} has a {scheduler.get('_class_name')}, which is no schedule of betas; "
-            "try it as a generator of kind `pipeline`"
-        )
-    understood = typing.get_args(PredictionType)
-    if scheduler.get("prediction_type", "epsilon") not in understood:
-        raise ValueError(f"{folder} predicts {scheduler['prediction_type']!r}; understood are {', '.join(understood)}")
+    check_schedule(folder, configs["scheduler"])
 
 
 def _weights(folder: Path, part: str) -> tuple[list[Path], str | None]:

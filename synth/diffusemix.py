@@ -21,7 +21,7 @@ from data.images import decode
 from data.seeds import numpy_rng, torch_rng
 from data.store import as_path, digest_file, digest_json, local_folder, read_json
 from synth.denoiser import Made, Wanted, to_pixels
-from synth.diffusers_folder import digest_files, licence, quiet
+from synth.diffusers_folder import digest_files, licence, load_pipeline
 from synth.levels import Level
 
 __all__ = ["RELEASED_PROMPTS", "DiffuseMixConfig", "DiffuseMixGenerator", "Side", "blend", "concatenate", "julia_set"]
@@ -183,6 +183,9 @@ class DiffuseMixGenerator:
                     f"prompt {prompt!r} has {len(tokens)} tokens, the text encoder reads {length}; shorten it"
                 )
             self._embeddings[prompt] = text.text_encoder(torch.tensor([tokens], device=self.device))[0][0]
+        del text
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def encode(self, images: np.ndarray) -> Tensor:
         """The images themselves, uint8 (n, h, w, 3), on the CPU: the edit and the mixing both want the pixels."""
@@ -326,24 +329,19 @@ def _fractal_files(folder: str) -> list[Path]:
 def _pipeline(folder: Path, dtype: torch.dtype, **absent: None) -> Any:
     """The pipeline as the released code builds it, ancestral Euler steps, no safety checker, and without some parts."""
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
-    from safetensors import SafetensorError
 
-    try:
-        with quiet():
-            pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                safety_checker=None,  # it blackens images; what is wrong with an image is for synth.quality to say
-                requires_safety_checker=False,
-                feature_extractor=None,
-                image_encoder=None,
-                **absent,
-            )
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder} cannot be loaded ({reason}); copy or download it again") from error
+    pipeline = load_pipeline(
+        StableDiffusionInstructPix2PixPipeline,
+        folder,
+        dtype,
+        safety_checker=None,  # it blackens images; what is wrong with an image is for synth.quality to say
+        requires_safety_checker=False,
+        feature_extractor=None,
+        image_encoder=None,
+        **absent,
+    )
+    if pipeline.vae is not None:
+        pipeline.vae.enable_slicing()  # one image at a time: bounded memory
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,20 +1,21 @@
 """Every image-to-image model of diffusers that takes a strength: SD3, Flux, Kandinsky, IF, LCM, Z-Image, ..."""
 
+import functools
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.seeds import child_seed
 from data.store import digest_file, digest_json, read_json
-from synth.adapters import find_lora, fuse_loras
-from synth.denoiser import Made, Wanted, to_pixels
-from synth.diffusers_folder import digest_files, licence, quiet
+from synth.adapters import Lora, find_lora, fuse_loras
+from synth.denoiser import Made, Wanted, fixed_shapes, to_pixels
+from synth.diffusers_folder import compile_network, digest_files, fuse_projections, licence, load_pipeline
 from synth.levels import Level, Match
 from synth.strength import Start, choose, image_to_image_class, level_of, settle_scheduler, starts, watched
 
@@ -88,6 +89,8 @@ class PipelineGenerator:
         name: str,
         digest: str,
         licence: str = "",
+        reload: Callable[[], Any],
+        compiled: bool = False,
     ) -> None:
         # Kandinsky 2.2: a prior turns the prompt into an image embedding, a pipeline of its own.
         self.prior = getattr(pipeline, "prior_pipe", None)
@@ -98,6 +101,8 @@ class PipelineGenerator:
         self.name = name
         self.digest = digest
         self.licence = licence
+        self._reload = reload  # gives the pipeline anew, for its text encoders
+        self._compiled = compiled
         for part in filter(None, (self.prior, self.pipeline)):
             part.set_progress_bar_config(disable=True)
         self._kind = type(self.pipeline).__name__
@@ -119,7 +124,10 @@ class PipelineGenerator:
         self.guidance_scale = guidance_scale
         self._second_pass = guided and "true_cfg_scale" in self._arguments  # guidance as an addition to the pipeline
         self._embeddings: dict[str, dict[str, Any]] = {}
-        vae = getattr(self.pipeline, "vae", None)
+        vae: Any = getattr(self.pipeline, "vae", None)
+        self._vae_dtype: torch.dtype | None = getattr(vae, "dtype", None)
+        if hasattr(vae, "enable_slicing"):
+            vae.enable_slicing()  # one image at a time: bounded memory
         self._latents = self._kind in _TAKES_LATENTS and vae is not None and not vae.config.get("latents_mean")
 
     @classmethod
@@ -150,8 +158,8 @@ class PipelineGenerator:
             compile: torch.compile the network's repeated blocks at the first call of each shape.
 
         Raises:
-            ValueError: a model without a noise level, pickled weights, a scheduler that is not understood, steps or
-                LoRAs that do not fit.
+            ValueError: a model without a noise level, pickled, broken or missing weights, a scheduler that is not
+                understood, steps or LoRAs that do not fit.
         """
         if not 1 <= steps <= grid:
             raise ValueError(
@@ -160,29 +168,15 @@ class PipelineGenerator:
         kind = image_to_image_class(folder)
         files = digest_files(folder)
         adapters = [find_lora(spec) for spec in loras]
-        accepted = inspect.signature(kind).parameters
-        unwanted = {key: value for key, value in _LEFT_OUT.items() if key in accepted}
-        saved = read_json(folder / "model_index.json")  # without T5, for instance, as Stable Diffusion 3 may be
-        unwanted |= {key: None for key in accepted if saved.get(key) == [None, None]}
-        with quiet():
-            pipeline: Any = kind.from_pretrained(  # type: ignore[attr-defined]
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                **unwanted,
-            )
-        fuse_loras(pipeline, adapters)
+        reload = functools.partial(_load, kind, folder, dtype, adapters)
+        pipeline = reload()
         network = _network(getattr(pipeline, "decoder_pipe", pipeline))
         if device.type == "cuda" and _is_unet(network):
             network.to(memory_format=torch.channels_last)
         if fuse_qkv:
-            if not hasattr(network, "fuse_qkv_projections"):
-                raise ValueError(f"{type(network).__name__} cannot fuse its projections; switch fuse_qkv off")
-            network.fuse_qkv_projections()
+            fuse_projections(network)
         if compile:
-            repeated = getattr(network, "_repeated_blocks", None)
-            network.compile_repeated_blocks(fullgraph=True) if repeated else network.compile()
+            compile_network(network)
         settings = {
             "kind": kind.__name__,
             "files": files,
@@ -205,35 +199,32 @@ class PipelineGenerator:
             name=folder.name,
             digest=digest_json(settings),
             licence=licence(folder),
+            reload=reload,
+            compiled=compile,
         )
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Nothing: a class is its prompt."""
 
     def level(self, steps: int) -> Level:
-        """Where level `steps` of the grid starts on this pipeline's own schedule."""
+        """Where level `steps` of the grid starts on this pipeline's own schedule.
+
+        Of level S that is its deepest place, which may keep a trace of the reference: with "leading" timesteps (Stable
+        Diffusion) 10 steps begin at 901 of 1000, not in pure noise, and `log_snr` says so.
+        """
         return level_of(choose(self._starts, steps, self.grid, self.match), steps, self.grid)
 
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Embed all prompts, one at a time, let the text encoders go, and only then bring the network to the device.
+        """Embed new prompts, one at a time, let the text encoders go, and only then bring the network to the device.
 
-        Pipelines that are given texts (Kandinsky, Qwen-Image, Sana-Sprint) keep their encoders.
+        Pipelines that are given texts (Kandinsky, Qwen-Image, Sana-Sprint) keep their encoders. The others read the
+        whole folder again where they are told new prompts later.
         """
         if self._kind in _EMBEDDINGS:
-            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-            encoders = [key for key in self.pipeline.components if key.startswith("text_encoder")]
-            if new and all(getattr(self.pipeline, key) is None for key in encoders):
-                raise ValueError(
-                    f"{self.name} was prepared before, without {new[0]!r}: name all prompts the first time"
-                )
-            for key in encoders:
-                if (encoder := getattr(self.pipeline, key)) is not None:
-                    encoder.to(self.device)
-            for prompt in new:
-                self._embeddings[prompt] = self._embed(prompt)
-            for key in encoders:
-                setattr(self.pipeline, key, None)
+            self._embed_new([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings])
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         for part in filter(None, (self.prior, self.pipeline)):
             part.to(self.device)
 
@@ -247,30 +238,29 @@ class PipelineGenerator:
             return pixels
         vae = self.pipeline.vae.to(self.device)
         # SDXL's overflows in half precision, as diffusers knows too.
-        upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast")
-        if upcast:
-            vae.to(torch.float32)
+        upcast = self._vae_dtype == torch.float16 and vae.config.get("force_upcast")
+        nn.Module.to(vae, torch.float32 if upcast else self._vae_dtype)
         with torch.inference_mode():
             latents = vae.encode((pixels.to(self.device).float() / 127.5 - 1).to(vae.dtype)).latent_dist.mode().float()
-        if upcast:
-            vae.to(torch.float16)
         return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config["scaling_factor"]
 
     def make(self, references: Tensor, wanted: Wanted) -> Made:
         """One variant of each reference: a call of the pipeline a level, for Kandinsky 3 a level and prompt."""
+        places = {level: choose(self._starts, level, self.grid, self.match) for level in set(wanted.levels.tolist())}
         calls: dict[tuple[Start, str], list[int]] = {}
-        for row, level in enumerate(wanted.levels):
+        for row, level in enumerate(wanted.levels.tolist()):
             # Kandinsky 3 averages over the length of the longest text of a call, which other images would feel.
             alone = self._kind == "Kandinsky3Img2ImgPipeline"
-            place = choose(self._starts, int(level), self.grid, self.match)
-            calls.setdefault((place, wanted.prompts[row] if alone else ""), []).append(row)
+            calls.setdefault((places[level], wanted.prompts[row] if alone else ""), []).append(row)
         images: list[np.ndarray] = [np.empty(0)] * len(wanted)
         finite = np.zeros(len(wanted), bool)
         for (place, _), some in calls.items():
-            rows = np.array(some)
-            made = self._make(references[torch.from_numpy(rows).to(references.device)], wanted.take(rows), place)
-            finite[rows] = made.finite
-            for row, image in zip(some, made.images, strict=True):
+            rows = torch.tensor(some)
+            if self._compiled:
+                (rows,) = fixed_shapes(rows)
+            made = self._make(references[rows.to(references.device)], wanted.take(rows.numpy()), place)
+            finite[some] = made.finite[: len(some)]
+            for row, image in zip(some, made.images, strict=False):
                 images[row] = image
         return Made(np.stack(images), finite)
 
@@ -302,6 +292,9 @@ class PipelineGenerator:
             "height": height,
             "width": width,
         }
+        if self._vae_dtype is not None:
+            # SDXL's is float32 after `encode`, and after a decoding that ran out of memory. diffusers' own `to` warns.
+            nn.Module.to(self.pipeline.vae, self._vae_dtype)
         with watched(self.pipeline, place) as watch:
             x = self.pipeline(
                 image=image.to(self.device),
@@ -348,6 +341,21 @@ class PipelineGenerator:
             return [tensor.to(self.device) for value in values for tensor in value]
         return torch.cat(values).to(self.device)
 
+    def _embed_new(self, prompts: Sequence[str]) -> None:
+        """A method of its own: nothing here may hold the encoders when the network goes to the device."""
+        encoders = [key for key in self.pipeline.components if key.startswith("text_encoder")]
+        if prompts and all(getattr(self.pipeline, key) is None for key in encoders):
+            fresh = self._reload()
+            for key in encoders:
+                setattr(self.pipeline, key, getattr(fresh, key))
+        for encoder in (getattr(self.pipeline, key) for key in encoders):
+            if encoder is not None:
+                encoder.to(self.device)
+        for prompt in prompts:
+            self._embeddings[prompt] = self._embed(prompt)
+        for key in encoders:
+            setattr(self.pipeline, key, None)
+
     def _embed(self, prompt: str) -> dict[str, Any]:
         """Of one prompt, on the CPU: 4 MB each for T5, and there may be thousands."""
         found = self._encode_prompt(prompt, self._negative_prompt)
@@ -371,6 +379,17 @@ class PipelineGenerator:
         values = encode(**{key: value for key, value in offered.items() if key in accepted})
         named = zip(_EMBEDDINGS[self._kind], values, strict=True)
         return {key: _to_cpu(value) for key, value in named if key and value is not None}
+
+
+def _load(kind: type, folder: Path, dtype: torch.dtype, adapters: Sequence[Lora]) -> Any:
+    """The pipeline on the CPU, LoRAs in its weights."""
+    accepted = inspect.signature(kind).parameters
+    unwanted = {key: value for key, value in _LEFT_OUT.items() if key in accepted}
+    saved = read_json(folder / "model_index.json")  # without T5, for instance, as Stable Diffusion 3 may be
+    unwanted |= {key: None for key in accepted if saved.get(key) == [None, None]}
+    pipeline = load_pipeline(kind, folder, dtype, **unwanted)
+    fuse_loras(pipeline, adapters)
+    return pipeline
 
 
 def _network(pipeline: Any) -> Any:

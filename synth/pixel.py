@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from data.store import digest_file, digest_json, read_json
+from synth.checkpoint import check_schedule
 from synth.denoiser import PredictionType, fixed_shapes
+from synth.diffusers_folder import CARD_FILE, compile_network, licence, load_part, read_card
 
 __all__ = ["CARD_FILE", "PixelDenoiser"]
 
-# What diffusers has no place for: class names and which images the model was trained on.
-CARD_FILE = "slowlane.json"
 _CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
-_PREDICTIONS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
 
 
 class PixelDenoiser:
@@ -72,7 +71,8 @@ class PixelDenoiser:
         """Load `unet/` and `scheduler/` of a diffusers folder; weights from safetensors only, pickles are refused.
 
         Raises:
-            ValueError: another kind of model, missing files, an unknown prediction type, no class conditioning.
+            ValueError: another kind of model, missing or broken files, a schedule or prediction type that is not
+                understood, no class conditioning.
         """
         from diffusers import DDPMScheduler, UNet2DModel
 
@@ -86,48 +86,45 @@ class PixelDenoiser:
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
         if not weights.is_file():
             raise ValueError(f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused")
-        configs = {part: folder / part / file for part, file in _CONFIG_FILES.items()}
-        for file in configs.values():
-            if not file.is_file():
-                raise ValueError(f"{folder} has no {file.relative_to(folder)}; copy or save the whole diffusers folder")
-        unet = UNet2DModel.from_pretrained(
-            folder, subfolder="unet", use_safetensors=True, local_files_only=True, dtype=dtype
-        )
+        for part, file in _CONFIG_FILES.items():
+            if not (folder / part / file).is_file():
+                raise ValueError(f"{folder} has no {part}/{file}; copy or save the whole diffusers folder")
+        configs = {part: read_json(folder / part / file) for part, file in _CONFIG_FILES.items()}
+        check_schedule(folder, configs["scheduler"])
+        scheduler = DDPMScheduler.from_config(configs["scheduler"])
+        unet = load_part(UNet2DModel, folder, "unet", dtype)
         if device.type == "cuda":
             unet.to(memory_format=torch.channels_last)
         if compile:
-            unet.compile(dynamic=False)
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-        prediction_type = scheduler.config["prediction_type"]
-        if prediction_type not in _PREDICTIONS:
-            raise ValueError(f"{folder} predicts {prediction_type!r}; understood are {', '.join(_PREDICTIONS)}")
+            compile_network(unet)
         embeddings = unet.config["num_class_embeds"]
         if not embeddings:
             raise ValueError(f"{folder} has no class embeddings, so it cannot keep the label of an image")
         if unet.config["out_channels"] != unet.config["in_channels"]:
             raise ValueError(f"{folder} predicts a variance too (learned_range), which is not understood yet")
-        card_path = folder / CARD_FILE
-        card = read_json(card_path) if card_path.is_file() else {}
+        card = read_card(folder)
         class_names = tuple(card.get("class_names", ()))
         if len(class_names) > embeddings:
-            raise ValueError(f"{card_path} names {len(class_names)} classes, the model has {embeddings} embeddings")
+            raise ValueError(
+                f"{folder / CARD_FILE} names {len(class_names)} classes, the model has {embeddings} embeddings"
+            )
         # Keys with an underscore say which diffusers wrote the file and from which path, not what the model is.
         settings = {
-            part: {key: value for key, value in read_json(file).items() if not key.startswith("_")}
-            for part, file in configs.items()
+            part: {key: value for key, value in config.items() if not key.startswith("_")}
+            for part, config in configs.items()
         }
         digest = digest_json({"weights": digest_file(weights), "settings": settings, "dtype": str(dtype)})
         return cls(
             unet.to(device),
             scheduler.alphas_cumprod.double().numpy(),
-            prediction_type,
+            scheduler.config["prediction_type"],
             num_classes=len(class_names) or embeddings,
             name=folder.name,
             digest=digest,
             class_names=class_names,
             trained_on=frozenset(card.get("trained_on_sha256", ())),
             trained_on_words=card.get("trained_on", ""),
-            licence=card.get("licence", ""),
+            licence=licence(folder),
             compiled=compile,
         )
 

@@ -21,6 +21,10 @@ __all__ = ["Start", "choose", "image_to_image_class", "level_of", "settle_schedu
 
 # Pictures that some pipelines want besides the reference.
 _MORE_IMAGES = ("control_image", "hint", "mask_image", "original_image", "depth_map")
+# From k / N to the next place of N steps, all the way through k / (N - 1), k / (N - 2), ..., it is N / k step numbers:
+# 20 reach from a twentieth of the way on.
+_MORE_STEPS = 20
+_NEAR = 0.05  # of log-SNR: about half a level of 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +140,14 @@ def settle_scheduler(scheduler: Any, tokens: int) -> Any:
     )
 
 
-def starts(pipeline: Any, steps: int) -> tuple[Start, ...]:
-    """All places where `pipeline` can begin, noisiest last, if the whole way from pure noise takes `steps` steps.
+def starts(pipeline: Any, steps: int) -> tuple[tuple[Start, ...], ...]:
+    """The places where `pipeline` can begin, in groups, each with its noisiest last.
 
-    Most pipelines cut the first steps off: there are `steps` places, and from the k-th it is k steps. A latent
-    consistency model respaces its steps below the start instead: each timestep that it was distilled on is a place
-    (50), and steps are in proportion, one at least.
+    Most pipelines cut the first steps off: of N steps from pure noise they make the last k, so N steps are a group of
+    N places. The first group is that of N = `steps`; with few steps its places lie far apart (8 steps of Flux: sigma
+    3/8, 1/2, 5/8, ...), and groups of a few steps more fill the gaps. A latent consistency model respaces its steps
+    below the start instead: its one group has each timestep that it was distilled on (50), and steps are in
+    proportion, one at least.
 
     Raises:
         ValueError: more steps than the model can take.
@@ -149,11 +155,17 @@ def starts(pipeline: Any, steps: int) -> tuple[Start, ...]:
     """
     scheduler = pipeline.scheduler
     if type(pipeline).__name__ == "LatentConsistencyModelImg2ImgPipeline":
-        return _consistency_starts(scheduler, steps)
+        return (_consistency_starts(scheduler, steps),)
     total = scheduler.config["num_train_timesteps"]
     if steps > total:
         raise ValueError(f"{steps} steps are more than the {total} timesteps of the model; ask for fewer")
+    return tuple(_group(pipeline, n) for n in range(steps, min(2 * steps, steps + _MORE_STEPS, total + 1)))
+
+
+def _group(pipeline: Any, steps: int) -> tuple[Start, ...]:
+    """The places of a way of `steps` steps."""
     _set_timesteps(pipeline, steps)
+    scheduler = pipeline.scheduler
     seen = scheduler.timesteps.double().cpu().numpy()[:steps][::-1]  # ascending; SCM has the 0 at the end too
     result = []
     for k, timestep in enumerate(seen, 1):
@@ -228,25 +240,34 @@ def _log_ratio(signal: float, noise: float) -> float:
     return math.log(signal / noise) if signal > 0 else -math.inf
 
 
-def choose(places: Sequence[Start], level: int, grid: int, match: Match) -> Start:
+def choose(groups: Sequence[Sequence[Start]], level: int, grid: int, match: Match) -> Start:
     """Where level `level` of `grid` starts.
 
     Args:
-        places: ascending in noise, from `starts`.
-        match: snr: the place nearest in log-SNR to GLIDE's grid, the noisiest for level = grid. steps, strength: the
-            place at level / grid of the way, which is one thing for these pipelines.
+        groups: from `starts`.
+        match: snr: the place nearest in log-SNR to GLIDE's grid, of the first group where that is as near but for 0.05;
+            the noisiest of the first group for level = grid, and none noisier for any other. steps, strength: the
+            place of the first group at level / grid of the way, which is one thing for these pipelines.
 
     Raises:
         ValueError: the grid does not have the level.
     """
     if not 1 <= level <= grid:
         raise ValueError(f"level {level} of {grid} does not exist: levels go from 1 to {grid}")
+    first = groups[0]
     if match != "snr":
-        return places[max(1, round(len(places) * level / grid)) - 1]
+        return first[max(1, round(len(first) * level / grid)) - 1]
     if level == grid:
-        return places[-1]
+        return first[-1]
     wanted = glide_log_snr(grid)[level - 1]
-    return min(places, key=lambda place: abs(place.log_snr - wanted))
+
+    def distance(place: Start) -> float:
+        return float(abs(place.log_snr - wanted))
+
+    deepest = first[-1].log_snr
+    nearest = [min((place for place in places if place.log_snr >= deepest), key=distance) for places in groups]
+    bound = min(map(distance, nearest)) + _NEAR
+    return next(place for place in nearest if distance(place) <= bound)
 
 
 def level_of(place: Start, level: int, grid: int) -> Level:

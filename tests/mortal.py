@@ -5,6 +5,7 @@ A module of its own, since the processes that are started import it by name.
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +15,7 @@ from flows import synthesis
 from flows.config import CompareConfig
 from flows.run import RunFolder
 
-__all__ = ["deaths", "die_while_reporting", "make_one_part"]
+__all__ = ["deaths", "die_while_reporting", "make_one_part", "make_one_part_slowly"]
 
 _make_one_part = synthesis.make_one_part  # also where a test puts this module's in its place
 
@@ -37,6 +38,14 @@ def make_one_part(
             os.kill(os.getpid(), signal.SIGKILL)
 
     return _make_one_part(run, config, number, report)
+
+
+def make_one_part_slowly(
+    run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
+) -> dict[str, Any]:
+    """`flows.synthesis.make_one_part`, a second later."""
+    time.sleep(1)
+    return _make_one_part(run, config, number, on_images)
 
 
 def die_while_reporting(due: Path, on_images: Callable[[int], None]) -> None:

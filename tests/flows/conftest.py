@@ -21,7 +21,7 @@ from flows import cli, processes, stages, summary, synthesis, training
 from flows.config import CompareConfig, read_config
 from flows.inputs import images_of
 from flows.progress import meter
-from flows.run import RunFolder
+from flows.run import LOCK, RunFolder
 from synth.fit import GeneratorConfig, fit_generator, save_generator
 from synth.plan import PLAN_SCHEMA
 
@@ -117,13 +117,15 @@ def made(run: RunFolder) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder, by its path in it; not that which a command locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def times(folder: Path) -> dict[str, tuple[int, int]]:
     """Modification time and inode of every file below a folder: they change whenever one is written again."""
-    found = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    found = {str(path.relative_to(folder)): path.stat() for path in files}
     return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 

@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.filesize import decimal
 
 from flows import cli, generator, stages
 from flows.config import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
 from flows.generator import FitGeneratorConfig
+from flows.progress import duration
 from flows.run import RunFolder
 from flows.settings import nested
 from synth.sample import SampleConfig
@@ -429,8 +432,20 @@ def test_a_plan_for_people_has_the_forecast(
     for name, count in forecast["per_class"].items():
         assert ["class", name, str(count)] in lines
     assert ["in", "all", str(forecast["images"])] in lines
-    assert len(lines) == 4 + len(forecast["per_level"]) + len(forecast["per_class"])  # title, head, total, path
+    cost = f"{forecast['denoiser_calls']:,} denoiser calls, about {duration(forecast['seconds'])} on this device and "
+    assert out.splitlines()[-2] == cost + decimal(forecast["bytes"])
+    assert len(lines) == 5 + len(forecast["per_level"]) + len(forecast["per_class"])  # title, head, total, cost, path
     assert out.splitlines()[-1] == f"{pristine.path}/plan.parquet"
+
+
+def test_lists_of_words_need_no_quotation_marks_and_a_wrong_word_names_the_right_ones(
+    slowlane: Slowlane, ask: Callable[..., SimpleNamespace]
+) -> None:
+    assert ask("plan", "digits", "--set", "train_states=[ok, flat]").config.train_states == ("ok", "flat")
+    assert ask("plan", "digits", "--set", 'train_states=["ok"]').config.train_states == ("ok",)
+    outcome = slowlane("plan", "digits", "--set", "train_states=[foo]")
+    assert outcome.code == 1
+    assert re.match(r"error: train_states\.0: Input should be 'ok', 'nan', .* or 'duplicate', got 'foo'", outcome.err)
 
 
 # ------------------------------------------------------------------------------------------------- fit-generator
@@ -497,3 +512,7 @@ def test_prefect_is_quiet_and_patient_unless_the_person_says_otherwise(monkeypat
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert int(environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]) >= 60
     assert environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "CRITICAL"
+    assert environment["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
+    monkeypatch.setattr(os, "environ", environment := {"PREFECT_API_URL": "http://prefect.example/api"})
+    cli._prepare_prefect()
+    assert "PREFECT_LOGGING_TO_API_ENABLED" not in environment

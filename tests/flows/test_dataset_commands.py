@@ -335,6 +335,33 @@ def test_thresholds_that_move_nothing_leave_nothing_out_of_date(slowlane: Slowla
     assert moved["out_of_date"] == []
 
 
+def test_other_thresholds_that_move_no_image_leave_nothing_out_of_date(slowlane: Slowlane, finished: RunFolder) -> None:
+    digest = SyntheticFolder(finished.path / "synthetic").manifest()["digest"]
+    outcome = slowlane("filter", finished.path, "--set", "quality.min_contrast=0.001", "--json")
+    assert json.loads(outcome.out)["out_of_date"] == []
+    assert SyntheticFolder(finished.path / "synthetic").manifest()["digest"] != digest  # it says which thresholds
+
+
+def test_a_run_folder_that_another_command_is_at_work_in_is_not_filtered(
+    slowlane: Slowlane, finished: RunFolder, story: Any
+) -> None:
+    before = story.contents(finished.path)
+    with finished.locked():
+        outcome = slowlane("filter", finished.path, "--set", "quality.min_distance=200")
+    assert outcome.code == 1
+    assert f"another slowlane command is at work in {finished.path}" in outcome.err
+    assert story.contents(finished.path) == before
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", "DIR"], ["export", "DIR", "OUT"], ["filter", "DIR", "-s", "quality.x=1"]]
+)
+def test_a_folder_that_is_not_there_is_said_not_to_be(slowlane: Slowlane, tmp_path: Path, words: list[str]) -> None:
+    folder = str(tmp_path / "nowhere")
+    outcome = slowlane(*[word.replace("DIR", folder).replace("OUT", str(tmp_path / "out")) for word in words])
+    assert (outcome.code, outcome.err) == (1, f"error: there is no folder {folder}\n")
+
+
 @pytest.mark.parametrize(
     ("setting", "code", "message"),
     [

@@ -1,6 +1,7 @@
 """Whatever is killed, damaged, full or forbidden: the same command goes on, to the data set of a quiet day."""
 
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -25,7 +26,7 @@ import unserved
 
 from data.store import read_json, write_json
 from data.synthetic import STATES, SyntheticFolder
-from flows import processes, synthesis
+from flows import processes, stages, synthesis
 from flows.config import CompareConfig
 from flows.inputs import generator_of
 from flows.run import RunFolder
@@ -149,6 +150,25 @@ class Storm:
         return left
 
 
+# Slowlane, a second slower at each part.
+SLOW_COMMAND = """
+import signal
+import mortal
+from flows import cli, synthesis
+synthesis.make_one_part = mortal.make_one_part_slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this is run in the background
+cli.main()
+"""
+# Holds the lock of a run folder.
+HOLD = """
+import sys
+from pathlib import Path
+from flows.run import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes in /proc")
 
 
@@ -225,13 +245,145 @@ def test_a_process_killed_while_it_reports_does_not_silence_the_others(
 ) -> None:
     monkeypatch.setattr(processes, "multiprocessing", SimpleNamespace(get_context=lambda _: unserved.context()))
     due, reported = tmp_path / "due", list[int]()
-    with processes.devices(2, False, reported.append) as place:
+    with processes.devices(2, 0, reported.append) as place:
         for _ in range(2):
             due.touch()
             place.call(mortal.die_while_reporting, due)  # by one that is killed, and by the one in its place
         for _ in range(2):
             place.call(mortal.die_while_reporting, due)
     assert reported == [1, 1, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize(
+    ("number", "to_group", "processes_asked"),
+    [(signal.SIGINT, True, 1), (signal.SIGINT, True, 2), (signal.SIGTERM, True, 2), (signal.SIGTERM, False, 1)],
+)
+def test_a_signal_ends_a_command_with_prefect_and_all_in_seconds_and_in_one_line(
+    number: signal.Signals,
+    to_group: bool,
+    processes_asked: int,
+    planned: RunFolder,
+    pristine: RunFolder,
+    story: Story,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(mortal.__file__).parent))
+    words = [sys.executable, "-c", SLOW_COMMAND, "generate", "--out", str(planned.path)]
+    words += ["--processes", str(processes_asked)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+    try:
+        while not list((planned.path / "synthetic").glob("part-*.parquet")):
+            assert ended(process) is None
+            time.sleep(0.05)
+        os.killpg(process.pid, number) if to_group else os.kill(process.pid, number)
+        assert wait(process, 15) == 128 + number
+        lines = (tmp_path / "log").read_text().splitlines()
+        assert lines[-1] == "interrupted; the same command goes on where this one stopped"
+        assert "Traceback" not in "".join(lines)
+        assert len(list((planned.path / "synthetic").glob("part-*.parquet"))) < 12
+        end = time.monotonic() + 10
+        while alive(process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert alive(process.pid) == []  # nor Prefect's server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert wait(unserved.start_command(["generate", "--out", str(planned.path)], tmp_path / "log")) == 0
+    assert story.data_set(planned) == story.data_set(pristine)
+
+
+# ------------------------------------------------------------------------------------------------- locked
+
+
+def test_two_commands_are_not_at_work_in_one_folder(
+    finished: RunFolder, command: Slowlane, story: Story, tmp_path: Path
+) -> None:
+    before = story.times(finished.path)
+    words = [sys.executable, "-c", HOLD, str(finished.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        outcome = command("generate", "--out", finished.path)
+        assert outcome.code == 1
+        error = f"error: another slowlane command is at work in {finished.path}; wait for it, or end it"
+        assert outcome.err.splitlines()[-1] == error
+        assert story.times(finished.path) == before
+        other.kill()
+    assert command("generate", "--out", finished.path).code == 0
+
+
+def test_what_a_killed_command_left_is_removed_and_no_file_of_others(finished: RunFolder, tiny: Tiny) -> None:
+    ours = ["", "stages", "early/seed-0", "selection/cluster", "synthetic", "synthetic/.parts", "retrained/ours-3-sgd"]
+    theirs = [".vimrc.tmp", "synthetic/.notes.tmp", "mine/.part-00001.parquet.ab_12xyz.tmp", "early/x.ab_12xyz.tmp"]
+    (finished.path / "mine").mkdir()
+    strays = [finished.path / folder / ".part-00001.parquet.ab_12xyz.tmp" for folder in ours]
+    others = [finished.path / name for name in theirs]
+    for file in (*strays, *others):
+        file.touch()
+    stages.open_run(tiny(), str(finished.path))
+    assert [file for file in strays if file.exists()] == []
+    assert all(file.exists() for file in others)
+
+
+# ------------------------------------------------------------------------------------------------- a part that fails
+
+
+def failing_at(parts: set[int], error: Exception, calls: list[int]) -> Callable[..., Any]:
+    """`synthesis.make_one_part` that fails at some parts."""
+    make_one_part = synthesis.make_one_part
+
+    def make(run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]) -> dict[str, Any]:
+        calls.append(number)
+        if number in parts:
+            raise error
+        return make_one_part(run, config, number, on_images)
+
+    return make
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyError("x"), ValueError("no\nsuch")])
+def test_a_part_that_fails_leaves_the_others_alone_and_its_traceback(
+    error: Exception, planned: RunFolder, command: Slowlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(synthesis, "make_one_part", failing_at({0, 1, 3, 4, 11}, error, calls))  # never three in a row
+    outcome = command("generate", "--out", planned.path)
+    assert (outcome.code, calls) == (3, list(range(12)))
+    last_line = f"{type(error).__name__}: {error}"
+    assert f"; the first is part 0: {last_line.splitlines()[0]}" in outcome.err
+    assert "partial: 5 images or parts could not be made" in outcome.err
+    failures = read_json(planned.path / "synthetic/failures.json")
+    assert list(failures) == ["part 0", "part 1", "part 11", "part 3", "part 4"]
+    assert failures["part 0"].startswith(f"{last_line}\nTraceback (most recent call last):\n")
+    assert "raise error" in failures["part 0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "parts_tried"),
+    [
+        (ValueError("no GPU any more"), 4),
+        (OSError(errno.EIO, "Input/output error"), 4),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2),
+        (PermissionError(errno.EPERM, "Operation not permitted"), 2),
+        (MemoryError("no memory"), 2),
+    ],
+)
+def test_three_parts_in_a_row_or_a_folder_that_takes_no_more_end_it_with_that_error(
+    error: Exception, parts_tried: int, planned: RunFolder, command: Slowlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(synthesis, "make_one_part", failing_at(set(range(1, 12)), error, calls))
+    outcome = command("generate", "--out", planned.path)
+    assert (outcome.code, len(calls)) == (1, parts_tried)
+    assert outcome.err.splitlines()[-1] == f"error: {error}"
 
 
 # ------------------------------------------------------------------------------------------------- NaN
@@ -268,7 +420,7 @@ def test_images_that_a_model_cannot_make_are_marked_and_all_others_are_as_ever(
     assert folder.manifest()["states"]["nan"] == threes.sum()
     before = story.times(finished.path / "synthetic")
     again = command("generate", "--out", finished.path, "--generator", broken)
-    assert (again.code, "12 of 12 parts done before" in again.err) == (0, True)
+    assert (again.code, "0 of 12 parts to make" in again.err) == (0, True)
     parts = {name for name in before if "part-" in name}
     after = story.times(finished.path / "synthetic")
     assert {name: after[name] for name in parts} == {name: before[name] for name in parts}
@@ -391,14 +543,17 @@ def test_a_disk_that_becomes_read_only_ends_it_in_one_line_and_once_it_is_not_it
     shutil.copytree(planned.path, disk / "run")
     run, draw, drawn = RunFolder(disk / "run"), synthesis.draw, []
 
-    def third_locks(*args: Any) -> Any:
+    def third_locks(*args: Any, **options: Any) -> Any:
         drawn.append(1)
         if len(drawn) == 3:
             subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        return draw(*args)
+        return draw(*args, **options)
 
     monkeypatch.setattr(synthesis, "draw", third_locks)
-    outcome = command("generate", "--out", run.path)
+    with monkeypatch.context() as patch:
+        # A disk with a file that is open for writing cannot be made read-only by hand.
+        patch.setattr(RunFolder, "locked", lambda _: contextlib.nullcontext())
+        outcome = command("generate", "--out", run.path)
     assert outcome.code == 1
     assert re.fullmatch(r"error: \[Errno 30\] Read-only file system: '.*part-00002.*'", outcome.err.splitlines()[-1])
     assert "Traceback" not in outcome.err

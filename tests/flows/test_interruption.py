@@ -295,3 +295,51 @@ def test_a_data_set_is_whole_again_after_an_old_manifest_was_taken_away(
         folder.rows()
     assert story.make_images(finished, tiny()) == [0]
     assert folder.damaged() == []
+
+
+# ------------------------------------------------------------------------------------------------- signals
+
+# A command that hears no signal: it hangs in the block, as where a library swallows what our handler raises.
+HANG = """
+import signal, sys, time
+from flows import interruption
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this is run in the background
+interruption.SECONDS = float(sys.argv[1])
+with interruption.Interruption():
+    if sys.argv[2] == "taken":
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        print("now", flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        if sys.argv[2] == "ends":
+            raise
+        print("heard", flush=True)
+        time.sleep(600)
+"""
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("seconds", "how", "numbers", "code"),
+    [
+        (600, "ends", [INT], 130),
+        (600, "ends", [TERM], 143),
+        (0.2, "hangs", [INT], 130),
+        (0.2, "hangs", [TERM], 143),
+        (0.2, "taken", [TERM], 143),  # as Prefect does it
+        (600, "hangs", [INT, INT], 130),
+    ],
+)
+def test_a_signal_ends_a_command_whatever_it_is_at(seconds: float, how: str, numbers: list[int], code: int) -> None:
+    words = [sys.executable, "-c", HANG, str(seconds), how]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(numbers[0])
+        for number in numbers[1:]:
+            assert process.stdout.readline() == "heard\n"
+            process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert said == "interrupted; the same command goes on where this one stopped\n"

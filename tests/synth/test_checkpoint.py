@@ -151,7 +151,7 @@ def test_a_pickle_beside_safetensors_is_left_alone(sd: Path) -> None:
         ),
         (
             lambda file: edit_weights(file, lambda weights: weights.pop("conv_out.weight")),
-            r"sd/unet lacks 1 weights \(conv_out\.weight, \.\.\.\); copy or download it again",
+            r"sd/unet cannot be loaded \(it lacks 1 weights, such as conv_out\.weight\); copy or download it again",
         ),
         (
             lambda file: edit_weights(file, lambda weights: weights.update({"conv_out.bias": torch.zeros(3)})),

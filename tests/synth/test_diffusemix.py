@@ -446,6 +446,16 @@ def test_one_setting_changes_the_digest_but_not_who_wrote_it(
 # What is refused
 
 
+def test_the_autoencoder_sees_one_image_at_a_time(load: Load) -> None:
+    generator = load()
+    sizes: list[int] = []
+    for part in (generator.pipeline.vae.encoder, generator.pipeline.vae.decoder):
+        part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    generator.prepare(["Autumn"])
+    make(generator, photos(2), [1, 2], ["Autumn"] * 2)
+    assert set(sizes) == {1}
+
+
 def test_another_kind_of_model_is_refused(load: Load, copy: Path) -> None:
     file = copy / "model_index.json"
     file.write_text(file.read_text().replace("StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline"))
@@ -467,8 +477,8 @@ def test_pickles_are_refused(load: Load, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("vae/config.json", r"spoilt cannot be loaded \(.*\); copy or download it again"),
-        ("text_encoder/model.safetensors", r"spoilt cannot be loaded \(.*\); copy or download it again"),
+        ("vae/config.json", r"spoilt/vae cannot be loaded \(.*\); copy or download it again"),
+        ("text_encoder/model.safetensors", r"spoilt/text_encoder cannot be loaded \(.*\); copy or download it again"),
         ("scheduler", "spoilt has no scheduler/; copy or save the whole diffusers folder"),
     ],
 )
@@ -481,7 +491,18 @@ def test_a_missing_part_is_refused(load: Load, copy: Path, file: str, message: s
 def test_a_broken_file_of_weights_is_refused(load: Load, copy: Path) -> None:
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"spoilt cannot be loaded \(.*\); copy or download it again"):
+    with pytest.raises(ValueError, match=r"spoilt/unet cannot be loaded \(.*\); copy or download it again"):
+        load(copy)
+
+
+def test_missing_weights_are_refused(load: Load, copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_out.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"spoilt/unet cannot be loaded \(it lacks 1 weights, such as conv_out\.bias"):
         load(copy)
 
 

@@ -11,6 +11,7 @@ import tiny_checkpoints as tiny
 import torch
 from torch import Tensor
 
+import synth.latent
 from synth.latent import LatentDenoiser
 
 CPU = torch.device("cpu")
@@ -149,13 +150,11 @@ def test_neither_batch_mates_nor_fused_projections_change_much(checkpoints: Path
     assert fused.digest == denoiser.digest
 
 
-def test_repeated_blocks_are_compiled_when_asked(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusers import UNet2DConditionModel
-
-    asked: list[dict[str, bool]] = []  # compiling itself takes minutes
-    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", lambda _, **how: asked.append(how))
+def test_the_unet_is_compiled_when_asked(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(synth.latent, "compile_network", asked.append)  # compiling itself takes minutes
     compiled = load(checkpoints / "sd", compile=True)
-    assert asked == [{"fullgraph": True, "dynamic": False}]
+    assert asked == [compiled._unet]
     assert load(checkpoints / "sd").digest == compiled.digest
     assert len(asked) == 1
 
@@ -447,7 +446,7 @@ def test_automatic1111_calls_a_word_by_its_file(checkpoints: Path, tmp_path: Pat
 def test_loading_leaves_the_global_random_stream_alone(checkpoints: Path, tmp_path: Path) -> None:
     file = tiny.save_tiny_textual_inversion(tmp_path / "blob.safetensors")
     before = torch.get_rng_state()
-    load(checkpoints / "sd", loras=[str(checkpoints / "sd-lora")], textual_inversions=[str(file)])
+    load(checkpoints / "sd", loras=[str(checkpoints / "sd-lora")], textual_inversions=[str(file)], fuse_qkv=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -480,6 +479,24 @@ def test_card_and_licence_are_read_from_the_folder(sd: Path) -> None:
     denoiser = load(sd)
     assert (denoiser.licence, denoiser.trained_on, denoiser.trained_on_words) == ("openrail++", {"a", "b"}, "digits")
     assert denoiser.digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("text_encoder", "text_encoder_2"), "it is for a text_encoder_2, too"),
+        (("down_blocks.0", "down_blocks.7"), r"the model has no place for \d+ of its \d+ layers"),
+    ],
+)
+def test_a_lora_that_does_nothing_in_part_is_refused(
+    checkpoints: Path, tmp_path: Path, change: tuple[str, str], reason: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoints / "sd-lora" / "pytorch_lora_weights.safetensors")
+    save_file({key.replace(*change): value for key, value in weights.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=rf"LoRA .*lora\.safetensors does not fit this model \({reason}\); give one"):
+        load(checkpoints / "sd", loras=[str(tmp_path)])
 
 
 def test_a_folder_or_an_adapter_of_another_kind_is_refused(checkpoints: Path, sd: Path, tmp_path: Path) -> None:

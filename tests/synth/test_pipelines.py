@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from tiny_checkpoints import save_tiny_lcm, save_tiny_lora, save_tiny_sd, save_tiny_sdxl
 from tiny_pipelines import save_tiny_flux, save_tiny_if, save_tiny_kandinsky22, save_tiny_sd3
 
+import synth.pipelines
 from data.seeds import child_seed
 from synth.denoiser import Made, Wanted
 from synth.pipelines import PipelineGenerator
@@ -120,7 +122,7 @@ def test_every_level_makes_the_steps_it_says(folders: Callable[[str], Path], fam
 def test_images_are_those_of_the_diffusers_pipeline(folders: Callable[[str], Path], family: str) -> None:
     import diffusers
 
-    generator = load(folders(family))
+    generator = load(folders(family), match="steps")
     generator.prepare(PROMPTS)
     made = generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80)))
 
@@ -183,16 +185,38 @@ def test_text_encoders_run_once_a_prompt_and_go(folders: Callable[[str], Path]) 
     generator = load(folders("flux"))
     seen: list[Any] = []
     generator.pipeline.text_encoder_2.register_forward_hook(lambda *_: seen.append(1))
+    encoders = [weakref.ref(generator.pipeline.text_encoder), weakref.ref(generator.pipeline.text_encoder_2)]
+    alive: list[Any] = []
+    to = generator.pipeline.to
+
+    def noted(device: torch.device) -> None:
+        alive.extend(encoder() for encoder in encoders)
+        to(device)
+
+    generator.pipeline.to = noted
     generator.prepare(PROMPTS)
     assert len(seen) == 2  # of three prompts two are different
-    assert generator.pipeline.text_encoder is None
-    assert generator.pipeline.text_encoder_2 is None
+    assert alive == [None, None]  # when the network went to the device
     generator.prepare(PROMPTS)  # nothing new
     references = generator.encode(images(16, 16))
     with pytest.raises(ValueError, match="was not prepared for the prompt 'a photo of bottom'"):
         generator.make(references, wanted(prompts=("a photo of bottom",) * 3))
-    with pytest.raises(ValueError, match="was prepared before, without 'a photo of bottom': name all prompts"):
-        generator.prepare(["a photo of bottom"])
+
+
+@pytest.mark.parametrize("family", ["flux", "sd"])
+def test_prompts_told_later_are_as_good_as_those_told_first(
+    folders: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    loras = (str(save_tiny_lora(tmp_path, folders("sd"))),) if family == "sd" else ()
+    made = []
+    for first in (PROMPTS[:0], PROMPTS[:1], PROMPTS):
+        generator = load(folders(family), loras=loras)
+        generator.prepare(first)
+        generator.prepare(PROMPTS)
+        assert generator.pipeline.text_encoder is None
+        made.append(generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80))).images)
+    np.testing.assert_array_equal(made[0], made[2])
+    np.testing.assert_array_equal(made[1], made[2])
 
 
 def test_the_prompt_matters(folders: Callable[[str], Path]) -> None:
@@ -266,8 +290,10 @@ def test_without_guidance_a_step_is_one_call(folders: Callable[[str], Path]) -> 
 
 
 def test_nothing_draws_from_the_global_stream(folders: Callable[[str], Path]) -> None:
-    generator = load(folders("lcm"))  # fresh noise at each step
     before = torch.random.get_rng_state()
+    load(folders("if"))
+    load(folders("sd3"), fuse_qkv=True)
+    generator = load(folders("lcm"))  # fresh noise at each step
     generator.prepare(PROMPTS)
     generator.make(generator.encode(images(16, 16)), wanted())
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -308,6 +334,59 @@ def test_fused_projections_change_no_image(folders: Callable[[str], Path]) -> No
         generator.prepare(PROMPTS)
         made.append(generator.make(generator.encode(images(16, 16)), wanted()).images)
     assert difference(*made) <= 1
+
+
+def test_a_compiled_network_sees_few_batch_sizes_and_the_same_comes_back(folders: Callable[[str], Path]) -> None:
+    made = []
+    for compiled in (False, True):
+        generator = load(folders("flux"))
+        generator._compiled = compiled  # as `compile` leaves it; compiling itself takes a minute
+        generator.prepare(PROMPTS)
+        calls = count(generator)
+        made.append(generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80))))
+        assert set(calls) == {4 if compiled else 3}
+    assert difference(made[0].images, made[1].images) <= 1
+    assert made[1].finite.tolist() == [True] * 3
+
+
+def test_the_network_is_compiled_when_asked(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(synth.pipelines, "compile_network", asked.append)
+    generator = load(folders("kandinsky22"), compile=True)
+    assert asked == [generator.pipeline.unet]
+    assert generator._compiled
+    assert generator.digest == load(folders("kandinsky22")).digest
+    assert len(asked) == 1
+
+
+def test_the_autoencoder_sees_one_image_at_a_time(folders: Callable[[str], Path]) -> None:
+    generator = load(folders("sd3"))
+    sizes: list[int] = []
+    for part in (generator.pipeline.vae.encoder, generator.pipeline.vae.decoder):
+        part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    generator.prepare(PROMPTS)
+    generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80)))
+    assert sizes == [1] * 6
+
+
+@pytest.mark.filterwarnings("ignore:.*upcast_vae")  # what diffusers' own pipeline calls
+def test_running_out_of_memory_leaves_sdxls_autoencoder_as_it_was(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = load(folders("sdxl"), dtype=torch.float16)
+    generator.prepare(PROMPTS)
+    whole = generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80)))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    for name in ("encode", "decode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(generator.pipeline.vae, name, full)
+            with pytest.raises(torch.OutOfMemoryError):
+                generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80)))
+        again = generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80)))
+        np.testing.assert_array_equal(again.images, whole.images)
 
 
 def test_the_digest_is_of_all_that_makes_images(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -376,6 +455,48 @@ def test_a_missing_part_is_named(folders: Callable[[str], Path], tmp_path: Path)
     shutil.rmtree(tmp_path / "transformer")
     with pytest.raises(ValueError, match="has no transformer/; copy or save the whole diffusers folder"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "part"), [("sd3", "transformer"), ("flux", "text_encoder_2"), ("if", "unet")])
+def test_missing_and_broken_weights_are_refused(
+    folders: Callable[[str], Path], tmp_path: Path, family: str, part: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folders(family), tmp_path, dirs_exist_ok=True)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    weights = load_file(file)
+    name = sorted(weights)[-1]
+    if part == "text_encoder_2":
+        name = "encoder.final_layer_norm.weight"
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part} cannot be loaded \(it lacks 1 weights, such as {name}\); copy or"):
+        load(tmp_path)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{part} cannot be loaded \(.*\); copy or download it again"):
+        load(tmp_path)
+
+
+def test_a_part_without_its_files_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(folders("sd3"), tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "scheduler").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"cannot be loaded \(.*scheduler_config\.json.*\); copy or download it again"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [("text_encoder", "text_encoder_2"), ("down_blocks.0", "down_blocks.7")])
+def test_a_lora_that_does_nothing_in_part_is_refused(
+    folders: Callable[[str], Path], tmp_path: Path, change: tuple[str, str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(save_tiny_lora(tmp_path / "whole", folders("sd")))
+    save_file({key.replace(*change): value for key, value in weights.items()}, tmp_path / "lora.safetensors")
+    message = r"LoRA .*lora\.safetensors does not fit StableDiffusionImg2ImgPipeline \(.*no place for \d+ of its \d+"
+    with pytest.raises(ValueError, match=message):
+        load(folders("sd"), loras=(str(tmp_path / "lora.safetensors"),))
 
 
 def test_a_lora_of_another_model_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:

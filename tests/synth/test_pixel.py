@@ -72,6 +72,10 @@ def test_the_card_tells_which_images_it_was_trained_on_and_its_licence(folder: P
     edit(folder / "slowlane.json", trained_on_sha256=["a", "b"], trained_on="rows of light", licence="cc0-1.0")
     told = PixelDenoiser.load(folder, CPU)
     assert (told.trained_on, told.trained_on_words, told.licence) == ({"a", "b"}, "rows of light", "cc0-1.0")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert PixelDenoiser.load(folder, CPU).licence == "cc0-1.0"
+    edit(folder / "slowlane.json", licence=None)
+    assert PixelDenoiser.load(folder, CPU).licence == "mit"
 
 
 def test_sizes_are_those_of_the_model(denoiser: PixelDenoiser, tiny_unet: Callable[..., Any]) -> None:
@@ -190,6 +194,28 @@ def test_another_kind_of_model_is_refused_by_name(folder: Path, unet: list[str] 
 def test_an_unknown_prediction_type_is_refused(folder: Path) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction")
     with pytest.raises(ValueError, match="predicts 'flow_prediction'; understood are epsilon, v_prediction, sample"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_schedule_without_betas_is_refused(folder: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    with pytest.raises(ValueError, match="rows has a FlowMatchEulerDiscreteScheduler, which is no schedule of betas"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_missing_and_broken_weights_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_out.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"rows/unet cannot be loaded \(it lacks 1 weights, such as conv_out\.bias"):
+        PixelDenoiser.load(folder, CPU)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"rows/unet cannot be loaded \(.*\); copy or download it again"):
         PixelDenoiser.load(folder, CPU)
 
 
