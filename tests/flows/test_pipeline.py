@@ -118,7 +118,7 @@ def test_generate_goes_on_after_a_part_failed(
         return real(run, config, number, on_images)
 
     monkeypatch.setattr(synthesis, "make_one_part", second_fails)
-    with pytest.raises(Partial, match="1 images or parts could not be made.*the disk went away"):
+    with pytest.raises(Partial, match=r"1 images or parts could not be made.*the disk went away"):
         flows.generate(tiny(), str(finished.path))
     flows.generate(tiny(), str(finished.path))
     assert numbers == [1, 3, 5, 3]
@@ -144,8 +144,8 @@ def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_lef
     outcome = slowlane(*words)
     assert outcome.code == 3, outcome.err
     assert outcome.err.splitlines()[-2:] == [
-        f"partial: 1 images or parts could not be made, listed in {finished.path}/synthetic/failures.json; the first is "
-        "part 4: RuntimeError: two processes died making it (killed, or out of memory); see the system's log",
+        f"partial: 1 images or parts could not be made, listed in {finished.path}/synthetic/failures.json; the first "
+        "is part 4: RuntimeError: two processes died making it (killed, or out of memory); see the system's log",
         f"make the rest: slowlane {' '.join(words)}",
     ]
     assert mortal.deaths(finished, 2).read_text() == mortal.deaths(finished, 4).read_text() == ""
@@ -188,12 +188,13 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
     gone, damaged = photos / "train/2/4.png", photos / "train/2/7.png"  # rows 20 and 23 of 24
     contents, real, drawn = {file: file.read_bytes() for file in (gone, damaged)}, synthesis.draw, []
 
-    def second_loses_files(generator: Any, data: Any, plan: Any, *args: Any) -> Any:
-        drawn.append(plan["item_id"].to_pylist())
+    def second_loses_files(generator: Any, data: Any, plan: Any, *args: Any, known: Any) -> Any:
+        there = known["item_id"].to_pylist()
+        drawn.append([item for item in plan["item_id"].to_pylist() if item not in there])
         if len(drawn) == 2:
             gone.unlink()
             damaged.write_bytes(b"no image")
-        return real(generator, data, plan, *args)
+        return real(generator, data, plan, *args, known=known)
 
     monkeypatch.setattr(synthesis, "draw", second_loses_files)
     words = ("generate", "--config", tmp_path / "c.json", "--out")
@@ -234,9 +235,9 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
     drawn: list[int] = []
     real_draw, real_atomic = synthesis.draw, synthetic.atomic_path
 
-    def draw(*args: Any) -> Any:
+    def draw(*args: Any, **more: Any) -> Any:
         drawn.append(1)
-        return real_draw(*args)
+        return real_draw(*args, **more)
 
     def second_fails(path: Path) -> Any:
         if path.name == "part-00009.parquet":
