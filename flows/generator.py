@@ -9,11 +9,11 @@ from pydantic import Field
 
 from data.images import LabeledImages
 from data.sources import DataConfig, load
-from data.store import atomic_folder, read_json
+from data.store import atomic_folder
 from flows.inputs import device_of
 from flows.progress import meter, say
+from synth.diffusers_folder import read_card
 from synth.fit import GeneratorConfig, fit_generator, save_generator
-from synth.pixel import CARD_FILE
 
 __all__ = ["FitGeneratorConfig", "check_fit", "fit_and_save"]
 
@@ -47,7 +47,7 @@ def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, boo
     if not out.exists() or not any(out.iterdir()):
         return data, False
     settings: dict[str, Any] = {"config": config.generator.model_dump(mode="json"), "seed": config.seed}
-    card = read_json(out / CARD_FILE) if (out / CARD_FILE).is_file() else {}
+    card = read_card(out)
     same = card.get("trained_on_sha256") == sorted(data.sha256)
     if same and {name: card.get(name) for name in settings} == settings:
         return data, True

@@ -16,7 +16,7 @@ from data.batches import Pixels
 from data.images import LabeledImages
 from data.seeds import torch_rng, torch_stream
 from data.store import write_bytes, write_json
-from synth.pixel import CARD_FILE
+from synth.diffusers_folder import CARD_FILE
 
 __all__ = ["GeneratorConfig", "GeneratorFit", "fit_generator", "save_generator"]
 

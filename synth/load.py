@@ -1,7 +1,6 @@
 """From the name of a generator in a config to the generator."""
 
 import functools
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,7 +145,7 @@ def generator_folder(name: str, revision: str = "") -> Path:
     for folder in (_SHIPPED / name, as_path(name)):
         if (folder / "model_index.json").is_file():
             return local_folder(folder)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+    if _is_hub_id(name):
         folder = _from_hub(name, revision)
         if (folder / "model_index.json").is_file():
             return folder
@@ -158,7 +157,7 @@ def generator_folder(name: str, revision: str = "") -> Path:
 
 
 def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 @functools.cache

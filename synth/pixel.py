@@ -14,7 +14,7 @@ from synth.checkpoint import check_schedule
 from synth.denoiser import PredictionType, fixed_shapes
 from synth.diffusers_folder import CARD_FILE, compile_network, licence, load_part, read_card
 
-__all__ = ["CARD_FILE", "PixelDenoiser"]
+__all__ = ["PixelDenoiser"]
 
 _CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 
