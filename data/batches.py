@@ -1,40 +1,142 @@
 """Rows of a data set as tensors on a device, and the order in which an epoch visits them."""
 
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import LabeledImages
+from data.images import EncodedImages, LabeledImages
 from data.seeds import numpy_rng
 
 __all__ = ["Pixels", "epoch_order"]
 
 RESIDENT_BYTES = 4 << 30
+_CHUNK = 8  # images that a thread decodes at a time: all threads work on the batch that is needed next
+_LOAD = 256  # images of a batch while all of them are brought to the device
 
 
 class Pixels:
     """Images as uint8 (n, C, H, W) on `device`, by row.
 
-    They live on the device when all of them fit in `resident_bytes`; else each batch is decoded and sent.
+    They live on the device when all of them fit; else they are decoded on the way, in threads: decoders of image files
+    hold Python's lock for a small part of their time, no image is copied between processes, and threads are safe beside
+    CUDA and end with their process.
+
+    Args:
+        resident_bytes: images that take more than this, at a byte a value, do not fit; nor, on a CUDA device, do those
+            that take more than half of its free memory.
+        workers: threads that decode; 0: one a core that this process may use, shared with those launched beside it.
+        ahead: batches that are decoded before they are asked for, at least 0; so many are held in memory.
+        channels_last: batches have torch's memory format channels_last, else they are contiguous. The values are the
+            same.
     """
 
-    def __init__(self, data: LabeledImages, device: torch.device, resident_bytes: int = RESIDENT_BYTES) -> None:
+    def __init__(
+        self,
+        data: LabeledImages,
+        device: torch.device,
+        resident_bytes: int = RESIDENT_BYTES,
+        *,
+        workers: int = 0,
+        ahead: int = 4,
+        channels_last: bool = False,
+    ) -> None:
+        assert workers >= 0 <= ahead
         self.data = data
         self.device = device
-        self.resident: Tensor | None = None
-        if len(data) * int(np.prod(data.image_shape)) <= resident_bytes:
-            self.resident = _to_tensor(data.pixels()).to(device)
+        self.workers = workers or _cores()
+        self.ahead = ahead
+        self.channels_last = channels_last
+        self.resident: Tensor | None = None  # uint8 (N, C, H, W), or with channels_last (N, H, W, C), contiguous
+        if _fit(len(data) * int(np.prod(data.image_shape)), device, resident_bytes):
+            self.resident = self._load()
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
-        """uint8 (n, C, H, W) of the rows int64 (n,)."""
-        if self.resident is not None:
-            return self.resident[torch.from_numpy(rows).to(self.device)]
-        return _to_tensor(self.data.pixels(rows)).to(self.device)
+        """uint8 (n, C, H, W) of the rows int64 (n,). For many batches in turn, `batches` is faster."""
+        return next(self.batches([rows]))
+
+    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """uint8 (n, C, H, W) of each int64 (n,) in `rows`, in their order.
+
+        What comes does not depend on the number of threads, nor on where the images live. To go on in the middle of an
+        epoch, give what is left of its rows.
+
+        Raises:
+            ValueError: an image cannot be decoded, by name, when its batch is due.
+            FileNotFoundError: an image file is gone since the data set was read.
+        """
+        if self.resident is None:
+            yield from self._streamed(rows)
+        elif len(rows):
+            # One transfer for all: a batch whose rows are sent alone waits for all that the device has still to do.
+            order = torch.from_numpy(np.concatenate(rows)).to(self.device)
+            for chosen in order.split([len(r) for r in rows]):
+                batch = self.resident.index_select(0, chosen)  # twice as fast on the CPU as resident[chosen]
+                yield batch.permute(0, 3, 1, 2) if self.channels_last else batch  # (n, C, H, W)
+
+    def _streamed(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="slowlane-decode")
+        under_way: collections.deque[tuple[Tensor, list[Future[None]]]] = collections.deque()
+        try:
+            for place in range(len(rows) + self.ahead):
+                if place < len(rows):
+                    under_way.append(self._begin(pool, rows[place]))
+                if place >= self.ahead:
+                    batch, parts = under_way.popleft()
+                    for part in parts:
+                        part.result()
+                    yield self._sent(batch)
+        finally:  # also when the caller stops early
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, pool: ThreadPoolExecutor, rows: np.ndarray) -> tuple[Tensor, list[Future[None]]]:
+        """A batch uint8 (n, C, H, W) on the CPU, and the work that will have filled it."""
+        cuda = self.device.type == "cuda"
+        height, width, channels = self.data.image_shape
+        shape = (len(rows), channels, height, width)
+        # As the decoders write it where the device can change the layout: it is faster at that.
+        last = torch.channels_last if self.channels_last or cuda else torch.contiguous_format
+        batch = torch.empty(shape, dtype=torch.uint8, memory_format=last, pin_memory=cuda)
+        target = batch.permute(0, 2, 3, 1).numpy()  # (n, H, W, C), the same memory
+
+        chunk = _CHUNK if isinstance(self.data.images, EncodedImages) else max(len(rows), 1)
+
+        def fill(start: int) -> None:
+            target[start : start + chunk] = self.data.pixels(rows[start : start + chunk])
+
+        return batch, [pool.submit(fill, start) for start in range(0, len(rows), chunk)]
+
+    def _sent(self, batch: Tensor) -> Tensor:
+        batch = batch.to(self.device, non_blocking=True)  # torch keeps pinned memory until the copy is made
+        return batch if self.channels_last else batch.contiguous()
+
+    def _load(self) -> Tensor:
+        """All images on the device: at no time are they held a second time, decoded."""
+        height, width, channels = self.data.image_shape
+        shape = (height, width, channels) if self.channels_last else (channels, height, width)
+        everything = torch.empty((len(self.data), *shape), dtype=torch.uint8, device=self.device)
+        start = 0
+        for batch in self._streamed(np.array_split(np.arange(len(self.data)), -(-len(self.data) // _LOAD))):
+            end = start + len(batch)
+            everything[start:end] = batch.permute(0, 2, 3, 1) if self.channels_last else batch
+            start = end
+        return everything
 
 
-def _to_tensor(pixels: np.ndarray) -> Tensor:
-    # A copy in every case: torch warns of read-only arrays, such as memory-mapped ones.
-    return torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))  # (N, C, H, W)
+def _fit(size: int, device: torch.device, limit: int) -> bool:
+    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 2:
+        return False
+    return size <= limit
+
+
+def _cores() -> int:
+    """This process's share: torchrun and accelerate say how many processes they started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -13,13 +13,14 @@ import numpy as np
 
 from data.store import in_memory, list_folder, local_file
 
-__all__ = ["LAYOUTS", "Files", "Found", "Split", "listed", "numbered", "read_folder"]
+__all__ = ["IMAGE_SUFFIXES", "LAYOUTS", "Files", "Found", "Split", "listed", "numbered", "read_folder"]
 
 LAYOUTS = (
     "a folder with train/<class>/<image> and test/<class>/<image>, a folder with train*.parquet and test*.parquet "
-    "(as Hugging Face writes them), or an .npz file with train_images, train_labels, test_images and test_labels"
+    "(as Hugging Face writes them), the folder of tiny-imagenet, caltech256, svhn or stanford-cars as published, or an "
+    ".npz file with train_images, train_labels, test_images and test_labels"
 )
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _JUNK_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")  # notes and tables that people keep beside their images
 _JUNK_NAMES = ("thumbs.db", "desktop.ini")
 
@@ -120,8 +121,8 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
         for file, is_inner_folder in _visible(entry):
             if is_inner_folder:
                 raise ValueError(f"{file} is a folder inside a class folder; put its images into {entry} itself")
-            if file.suffix.lower() not in _IMAGE_SUFFIXES:
-                raise ValueError(f"{file} is not one of {', '.join(_IMAGE_SUFFIXES)}; convert it to PNG or remove it")
+            if file.suffix.lower() not in IMAGE_SUFFIXES:
+                raise ValueError(f"{file} is not one of {', '.join(IMAGE_SUFFIXES)}; convert it to PNG or remove it")
             files.append(file)
         if not files:
             raise ValueError(f"{entry} holds no images; add some or remove the folder")

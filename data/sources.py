@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
 from data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
+from data.named import FOLDERS, NAMED, read_named, read_published
 from data.store import as_path, is_remote, local_file
 
 __all__ = ["DataConfig", "Splits", "digits_split", "load"]
@@ -26,7 +27,7 @@ __all__ = ["DataConfig", "Splits", "digits_split", "load"]
 # data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import, so the function that needs one
 # imports it: a terminal that only wants DataConfig for its help text should not wait.
 
-_NAMES = ("digits", "cifar10", "cifar100", "flowers102", "fgvc-aircraft")
+_NAMES = ("digits", *NAMED)
 _MIN_SIDE = 8
 
 
@@ -42,8 +43,8 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     root: str = pydantic.Field(
         "~/.cache/slowlane",
         min_length=1,
-        description="The local folder where torchvision's data sets (cifar10, cifar100, flowers102, fgvc-aircraft) are "
-        "looked for and downloaded to.",
+        description="The local folder where data sets with a name are looked for, and those that can be are "
+        f"downloaded to; {', '.join(FOLDERS)} may also be given by the path of their folder.",
     )
     image_size: int = pydantic.Field(
         0,
@@ -95,6 +96,8 @@ def load(config: DataConfig) -> Splits:
     - `cifar10`, `cifar100`: torchvision's; 50,000 train, 10,000 test.
     - `flowers102`: torchvision's "train" (1,020, ten a class) and "test" (6,149); its "val" is left alone.
     - `fgvc-aircraft`: torchvision's "trainval" (6,667) and "test" (3,333), labelled by variant.
+    - `tiny-imagenet`, `caltech256`, `svhn`, `stanford-cars`: from the folders they are published as, by name or by the
+      path of the folder (`data.named.read_published`). Of these only svhn is downloaded.
     - the path of an image folder, or of a folder of Hugging Face's parquet files (`data.folders.read_folder`).
     - the path of an .npz as MedMNIST's: uint8 images (N, H, W) or (N, H, W, 3), integer labels (N,) or (N, 1), and
       `class_names` if it has them. Its val_images and val_labels are ignored.
@@ -125,8 +128,8 @@ def _find(config: DataConfig) -> Found:
     if config.source in _NAMES:
         root = as_path(config.root)
         if is_remote(root):
-            raise ValueError(f"root {root} is a URL, but torchvision's data sets need a local folder; give one")
-        return _torchvision(config.source, root)
+            raise ValueError(f"root {root} is a URL, but data sets with a name need a local folder; give one")
+        return read_named(config.source, root)
     path = as_path(config.source)
     if not path.exists():
         close = difflib.get_close_matches(config.source.lower(), _NAMES, 1)
@@ -136,7 +139,7 @@ def _find(config: DataConfig) -> Found:
             f"the names are {', '.join(_NAMES)}, and a path may be {LAYOUTS}"
         )
     if path.is_dir():
-        return read_folder(path)
+        return read_published(path) or read_folder(path)
     if path.suffix.lower() == ".npz":
         return _npz(path)
     raise ValueError(f"{path} is a file of a kind that is not understood; expected {LAYOUTS}")
@@ -166,37 +169,6 @@ def _digits() -> Found:
     return tuple("0123456789"), {
         name: Split(images[rows], bunch.target[rows], f"digits {name}") for name, rows in digits_split().items()
     }
-
-
-def _torchvision(name: str, root: Path) -> Found:
-    from torchvision import datasets
-
-    known: dict[str, tuple[Any, str, dict[str, bool | str]]] = {
-        "cifar10": (datasets.CIFAR10, "cifar-10-batches-py", {"train": True, "test": False}),
-        "cifar100": (datasets.CIFAR100, "cifar-100-python", {"train": True, "test": False}),
-        "flowers102": (datasets.Flowers102, "flowers-102", {"train": "train", "test": "test"}),
-        "fgvc-aircraft": (datasets.FGVCAircraft, "fgvc-aircraft-2013b", {"train": "trainval", "test": "test"}),
-    }
-    make, folder, parts = known[name]
-    splits: dict[str, Split] = {}
-    for split, part in parts.items():
-        try:
-            try:
-                made = make(root, part, download=False)
-            except (RuntimeError, OSError):  # not there, or not all of it
-                made = make(root, part, download=True)
-        except Exception as error:  # a URLError, a damaged archive, a full disk, torchvision's RuntimeError
-            raise ValueError(
-                f"{name} is not in {root} and could not be downloaded ({error}); put it there as torchvision lays it "
-                f"out, in {root / folder}, or give the path of your own copy instead: {LAYOUTS}"
-            ) from error
-        origin = f"{name} {split}"
-        if name.startswith("cifar"):
-            splits[split] = Split(made.data, np.asarray(made.targets), origin)
-        else:  # torchvision has no public way to these files without decoding them
-            files = Files([Path(file) for file in made._image_files], [str(file) for file in made._image_files])
-            splits[split] = Split(files, np.asarray(made._labels), origin)
-    return tuple(made.classes), splits
 
 
 def _npz(path: Path) -> Found:

@@ -324,9 +324,7 @@ def test_what_is_wrong_in_a_remote_source_is_named_by_its_url(bucket: str, tmp_p
     upload(tmp_path / "set", f"{bucket}/set")
     with pytest.raises(ValueError, match=f"{bucket}/set/train/dog/x.png cannot be read as an image"):
         load(DataConfig(source=f"{bucket}/set"))
-    with pytest.raises(
-        ValueError, match=f"root {bucket}/sets is a URL, but torchvision's data sets need a local folder"
-    ):
+    with pytest.raises(ValueError, match=f"root {bucket}/sets is a URL, but data sets with a name need a local folder"):
         load(DataConfig(source="cifar10", root=f"{bucket}/sets"))
 
 

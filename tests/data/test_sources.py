@@ -50,6 +50,13 @@ def test_a_config_is_frozen_and_says_what_each_field_is_for() -> None:
     assert all(field.description for field in DataConfig.model_fields.values())
 
 
+def test_the_help_lists_every_name() -> None:
+    described = DataConfig.model_fields["source"].description
+    assert described is not None
+    names = ("digits", "cifar10", "cifar100", "flowers102", "fgvc-aircraft", "tiny-imagenet", "caltech256", "svhn")
+    assert ", ".join((*names, "stanford-cars")) in described
+
+
 def test_the_config_is_imported_without_the_heavy_libraries() -> None:
     code = "import sys, data.sources; print({'torch', 'torchvision', 'sklearn', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -300,6 +307,8 @@ def test_a_damaged_npz_is_named(tmp_path: Path, damage: str) -> None:
         ("cifar-10", r"cifar-10 is neither .* \(did you mean cifar10\?\); the names are digits, cifar10, cifar100, "),
         ("Digits", r"did you mean digits\?"),
         ("flower102", r"did you mean flowers102\?"),
+        ("tinyimagenet", r"did you mean tiny-imagenet\?"),
+        ("caltech-256", r"did you mean caltech256\?"),
         ("no/such/folder", r"no/such/folder is neither a data set's name nor a path that exists; the names are"),
         ("notes.txt", r"notes\.txt is a file of a kind that is not understood; expected a folder .* or an \.npz"),
     ],
