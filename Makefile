@@ -25,11 +25,15 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.dev
+bench: .venv/.peers
 	$(BIN)/python tests/benchmarks/denoise_speed.py
 	$(BIN)/python tests/benchmarks/latent_speed.py
 	$(BIN)/python tests/benchmarks/sampler_distance.py
 	$(BIN)/python tests/benchmarks/train_together.py
+	$(BIN)/python tests/benchmarks/coreset_speed.py
+	$(BIN)/python tests/benchmarks/augment_speed.py
+	$(BIN)/python tests/benchmarks/train_speed.py
+	$(BIN)/python tests/benchmarks/stream_speed.py
 
 clean:
 	rm -rf .venv
@@ -46,4 +50,9 @@ $(BIN)/uv:
 
 .venv/.dev: .venv/.runtime
 	$(UV) --group dev
+	@touch $@
+
+# What selection is compared with; nothing else needs it.
+.venv/.peers: .venv/.dev
+	$(UV) --group peers
 	@touch $@

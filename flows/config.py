@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 from pydantic import Field
 
+from data.perturb import PerturbConfig
 from data.sources import DataConfig
 from data.store import read_json
 from data.synthetic import State
@@ -18,7 +19,9 @@ from synth.prompts import PromptConfig
 from synth.quality import QualityConfig
 from synth.sample import SampleConfig
 from synth.sizes import SizeConfig
-from train.fit import FitConfig
+from train.coreset_config import Method as CoresetMethod
+from train.fit_config import FitConfig
+from train.mixing import Selector, StrongConfig
 from train.slow import Method, SlowConfig
 
 __all__ = [
@@ -40,17 +43,26 @@ class ClassifierConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Which network is trained."""
 
     model: str = Field(
-        "preact-resnet18", description="small-cnn, preact-resnet18, or torchvision:<name> such as torchvision:resnet50"
+        "preact-resnet18",
+        description="small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10, vit-s4, torchvision:<name> "
+        "or timm:<name>",
     )
-    width: int = Field(0, ge=0, le=4096, description="Channels of the first layer of our own two; 0: 8 and 64")
+    width: int = Field(
+        0, ge=0, le=4096, description="Channels of the first layer of our own, tokens' width of vit-s4; 0: as published"
+    )
+    weights: str = Field(
+        "", description="Pretrained weights to start from: path of a .safetensors or torchvision's .pth; empty: fresh"
+    )
 
 
 class RunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """One setting of the whole pipeline: data, slow selection, generation, retraining."""
 
     data: DataConfig = DataConfig()
+    perturb: PerturbConfig = PerturbConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     train: FitConfig = FitConfig()
+    strong: StrongConfig = StrongConfig()
     slow: SlowConfig = SlowConfig()
     plan: PlanConfig = PlanConfig()
     sample: SampleConfig = SampleConfig()
@@ -79,9 +91,13 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         ("original", "original@ours-5", "upsample-2", "random-5", "all-5", "ours-2", "ours-5"),
         min_length=1,
         description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, misclassified-K "
-        "(as many as ours); all-K; noise-K (ours from pure noise); ARM@OTHER is ARM at the optimizer steps of OTHER",
+        "(as many as ours); all-K; noise-K (ours from pure noise); ARM+SELECTOR is ARM with strong copies as `strong` "
+        "says of what the selector picks, such as ours-5+craig or original+all; ARM@OTHER is ARM at the optimizer "
+        "steps of OTHER",
     )
-    optimizers: tuple[Literal["sgd", "sam"], ...] = Field(("sgd", "sam"), min_length=1, description="sgd, sam or both")
+    optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
+        ("sgd", "sam"), min_length=1, description="sgd, sam, adahessian, or several of them"
+    )
     seeds: int = Field(3, ge=1, le=1000, description="Classifiers an arm, each with its own seed, 1 to 1000")
     workers: int = Field(1, ge=1, le=256, description="Processes that train classifiers side by side, 1 to 256")
 
@@ -101,6 +117,7 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
                     f"arm {name!r} takes its steps from {arm.equal_steps_of!r}, which is not among the arms"
                 )
             self.levels(arm)
+            self.strong_of(arm)
         return self
 
     @property
@@ -112,6 +129,15 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
     def wants_synthetic(self) -> bool:
         """Whether any arm trains on generated images."""
         return any(arm.kind == "synthetic" for arm in self.parsed_arms)
+
+    @property
+    def wants_slow(self) -> bool:
+        """Whether any arm needs to know which images are slow; original, with or without strong copies, does not."""
+        return any(arm.kind != "original" for arm in self.parsed_arms)
+
+    def strong_of(self, arm: "Arm") -> StrongConfig:
+        """The strong augmentation of an arm: its own selector, all else as `strong` says."""
+        return StrongConfig(**{**dict(self.strong), "selector": arm.selector})
 
     def levels(self, arm: "Arm") -> tuple[int, ...]:
         """The levels of an arm in steps of the grid; none for arms without synthetic images."""
@@ -131,6 +157,7 @@ class Arm(pydantic.BaseModel, frozen=True):
     method: Method = "cluster"  # which examples are duplicated or augmented
     k: int = 1
     from_noise: bool = False
+    selector: Selector = "none"  # whose picks get strong copies
     equal_steps_of: str = ""
 
 
@@ -144,38 +171,55 @@ _METHODS: dict[str, Method] = {
 }
 
 
+_SELECTORS: tuple[Selector, ...] = ("all", *get_args(CoresetMethod))
+
+
 def parse_arm(name: str) -> Arm:
-    """Read an arm's name, such as `ours-5`, `upsample-2` or `original@ours-5`.
+    """Read an arm's name, such as `ours-5`, `upsample-2`, `ours-5+craig` or `original@ours-5`.
 
     Raises:
         ValueError: no such arm; the message lists the forms.
     """
-    base, at, other = name.partition("@")
+    whole_base, at, other = name.partition("@")
+    base, plus, word = whole_base.partition("+")
     whole = bool(at) == bool(other) and "@" not in other
+    selector: Selector = next((known for known in _SELECTORS if known == word), "none")
+    if plus and selector == "none":
+        raise ValueError(f"arm {name!r}: no selector is called {word!r}; there are {', '.join(_SELECTORS)}")
     match = re.fullmatch(r"([a-z_]+)-([1-9]\d{0,3})", base)
     if whole and base == "original":
-        return Arm(name=name, kind="original", equal_steps_of=other)
+        return Arm(name=name, kind="original", selector=selector, equal_steps_of=other)
     if whole and match and 2 <= int(match[2]) <= 1000 and (match[1] == "upsample" or match[1] in _METHODS):
         kind: Literal["upsample", "synthetic"] = "upsample" if match[1] == "upsample" else "synthetic"
         method = _METHODS.get(match[1], "cluster")
         return Arm(
-            name=name, kind=kind, method=method, k=int(match[2]), from_noise=match[1] == "noise", equal_steps_of=other
+            name=name,
+            kind=kind,
+            method=method,
+            k=int(match[2]),
+            from_noise=match[1] == "noise",
+            selector=selector,
+            equal_steps_of=other,
         )
     forms = ", ".join(["original", "upsample-K", *(f"{method}-K" for method in _METHODS)])
     raise ValueError(
-        f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, or ARM@OTHER for equal steps"
+        f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, ARM+SELECTOR with strong copies, "
+        "or ARM@OTHER for equal steps"
     )
 
 
 def one_setting(config: RunConfig) -> CompareConfig:
     """The comparison that one setting makes: it, and the original at equal epochs and at equal steps.
 
-    The methods are paired on one seed, which shows the path and no significance.
+    With strong augmentation also the same images without it, and with strong copies of as many drawn by lot: only what
+    beats both was gained by the selector. The methods are paired on one seed, which shows the path and no significance.
     """
     ours = next(word for word, method in _METHODS.items() if method == config.slow.method) + f"-{config.plan.k}"
-    return CompareConfig(
-        **dict(config), arms=("original", f"original@{ours}", ours), optimizers=(config.train.optimizer,), seeds=1
-    )
+    selector = config.strong.selector
+    final = ours if selector == "none" else f"{ours}+{selector}"
+    lot = [] if selector in ("none", "all", "random") else [f"{ours}+random"]
+    arms = tuple(dict.fromkeys(("original", f"original@{final}", ours, *lot, final)))
+    return CompareConfig(**dict(config), arms=arms, optimizers=(config.train.optimizer,), seeds=1)
 
 
 def setting_of(config: CompareConfig) -> RunConfig | None:

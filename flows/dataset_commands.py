@@ -49,7 +49,7 @@ def _export(
 ) -> None:
     """Write the synthetic data set for others to read, with a dataset card."""
     from data.export import EXPORT_FORMATS, export
-    from data.sources import load
+    from flows.inputs import images_of
     from flows.progress import Meter, meter
 
     if kind not in EXPORT_FORMATS:
@@ -59,7 +59,7 @@ def _export(
         raise ValueError(f"{source} has no config.json, which says what the real images are; give the run folder")
     wanted = [state.strip() for state in states.split(",") if state.strip()]
     total = sum(count for state, count in folder.manifest()["states"].items() if state in wanted)
-    real = load(config.data) if config and with_real else None
+    real = images_of(config) if config and with_real else None
     total += len(real.train) + len(real.test) if real else 0
     target = as_path(destination)
     with contextlib.ExitStack() as stack:
@@ -112,10 +112,10 @@ def _inspect(
         return
     if config is None:
         raise ValueError(f"{source} has no config.json, which says what the references are; give the run folder")
-    from data.sources import load
+    from flows.inputs import images_of
     from flows.run import RunFolder
 
-    train = load(config.data).train
+    train = images_of(config).train
     if by:
         file = _write_png(run, f"sheet-{by}", sheet(folder, train, by, rows, config.seed))
         print(json.dumps({"picture": str(file)}, indent=2) if as_json else file)

@@ -1,6 +1,8 @@
 """What several stages need, read again where it is needed and kept while the process lives."""
 
+import dataclasses
 import functools
+import os
 import threading
 from pathlib import Path
 from typing import Literal
@@ -10,10 +12,12 @@ import torch
 from torch import nn
 
 from data.images import LabeledImages
+from data.perturb import PerturbConfig, Perturbed, perturb
 from data.seeds import child_seed
 from data.sources import DataConfig, Splits, load
 from data.store import as_path, local_file, local_folder
-from flows.config import CompareConfig
+from flows.config import ClassifierConfig, CompareConfig, RunConfig
+from flows.processes import team_size
 from flows.run import RunFolder
 from synth.clip import ClipScorer, SafetyScorer
 from synth.denoiser import Generator
@@ -29,6 +33,7 @@ from train.models import build
 from train.slow import Method
 
 __all__ = [
+    "classifier_of",
     "classifier_seeds",
     "clip_prompts",
     "device_of",
@@ -40,16 +45,34 @@ __all__ = [
     "judges",
     "named_scorers",
     "new_classifiers",
+    "perturbed",
     "scorers_of",
     "selected",
     "selection_path",
 ]
 
 
+def images_of(config: RunConfig) -> Splits:
+    """The splits of a run: as its data config names them, the training images as its `perturb` makes them."""
+    return _images(config.data, config.perturb, _perturb_seed(config))[0]
+
+
+def perturbed(config: RunConfig) -> Perturbed | None:
+    """What was done to the training images of a run; None where nothing was asked for."""
+    return _images(config.data, config.perturb, _perturb_seed(config))[1]
+
+
+def _perturb_seed(config: RunConfig) -> int:
+    return 0 if config.perturb == PerturbConfig() else child_seed(config.seed, "perturb")  # one entry in the cache
+
+
 @functools.lru_cache(maxsize=2)
-def images_of(config: DataConfig) -> Splits:
-    """The splits of a data config."""
-    return load(config)
+def _images(data: DataConfig, perturb_config: PerturbConfig, seed: int) -> tuple[Splits, Perturbed | None]:
+    splits = load(data)
+    if perturb_config.noise == perturb_config.imbalance == "none":
+        return splits, None
+    done = perturb(splits.train, perturb_config, seed)
+    return dataclasses.replace(splits, train=done.data), done
 
 
 _generator_lock = threading.Lock()
@@ -88,7 +111,10 @@ def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Of several processes that train together each has a GPU; by number, since the current one is a thread's own.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if team_size() > 1 else torch.device("cuda")
 
 
 def classifier_seeds(config: CompareConfig) -> list[int]:
@@ -98,8 +124,12 @@ def classifier_seeds(config: CompareConfig) -> list[int]:
 
 def new_classifiers(config: CompareConfig, data: LabeledImages) -> list[nn.Module]:
     """A fresh classifier for every seed, on the CPU."""
-    model, width = config.classifier.model, config.classifier.width
-    return [build(model, data.num_classes, data.image_shape, seed, width) for seed in classifier_seeds(config)]
+    return [classifier_of(config.classifier, data, seed) for seed in classifier_seeds(config)]
+
+
+def classifier_of(config: ClassifierConfig, data: LabeledImages, seed: int) -> nn.Module:
+    """A fresh classifier for these images, on the CPU."""
+    return build(config.model, data.num_classes, data.image_shape, seed, config.width, config.weights)
 
 
 def early_folder(run: RunFolder, number: int) -> Path:
@@ -109,7 +139,7 @@ def early_folder(run: RunFolder, number: int) -> Path:
 
 def early_classifiers(run: RunFolder, config: CompareConfig) -> list[nn.Module]:
     """The early classifiers of all seeds, in eval mode on the run's device."""
-    models = new_classifiers(config, images_of(config.data).train)
+    models = new_classifiers(config, images_of(config).train)
     for number, model in enumerate(models):
         load_model(early_folder(run, number) / "model.safetensors", model)
         model.to(device_of(config.device)).eval()
@@ -127,7 +157,7 @@ def scorers_of(run: RunFolder, config: CompareConfig) -> Scorers:
 
 @functools.lru_cache(maxsize=1)
 def _scorers(run: RunFolder, config: CompareConfig, _early: str) -> Scorers:  # new early classifiers, new scorers
-    train = images_of(config.data).train
+    train = images_of(config).train
     _, clip, safety = named_scorers(config)
     models = judges(run, config)
 
@@ -152,7 +182,7 @@ def named_scorers(config: CompareConfig) -> tuple[nn.Module | None, ClipScorer |
     Raises:
         ValueError: one of them is not there, or is something else.
     """
-    train, device = images_of(config.data).train, device_of(config.device)
+    train, device = images_of(config).train, device_of(config.device)
     judge = clip = safety = None
     if config.scores.judge:
         file = as_path(config.scores.judge)
@@ -173,7 +203,7 @@ def named_scorers(config: CompareConfig) -> tuple[nn.Module | None, ClipScorer |
 
 def clip_prompts(config: CompareConfig) -> list[str]:
     """What CLIP is told of each class: the first template with its name."""
-    names = names_of(config.prompts, images_of(config.data).train.class_names)
+    names = names_of(config.prompts, images_of(config).train.class_names)
     return [config.prompts.templates[0].replace("{name}", name) for name in names]
 
 

@@ -6,6 +6,7 @@ Each flow is a line per stage. Stages that are done are skipped, so running a fl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.futures import as_completed
@@ -13,11 +14,22 @@ from prefect.futures import as_completed
 from data.store import as_path
 from flows import generator, stages, synthesis, tasks, training
 from flows.config import CompareConfig, RunConfig, one_setting
+from flows.coreset import CoresetRunConfig, check_coreset
 from flows.generator import FitGeneratorConfig
 from flows.progress import meter
 from flows.run import RunFolder
 
-__all__ = ["augment_and_retrain", "compare", "fit_generator", "generate", "plan", "report", "retrain", "select"]
+__all__ = [
+    "augment_and_retrain",
+    "compare",
+    "coreset",
+    "fit_generator",
+    "generate",
+    "plan",
+    "report",
+    "retrain",
+    "select",
+]
 
 
 @flow(name="augment-and-retrain", flow_run_name="{out}")
@@ -96,6 +108,19 @@ def report(config: CompareConfig, out: str) -> str:
     """Write the report of a run whose classifiers are trained."""
     with _opened(config, out, "report") as run:
         return tasks.write_report(run, config)
+
+
+@flow(name="coreset", flow_run_name="{out}")
+def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
+    """Pick the images that stand for a training set, with weights.
+
+    Args:
+        config: what is picked from, by what classifier, and how.
+        out: the folder that gets coreset-METHOD.npz and coreset-METHOD.json; may be a run folder.
+    """
+    check_coreset(config)
+    with RunFolder(as_path(out)).locked():
+        return tasks.pick_coreset(as_path(out), config)
 
 
 @flow(name="fit-generator", flow_run_name="{out}")

@@ -12,7 +12,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["Devices", "classifier_processes", "devices"]
+__all__ = ["Devices", "classifier_processes", "devices", "leads", "team_size"]
+
+
+def team_size() -> int:
+    """How many processes `accelerate launch` or torchrun started that train together; 1: this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leads() -> bool:
+    """Whether this process is the one of its team that writes and talks."""
+    return team_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 @functools.lru_cache(maxsize=1)

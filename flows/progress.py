@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flows.processes import leads
+
 __all__ = ["Meter", "duration", "meter", "say", "warn"]
 
 PLAIN_INTERVAL = 5.0
@@ -15,7 +17,8 @@ PLAIN_INTERVAL = 5.0
 
 def say(text: str) -> None:
     """A line for the person who runs this, on standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    if leads():
+        print(text, file=sys.stderr, flush=True)
 
 
 @functools.cache

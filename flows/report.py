@@ -36,6 +36,7 @@ TABLE_HEADER = [
     "training, s",
     "generation, s",
 ]
+STRONG_HEADER = ["picked", "of them synthetic, %", "strong copies", "picking, s"]  # where an arm has strong copies
 STATE_COLOURS = {
     "nan": "#7b3294",
     "flat": "#0f766e",
@@ -98,14 +99,22 @@ def report_table(report: Report) -> list[list[str]]:
 
     The difference is marked with a * where it is more than two standard errors from zero.
     """
-    return [list(TABLE_HEADER), *(_table_row(arm) for arm in _in_order(report))]
+    return [_header(report), *(_table_row(arm, _is_strong(report)) for arm in _in_order(report))]
+
+
+def _is_strong(report: Report) -> bool:
+    return any(arm.selections for arm in report.arms)
+
+
+def _header(report: Report) -> list[str]:
+    return TABLE_HEADER + (STRONG_HEADER if _is_strong(report) else [])
 
 
 def _in_order(report: Report) -> list[ArmResult]:
     return [arm for arms in by_optimizer(report.arms).values() for arm in arms]
 
 
-def _table_row(arm: ArmResult) -> list[str]:
+def _table_row(arm: ArmResult, strong: bool) -> list[str]:
     error = f"{100 * arm.mean:.2f}" + ("" if arm.std is None else f" ± {100 * arm.std:.2f}")
     difference = "–"
     if arm.arm == ORIGINAL:
@@ -116,7 +125,13 @@ def _table_row(arm: ArmResult) -> list[str]:
         difference += " *" if is_marked(arm) else ""
     counts = [f"{arm.images_added:,.0f}", f"{arm.steps:,.0f}"]
     times = [_seconds(arm.train_seconds), _seconds(arm.generation_seconds)]
-    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *counts, *times]
+    picked: list[str] = []
+    if strong and arm.selections:
+        picked = [f"{arm.selected:,.0f}", _percent(arm.selected_synthetic, 0), f"{arm.strong_copies:,.0f}"]
+        picked.append(_seconds(arm.selection_seconds))
+    elif strong:
+        picked = ["–"] * len(STRONG_HEADER)
+    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *counts, *times, *picked]
 
 
 def _percent(share: float | None, decimals: int = 2) -> str:
@@ -208,8 +223,8 @@ def _html(report: Report, pictures: Pictures) -> str:
     return template.render(
         report=report,
         pictures=pictures,
-        rows=[(_table_row(arm), is_marked(arm)) for arm in _in_order(report)],
-        header=TABLE_HEADER,
+        rows=[(_table_row(arm, _is_strong(report)), is_marked(arm)) for arm in _in_order(report)],
+        header=_header(report),
         has_original=any(arm.arm == ORIGINAL for arm in report.arms),
         compared=sum(arm.arm != ORIGINAL and arm.standard_error is not None for arm in report.arms),
         arm_charts=arm_charts(report.arms),

@@ -1,6 +1,7 @@
 """What a run found: the values behind report.json, and the honest sentences that follow from them."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,12 @@ class ArmResult:
         train_seconds: of one classifier, mean.
         generation_seconds: share of the measured generation, by denoiser calls of the images used, mean over seeds.
         train_error: training error by epoch, of the first seed.
+        selected: examples that got strong copies after one selection, mean over selections and seeds; 0 without.
+        selected_synthetic, pool_synthetic: share 0..1 of synthetic images among them, and among all they were picked
+            from; None where there are none.
+        selections: how often they were picked, mean over seeds.
+        selection_seconds: of all selections of one classifier with the looks they take, mean; within `train_seconds`.
+        strong_copies: strongly augmented images that were trained on, over the whole run, mean over seeds.
     """
 
     arm: str
@@ -59,6 +66,12 @@ class ArmResult:
     train_seconds: float
     generation_seconds: float
     train_error: list[float]
+    selected: float = 0.0
+    selected_synthetic: float | None = None
+    pool_synthetic: float | None = None
+    selections: float = 0.0
+    selection_seconds: float = 0.0
+    strong_copies: float = 0.0
 
     @property
     def n(self) -> int:
@@ -150,6 +163,7 @@ def arm_results(facts: dict[tuple[str, str], dict[str, Any]], seconds_per_call: 
                 train_seconds=fact["seconds"],
                 generation_seconds=float(np.mean(fact["denoiser_calls"])) * seconds_per_call,
                 train_error=fact["train_error"],
+                **fact.get("strong", {}),
             )
         )
     return results
@@ -160,7 +174,8 @@ def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
     by_name = {(result.arm, result.optimizer): result for result in results}
     lines = []
     for optimizer in dict.fromkeys(result.optimizer for result in results):
-        ours = [r for r in results if r.optimizer == optimizer and r.arm.startswith("ours-") and "@" not in r.arm]
+        lines += _strong_sentences(results, optimizer)
+        ours = [r for r in results if r.optimizer == optimizer and re.fullmatch(r"ours-\d+", r.arm)]
         if not ours:
             continue
         best = max(ours, key=lambda result: int(result.arm.removeprefix("ours-")))
@@ -188,13 +203,51 @@ def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
     return lines
 
 
+def _strong_sentences(results: Sequence[ArmResult], optimizer: str) -> list[str]:
+    """Each arm with strong copies against the same without, at equal epochs and steps, and against picks by lot."""
+    by_name = {result.arm: result for result in results if result.optimizer == optimizer}
+    lines = []
+    for name, strong in by_name.items():
+        base, plus, selector = name.partition("+")
+        if not plus or "@" in name:
+            continue
+        rivals = {
+            base: "the same images without strong copies",
+            f"{base}@{name}": "the same images without strong copies at the same optimizer steps",
+            f"original@{name}": "the real images alone at the same optimizer steps",
+        }
+        if selector != "random":
+            rivals[f"{base}+random"] = "strong copies of images picked by lot"
+        if selector != "all":
+            rivals[f"{base}+all"] = "strong copies of every image"
+        lines += [_versus(strong, by_name[arm], words) for arm, words in rivals.items() if arm in by_name]
+        if selector != "all":
+            lines.append(_picked(strong))
+    return lines
+
+
+def _picked(strong: ArmResult) -> str:
+    """How many images got strong copies, what share of them is synthetic, and what picking them took."""
+    share = ""
+    if strong.selected_synthetic is not None and strong.pool_synthetic is not None:
+        share = (
+            f", of which {strong.selected_synthetic:.0%} are synthetic, as are {strong.pool_synthetic:.0%} of the "
+            "images it picks from"
+        )
+    return (
+        f"{strong.optimizer.upper()}: {strong.arm} picks {strong.selected:,.0f} images{share}, "
+        f"{strong.selections:,.0f} times in {strong.selection_seconds:.1f} s of a training that takes "
+        f"{strong.train_seconds:.1f} s."
+    )
+
+
 def _cost(results: Sequence[ArmResult]) -> list[str]:
     """How much more generation augmenting everything takes; the optimizers share the images."""
     first = {result.arm: result for result in reversed(results)}
     lines = []
     for arm, everything in first.items():
         ours = first.get(arm.replace("all-", "ours-"))
-        if arm.startswith("all-") and "@" not in arm and ours is not None and ours.images_added > 0:
+        if re.fullmatch(r"all-\d+", arm) and ours is not None and ours.images_added > 0:
             lines.append(
                 f"{arm} makes {everything.images_added:.0f} images where {ours.arm} makes {ours.images_added:.0f}: "
                 f"{everything.images_added / ours.images_added:.1f} times the generation."

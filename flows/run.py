@@ -66,9 +66,13 @@ class RunFolder:
             ValueError: it is not done; the message says what to run.
         """
         file = self.path / "stages" / f"{name}.json"
-        if not file.is_file():
+        if not self.has(name):
             raise ValueError(f"{self.path} has no finished stage {name!r}: run that stage, or `slowlane run`, first")
         return read_json(file)
+
+    def has(self, name: str) -> bool:
+        """Whether a stage is done."""
+        return (self.path / "stages" / f"{name}.json").is_file()
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all stages that are done, by name."""
@@ -87,7 +91,7 @@ class Stage:
     def record_path(self) -> Path:
         return self.run.path / "stages" / f"{self.name}.json"
 
-    def is_done(self) -> bool:
+    def is_done(self, mark: bool = True) -> bool:
         """Whether the record has this digest and every output is what it says. Marks it as skipped this time."""
         try:
             record = read_json(self.record_path)
@@ -99,7 +103,7 @@ class Stage:
             file = self.run.path / name
             if not file.is_file() or digest_file(file) != digest:
                 return False
-        if not record["skipped"]:
+        if mark and not record["skipped"]:
             write_json(self.record_path, {**record, "skipped": True})
         return True
 

@@ -1,6 +1,7 @@
 """From options, files and run folders to the config of a command."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import typer
 
 from data.store import as_path
 
-__all__ = ["merge", "names", "nested", "numbers", "resolve"]
+__all__ = ["merge", "named_preset", "names", "nested", "numbers", "prepare_prefect", "resolve"]
 
 
 def nested(file: str | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
@@ -78,13 +79,30 @@ def numbers(text: str | None) -> list[int] | None:
         raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from None
 
 
-def resolve(out: Path | None, settings: dict[str, Any], kind: str, sampling: str | None = None) -> tuple[Any, Path]:
+def named_preset(name: str) -> dict[str, Any]:
+    """The settings of a row of the papers, as nested keys; wrong usage where there is no such row."""
+    from flows.presets import PRESETS
+
+    if name not in PRESETS:
+        raise typer.BadParameter(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    return dict(PRESETS[name].settings)
+
+
+def _source(settings: dict[str, Any]) -> Any:
+    data = settings.get("data")
+    return data.get("source") if isinstance(data, dict) else data
+
+
+def resolve(
+    out: Path | None, settings: dict[str, Any], kind: str, sampling: str | None = None, row: str | None = None
+) -> tuple[Any, Path]:
     """The config of a command and its run folder.
 
     A source starts from its preset. Without one, the run folder says what was asked before.
 
     Args:
         sampling: name of a preset of how images are sampled; single settings go before it.
+        row: name of a preset of a row of the papers; it goes before those, and single settings before it.
     """
     from flows.config import SAMPLING, CompareConfig, RunConfig, one_setting, preset, read_config, setting_of
 
@@ -96,9 +114,18 @@ def resolve(out: Path | None, settings: dict[str, Any], kind: str, sampling: str
     many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
     if kind == "run" and many:
         raise typer.BadParameter(f"run is one setting and one seed; {', '.join(many)} can be given to compare")
+    if row is not None:
+        published = named_preset(row)
+        if kind == "run":  # its arms are its own
+            published = {name: value for name, value in published.items() if name in RunConfig.model_fields}
+        if out is not None and (out / "config.json").is_file() and _source(settings) is None:
+            published["data"] = {name: value for name, value in published.get("data", {}).items() if name != "source"}
+        settings = merge(published, settings)
+        many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
     compares = kind == "compare" or many not in ([], ["workers"])
-    data = settings.get("data")
-    source = data.get("source") if isinstance(data, dict) else data
+    if row is not None and compares and "optimizer" in settings.get("train", {}):
+        settings = {"optimizers": [settings["train"]["optimizer"]], **settings}  # a row has one, not our default two
+    source = _source(settings)
     if source is not None:
         base = merge(preset(source), {"data": {"source": source}})
         path = Path(str(source))
@@ -120,3 +147,16 @@ def resolve(out: Path | None, settings: dict[str, Any], kind: str, sampling: str
         return CompareConfig(**merged), folder
     workers = merged.pop("workers", 1)
     return CompareConfig(**{**dict(one_setting(RunConfig(**merged))), "workers": workers}), folder
+
+
+def prepare_prefect() -> None:
+    """Settings that suit a terminal, where the person has not set them: our own lines instead of Prefect's."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if "PREFECT_API_URL" not in os.environ:
+        # The log of a server that ends with the command is for nobody, and what cannot be sent to it is complained of.
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+    # Without PREFECT_API_URL a server starts with the flow; on a busy machine that takes longer than its default.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -23,6 +23,7 @@ from flows.inputs import (
     images_of,
     named_scorers,
     new_classifiers,
+    perturbed,
     selected,
     selection_path,
 )
@@ -33,6 +34,7 @@ from synth.load import kind_of
 from synth.prompts import PromptConfig, lint, names_of
 from synth.quality import check_scorers
 from synth.sizes import Frame, check_channels, work_size_warning
+from train.mixing import Mixer
 from train.slow import Method, select_slow
 
 __all__ = ["check_folder", "check_inputs", "open_run", "select_examples"]
@@ -54,6 +56,11 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
                 if _STRAY.fullmatch(stray.name):  # other files may be a person's
                     stray.unlink(missing_ok=True)
     write_json(run.path / "config.json", config.model_dump(mode="json"))
+    done = perturbed(config)
+    if done is not None:
+        write_arrays(run.path / "perturbed.npz", kept=done.kept, flipped=done.flipped)
+    elif (run.path / "perturbed.npz").exists():
+        (run.path / "perturbed.npz").unlink()  # of other settings
     return run
 
 
@@ -70,12 +77,16 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     Raises:
         ValueError: the first thing that is.
     """
-    splits = images_of(config.data)
+    splits = images_of(config)
     train = splits.train
     device_of(config.device)
     new_classifiers(config.model_copy(update={"seeds": 1}), train)
+    for arm in config.parsed_arms:
+        if arm.selector != "none":  # its budget and its policy
+            Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed)
     epochs = config.train.total_epochs(len(train))
-    if config.slow.separating_epoch > epochs:
+    early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
+    if early and config.slow.separating_epoch > epochs:
         raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
     if config.wants_synthetic and kind in GENERATING:
         _check_generator(config, train)
@@ -129,7 +140,7 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
             raise ValueError(f"{path} is a file, so {run.path} cannot be a run folder; give another one with --out")
     if kind in ("plan", "generate") and not config.wants_synthetic:
         raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
-    if kind in ("retrain", "report"):
+    if kind in ("retrain", "report") and config.wants_slow:  # the others train from the real images as they are
         for name in ("early", "select", *(["plan", "generate"] if config.wants_synthetic else [])):
             run.record(name)
         made = len(run.record("early")["facts"]["errors"])

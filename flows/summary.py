@@ -14,7 +14,7 @@ from data.seeds import numpy_rng
 from data.store import local_file
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import early_folder, images_of, selected, selection_path
+from flows.inputs import early_folder, images_of, perturbed, selected, selection_path
 from flows.report import Cluster, ContactRow, Pictures, write_report
 from flows.results import LevelResult, Report, SeedSelection, StageCost, arm_results, sentences
 from flows.run import RunFolder
@@ -34,9 +34,10 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
     Raises:
         ValueError: a stage the report is about has not been run.
     """
-    train = images_of(config.data).train
-    test = images_of(config.data).test
-    early = run.record("early")["facts"]
+    train = images_of(config).train
+    test = images_of(config).test
+    # Runs of arms that need no slow examples have no early classifiers.
+    early: dict[str, Any] = run.record("early")["facts"] if _has_slow(run, config) else {}
     arms: list[tuple[str, str]] = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
     facts = {key: run.record("retrain-{}-{}".format(*key))["facts"] for key in arms}
     synthetic: dict[str, Any] = {}
@@ -63,7 +64,7 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
         facts_of = run.record("plan")["facts"]["generator"]
         generator = {name: facts_of[name] for name in ("name", "digest", "trained_on")}
         seen = facts_of["seen"]
-    slow_sets = [selected(run, "cluster", number) for number in range(config.seeds)]
+    slow_sets = [selected(run, "cluster", number) for number in range(config.seeds)] if early else []
     results = arm_results(facts, seconds_per_call)
     report = Report(
         title=f"Slowlane: {config.data.source}",
@@ -74,16 +75,17 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
             "test": len(test),
             "classes": list(train.class_names),
             "image_shape": list(train.image_shape),
+            **_harder(config, train),
         },
         generator=generator,
         generator_seen=seen,
-        separating_epoch=early["separating_epoch"],
-        separating_epoch_chosen=early["by_knee"],
-        early_errors=early["errors"],
+        separating_epoch=early.get("separating_epoch", 0),
+        separating_epoch_chosen=early.get("by_knee", False),
+        early_errors=early.get("errors", []),
         selections=[_selection(run, number, chosen) for number, chosen in enumerate(slow_sets)],
         jaccard=_mean_jaccard(slow_sets),
         jaccard_chance=_chance_jaccard(slow_sets, train, config.seed),
-        class_slow=_classes(run, slow_sets, train),
+        class_slow=_classes(run, slow_sets, train) if early else [],
         synthetic=synthetic,
         levels=levels,
         arms=results,
@@ -93,22 +95,60 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
         config=config.model_dump(mode="json"),
         versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
     )
-    return write_report(run.path, report, _pictures(run, train, slow_sets[0], table, config.seed))
+    pictures = _pictures(run, train, slow_sets[0], table, config.seed) if early else Pictures([], [], [], [])
+    return write_report(run.path, report, pictures)
+
+
+def _has_slow(run: RunFolder, config: CompareConfig) -> bool:
+    return config.wants_slow or (run.has("early") and run.has("select"))
+
+
+def _harder(config: CompareConfig, train: LabeledImages) -> dict[str, Any]:
+    """What was done to the training images before anything was trained; nothing where they are as they came."""
+    done = perturbed(config)
+    if done is None:
+        return {}
+    return {
+        "perturbed": config.perturb.model_dump(mode="json"),
+        "wrong_labels": len(done.flipped),
+        "images_of_each_class": dict(zip(train.class_names, train.class_counts().tolist(), strict=True)),
+    }
+
+
+def _perturbed_words(config: CompareConfig) -> list[str]:
+    done, train = perturbed(config), images_of(config).train
+    if done is None:
+        return []
+    parts = []
+    if config.perturb.imbalance != "none":
+        counts = train.class_counts()
+        parts.append(
+            f"classes were made unequal ({config.perturb.imbalance}: {counts.max():,} to {counts.min():,} images a "
+            f"class, {len(train):,} in all)"
+        )
+    if config.perturb.noise != "none":
+        parts.append(
+            f"{len(done.flipped):,} of {len(train):,} labels ({len(done.flipped) / len(train):.0%}) are wrong on "
+            f"purpose ({config.perturb.noise} noise)"
+        )
+    return [f"The training images were made harder before anything was trained: {' and '.join(parts)}."]
 
 
 def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any]) -> list[str]:
-    lines = list(run.record("select")["facts"]["warnings"])
+    lines = _perturbed_words(config)
+    if early:
+        lines += run.record("select")["facts"]["warnings"]
     if seen is not None and run.record("plan")["facts"]["generator"]["only_these"]:
         lines.append(
             "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
             "Bring one that was trained on other images too."
         )
-    if config.data.source == "digits" and config.generate.generator == "digits":
+    if config.wants_synthetic and config.data.source == "digits" and config.generate.generator == "digits":
         lines.append(
             "The shipped digits generator was trained by this project on 800 digits that are neither training nor test "
             "images here; it stands in for a model that was pretrained elsewhere on more data than the classifier has."
         )
-    error = np.mean(early["errors"], 0)[early["separating_epoch"] - 1]
+    error = np.mean(early["errors"], 0)[early["separating_epoch"] - 1] if early else 1.0
     if error < 0.1:
         lines.append(
             f"The early classifiers already had a training error of {error:.1%} at the separating epoch: few slow "
@@ -196,7 +236,8 @@ def _levels(table: pa.Table) -> list[LevelResult]:
 
 def _stages(run: RunFolder, config: CompareConfig) -> list[StageCost]:
     retrain = [f"retrain-{arm}-{optimizer}" for arm in config.arms for optimizer in config.optimizers]
-    names = ["early", "select", *(["plan", "generate"] if config.wants_synthetic else []), *retrain]
+    slow = ["early", "select"] if _has_slow(run, config) else []
+    names = [*slow, *(["plan", "generate"] if config.wants_synthetic else []), *retrain]
     records = [run.record(name) for name in names]
     return [StageCost(r["stage"], r["seconds"], r["peak_memory_mb"], r["skipped"]) for r in records]
 

@@ -1,4 +1,4 @@
-"""The stages that make images: plan, parts, manifest. No Prefect in here."""
+"""The stages that make images: the parts of a synthetic data set, then its manifest. No Prefect in here."""
 
 import dataclasses
 import errno
@@ -6,29 +6,23 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import pydantic
-import torch
 from rich.filesize import decimal
 
-from data.store import as_path, atomic_path, digest_file, digest_json, is_remote, local_folder, read_table, write_json
+from data.store import as_path, digest_file, digest_json, is_remote, local_folder, read_table, write_json
 from data.synthetic import SyntheticFolder
 from flows.config import CompareConfig
-from flows.inputs import clip_prompts, device_of, generator_of, images_of, scorers_of, selected
-from flows.progress import duration, say, warn
+from flows.inputs import clip_prompts, generator_of, images_of, scorers_of
+from flows.planning import batch_sizes, distinct_prompts, generator_config, read_plan
+from flows.progress import say, warn
 from flows.run import Partial, RunFolder, measured
 from synth.clip import clip_digest, safety_digest
-from synth.denoiser import Generator
-from synth.generate import describe, draw, probe
-from synth.load import generator_folder, kind_of
-from synth.memory import BatchSizes
-from synth.plan import PLAN_SCHEMA, Forecast, forecast, make_plan, requests
-from synth.prompts import PromptConfig, names_of, prompt_of
+from synth.generate import describe, draw
+from synth.load import generator_folder
+from synth.prompts import names_of
 from synth.quality import Scores, duplicate_distances, states
 
 __all__ = [
@@ -37,133 +31,9 @@ __all__ = [
     "check_made",
     "check_space",
     "finish_synthetic",
-    "generator_processes",
     "make_one_part",
     "open_parts",
-    "plan_images",
 ]
-
-_SIZES = pydantic.TypeAdapter(dict[str, dict[str, pydantic.PositiveInt]])
-
-
-def generator_processes(config: CompareConfig) -> int:
-    """How many processes generate: as many as asked for, or one a GPU, or one."""
-    gpus = torch.cuda.device_count() if device_of(config.device).type == "cuda" else 0
-    return config.generate.processes or max(1, gpus)
-
-
-def plan_images(run: RunFolder, config: CompareConfig) -> None:
-    """Write plan.parquet: one row per image that any arm of any seed wants. Forecast its cost from a short probe."""
-    train = images_of(config.data).train
-    generator = generator_of(config)
-    wants = [(arm.method, config.levels(arm)) for arm in config.parsed_arms if arm.kind == "synthetic"]
-    prompts = _prompts(config)
-    names = names_of(prompts, train.class_names)
-    inputs: dict[str, Any] = {
-        "selection": run.record("select")["digest"],
-        "wants": wants,
-        "sample": config.sample.model_dump(mode="json"),
-        "sizes": config.sizes.model_dump(mode="json"),
-        "templates": prompts.templates,
-        "names": names,
-        "generator": generator.digest,
-        "seed": config.seed,
-    }
-    stage = run.stage("plan", 2, inputs)
-    if stage.is_done():
-        say("plan: done before")
-        return
-    facts: dict[str, Any] = {}
-    file = run.path / "plan.parquet"
-    with stage.making([file], facts):
-        wanted = [
-            request
-            for method, levels in wants
-            for number in range(config.seeds)
-            for request in requests(selected(run, method, number), levels)
-        ]
-        plan = make_plan(
-            wanted,
-            train,
-            config.sample.grid,
-            config.seed,
-            lambda label, seed: prompt_of(prompts, names[label], seed),
-        )
-        with atomic_path(file) as temporary:
-            pq.write_table(plan, temporary)
-        generator.prepare(_distinct_prompts(plan))
-        measured = probe(generator, train, plan, config.sizes, _batch_sizes(run, config, generator))
-        levels = {steps: generator.level(steps) for steps in sorted(set(plan["level_steps"].to_pylist()))}
-        calls = {steps: level.calls * generator.calls_a_step for steps, level in levels.items()}
-        cost = forecast(
-            plan,
-            train,
-            calls.__getitem__,
-            seconds_per_call=measured.seconds_per_call,
-            bytes_per_image=measured.bytes_per_image,
-            processes=generator_processes(config),
-        )
-        facts["forecast"] = vars(cost)
-        facts["calls"] = {str(steps): count for steps, count in calls.items()}
-        facts["generator"] = {
-            "name": generator.name,
-            "digest": generator.digest,
-            "licence": generator.licence,
-            "trained_on": generator.trained_on_words,
-            # None where it does not say.
-            "seen": sum(digest in generator.trained_on for digest in train.sha256) if generator.trained_on else None,
-            "only_these": bool(generator.trained_on) and generator.trained_on <= set(train.sha256),
-            "config": _generator_config(config),
-        }
-        facts["templates"] = prompts.templates
-    say(_describe(cost))
-
-
-def _prompts(config: CompareConfig) -> PromptConfig:
-    """DiffuseMix edits by a style, whatever the class; the others are told the class."""
-    if kind_of(config.generate) == "diffusemix":
-        return PromptConfig.model_construct(templates=config.diffusemix.prompts)
-    return config.prompts
-
-
-def _distinct_prompts(plan: pa.Table) -> list[str]:
-    return sorted(set(plan["prompt"].to_pylist()))
-
-
-def _describe(cost: Forecast) -> str:
-    """The forecast for people: what will be made, and what it takes."""
-    levels = ", ".join(f"{count:,} at {level}" for level, count in cost.per_level.items())
-    fewest, most = min(cost.per_class.values()), max(cost.per_class.values())
-    return (
-        f"plan: {cost.images:,} images ({levels}; {fewest:,} to {most:,} a class), "
-        f"{cost.denoiser_calls:,} denoiser calls, "
-        f"about {duration(cost.seconds)} on this device and {decimal(cost.bytes)}"
-    )
-
-
-def _batch_sizes(run: RunFolder, config: CompareConfig, generator: Generator) -> BatchSizes:
-    """The batch sizes that fitted this generator on this kind of device before."""
-    file = run.path / "batch_sizes.json"
-    device = torch.cuda.get_device_name() if generator.device.type == "cuda" else "cpu"
-    key = f"{device} {generator.digest[:16]}"
-
-    def remember(sizes: dict[str, int]) -> None:
-        say(f"generate: out of memory; batches of {', '.join(f'{n} to {what}' for what, n in sizes.items())}")
-        write_json(file, {**_read_sizes(file), key: sizes})
-
-    return BatchSizes(config.generate.batch_size, _read_sizes(file).get(key), remember)
-
-
-def _read_sizes(file: Path) -> dict[str, dict[str, int]]:
-    """What batch_sizes.json says; it only saves time, so a damaged one is removed and nothing is lost."""
-    try:
-        return _SIZES.validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        say(f"generate: {file} was damaged and is removed; which batches fit is found out again")
-        file.unlink(missing_ok=True)
-        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +47,7 @@ class PartsToMake:
 
 def open_parts(run: RunFolder, config: CompareConfig) -> PartsToMake:
     """Which parts of the synthetic data set are still to be made: missing, damaged, or of another plan."""
-    plan = _read_plan(run)
+    plan = read_plan(run)
     folder = SyntheticFolder(run.path / "synthetic")
     parts = _parts(plan, config)
     kept = {n: folder.kept_part(n, _part_key(run, config, part)) for n, part in enumerate(parts)}
@@ -198,7 +68,7 @@ def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
     if is_remote(run.path):
         return  # storage has no end that could be asked for
     forecast = run.record("plan")["facts"]["forecast"]
-    wanted = 1.5 * forecast["bytes"] / max(1, forecast["images"]) * _parts(_read_plan(run), config)[number].num_rows
+    wanted = 1.5 * forecast["bytes"] / max(1, forecast["images"]) * _parts(read_plan(run), config)[number].num_rows
     free = shutil.disk_usage(run.path).free
     if free < wanted:
         raise OSError(
@@ -234,10 +104,10 @@ def make_one_part(
     Args:
         on_images: told the number of images finished, after each batch.
     """
-    plan = _read_plan(run)
+    plan = read_plan(run)
     part = _parts(plan, config)[number]
     key, made = _part_key(run, config, part), _made(run, config)
-    train = images_of(config.data).train
+    train = images_of(config).train
     folder = SyntheticFolder(run.path / "synthetic")
     kept = folder.kept_part(number, key)
     known = folder.spare(made, part["item_id"].to_pylist())
@@ -252,8 +122,8 @@ def make_one_part(
                 f"generator {generator.name} is not the one that was planned: its weights, settings or device changed; "
                 "run `slowlane plan` again"
             )
-        generator.prepare(_distinct_prompts(plan))
-        drawn = draw(generator, train, part, config.sizes, _batch_sizes(run, config, generator), on_images, known=known)
+        generator.prepare(distinct_prompts(plan))
+        drawn = draw(generator, train, part, config.sizes, batch_sizes(run, config, generator), on_images, known=known)
         # All of the part at once, also what was there: its scores must not tell when it was made.
         rows = describe(generator, train, part, drawn, config.quality, scorers)
     if kept:
@@ -265,8 +135,8 @@ def make_one_part(
 
 def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     """Write the manifest over all parts; its digest."""
-    plan = _read_plan(run)
-    train = images_of(config.data).train
+    plan = read_plan(run)
+    train = images_of(config).train
     folder = SyntheticFolder(run.path / "synthetic")
     keys = [_part_key(run, config, part) for part in _parts(plan, config)]
     records = []
@@ -296,10 +166,10 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
 
 def _about(run: RunFolder, config: CompareConfig) -> dict[str, Any]:
     """What the manifest says that a data set was made from."""
-    train = images_of(config.data).train
+    train = images_of(config).train
     facts = run.record("plan")["facts"]
     return {
-        "plan": digest_json(_read_plan(run).to_pydict()),
+        "plan": digest_json(read_plan(run).to_pydict()),
         "data": train.digest,
         "generator": facts["generator"]["name"],
         "generator_digest": facts["generator"]["digest"],
@@ -325,7 +195,7 @@ def check_made(run: RunFolder, config: CompareConfig) -> None:
     made, asked = folder.manifest()["about"], _about(run, config)
     differ = [name for name in asked if json.loads(json.dumps(asked[name])) != made.get(name)]
     planned = run.record("plan")["facts"]["generator"]
-    if planned["config"] != _generator_config(config) and generator_of(config).digest != planned["digest"]:
+    if planned["config"] != generator_config(config) and generator_of(config).digest != planned["digest"]:
         differ.append("generate")
     if differ:
         remedy = "slowlane filter" if differ == ["quality"] else "slowlane generate"
@@ -382,20 +252,9 @@ def _judged(
     return result
 
 
-def _read_plan(run: RunFolder) -> pa.Table:
-    run.record("plan")
-    return read_table(run.path / "plan.parquet", schema=PLAN_SCHEMA)
-
-
 def _parts(plan: pa.Table, config: CompareConfig) -> list[pa.Table]:
     size = config.plan.part_size
     return [plan.slice(start, size) for start in range(0, plan.num_rows, size)]
-
-
-def _generator_config(config: CompareConfig) -> dict[str, Any]:
-    """The settings that name a generator, as they were asked for; those that change no image are not among them."""
-    others = {"batch_size", "processes", "compile", "fuse_qkv", "leave_out_failed"}
-    return config.generate.model_dump(mode="json", exclude=others)
 
 
 def _made(run: RunFolder, config: CompareConfig) -> str:

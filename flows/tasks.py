@@ -15,8 +15,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
-from flows import stages, summary, synthesis, training
+from flows import coreset, planning, stages, summary, synthesis, training
 from flows.config import CompareConfig
+from flows.coreset import CoresetRunConfig
 from flows.inputs import device_of, forget_generator
 from flows.processes import Devices, classifier_processes, devices
 from flows.progress import Meter
@@ -27,6 +28,7 @@ __all__ = [
     "finish_synthetic",
     "make_part",
     "make_parts",
+    "pick_coreset",
     "plan_images",
     "retrain_arm",
     "select_examples",
@@ -56,7 +58,7 @@ def select_examples(run: Path, config: CompareConfig) -> None:
 @task(task_run_name="plan images", cache_policy=NO_CACHE)
 def plan_images(run: Path, config: CompareConfig) -> None:
     """Write the plan and say what it will cost."""
-    synthesis.plan_images(RunFolder(run), config)
+    planning.plan_images(RunFolder(run), config)
 
 
 @task(task_run_name="make part {number}", cache_policy=NO_CACHE)
@@ -82,7 +84,7 @@ def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -
     """
     failed: dict[str, str] = {}
     in_a_row = 0
-    count, on_gpu = min(synthesis.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
+    count, on_gpu = min(planning.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
     if count > 1:
         forget_generator()  # each process loads its own
     with devices(count, torch.cuda.device_count() if on_gpu else 0, bar.add) as place:
@@ -136,6 +138,12 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
         classifier_processes(config.workers).submit(
             training.retrain_arm, RunFolder(run), config, arm, optimizer
         ).result()
+
+
+@task(task_run_name="pick a coreset", cache_policy=NO_CACHE)
+def pick_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
+    """Pick a coreset and write it; what its record says."""
+    return coreset.pick_coreset(RunFolder(out), config)
 
 
 @task(task_run_name="write the report", cache_policy=NO_CACHE)

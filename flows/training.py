@@ -15,31 +15,33 @@ from data.store import digest_bytes, digest_json, write_arrays, write_json
 from data.synthetic import SyntheticFolder
 from flows.arms import Pool, arm_rows
 from flows.config import CompareConfig, parse_arm
+from flows.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key
 from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers, selected
-from flows.progress import Meter, meter, say
+from flows.processes import leads
+from flows.progress import say
 from flows.run import RunFolder, Stage
 from synth.plan import item_id, requests
-from train.checkpoint import load_fit, save_fit, save_model
+from train.checkpoint import save_model
 from train.evaluate import error_rate, logits_of, losses_of
-from train.fit import FitConfig, FitState, History, fit
+from train.fit import FitConfig, History
+from train.mixing import Mixer
 from train.slow import separating_epoch
 
-__all__ = ["arm_is_done", "retrain_arm", "train_early"]
+__all__ = ["arm_is_done", "follow", "retrain_arm", "train_early"]
 
 
-CHECKPOINT_SECONDS = 30.0
 # Early training looks for its knee within this share of the run; published separating epochs lie at 4 to 10 %.
 AUTO_HORIZON = 0.25
 
 
 def train_early(run: RunFolder, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch; keep its weights, its outputs and the error curve."""
-    train = images_of(config.data).train
-    fit_config = _fit_config(config, "sgd")
+    train = images_of(config).train
+    fit_config = fit_config_of(config.train, "sgd")
     inputs: dict[str, Any] = {
         "data": train.digest,
-        "classifier": config.classifier.model_dump(mode="json"),
-        "train": fit_config.model_dump(mode="json"),
+        "classifier": classifier_key(config.classifier),
+        "train": fit_key(fit_config),
         "separating_epoch": config.slow.separating_epoch,
         "seeds": classifier_seeds(config),
     }
@@ -72,98 +74,26 @@ def train_early(run: RunFolder, config: CompareConfig) -> None:
             outputs += [folder / name for name in ("model.safetensors", "outputs.npz", "config.json")]
 
 
-def _fit_config(config: CompareConfig, optimizer: str) -> FitConfig:
-    """How an optimizer trains. What SGD ignores stands at its default: changing it must not train SGD's arms again."""
-    for_sam = {name: FitConfig.model_fields[name].default for name in ("rho", "sam_batchnorm")}
-    return config.train.model_copy(update={"optimizer": optimizer, **(for_sam if optimizer == "sgd" else {})})
-
-
 def _train_to(
     run: RunFolder, config: CompareConfig, fit_config: FitConfig, epoch: int
 ) -> tuple[list[nn.Module], list[History]]:
-    train = images_of(config.data).train
-    models = new_classifiers(config, train)
+    train = images_of(config).train
+    models = [model.to(device_of(config.device)) for model in new_classifiers(config, train)]
     rows = [np.arange(len(train))] * len(models)
     steps = [fit_config.total_steps(len(train))] * len(models)
-    folder = run.path / "early"
-    return models, _fit_all(models, train, rows, fit_config, config, f"early training to {epoch}", folder, steps, epoch)
-
-
-def _fit_all(
-    models: list[nn.Module],
-    data: LabeledImages,
-    rows: list[np.ndarray],
-    fit_config: FitConfig,
-    config: CompareConfig,
-    title: str,
-    folder: Path,
-    total_steps: list[int],
-    stop_epoch: int = 0,
-) -> list[History]:
-    """Train the classifiers of all seeds, going on from the checkpoints of an interrupted run.
-
-    Small ones as one network over all seeds, which is faster; others one after the other.
-    """
-    seeds = classifier_seeds(config)
-    together = config.classifier.model == "small-cnn"
-    histories: list[History] = []
-    files: list[Path] = []
-    for group in [list(range(len(models)))] if together else [[m] for m in range(len(models))]:
-        mine = [models[m].to(device_of(config.device)) for m in group]
-        file = folder / f"checkpoint-{group[0]}.safetensors"
-        files.append(file)
-        key = digest_json(
-            {
-                "data": data.digest,
-                "classifier": config.classifier.model_dump(mode="json"),
-                "rows": [digest_json(rows[m].tolist()) for m in group],
-                "train": fit_config.model_dump(mode="json"),
-                "stop": stop_epoch,
-                "steps": [total_steps[m] for m in group],
-                "seeds": [seeds[m] for m in group],
-            }
-        )
-        start = load_fit(file, mine, key)
-        last = max(
-            min(total_steps[m], stop_epoch * fit_config.steps_per_epoch(len(rows[m]))) if stop_epoch else total_steps[m]
-            for m in group
-        )
-        label = (
-            title if len(models) == 1 else f"{title}, {len(group)} seeds" if together else f"{title}, seed {group[0]}"
-        )
-        with meter(label, last, "steps", start.step if start else 0) as bar:
-            histories += fit(
-                mine,
-                data,
-                [rows[m] for m in group],
-                fit_config,
-                [seeds[m] for m in group],
-                total_steps=[total_steps[m] for m in group],
-                stop_epoch=stop_epoch,
-                device=device_of(config.device),
-                start=start,
-                on_epoch=_Saver(file, mine, key, bar, 0 if together else last),
-            )
-    for file in files:
-        file.unlink(missing_ok=True)
-    return histories
-
-
-class _Saver:
-    """Writes a checkpoint every half minute, at the end of an epoch, and moves the bar.
-
-    Where others are trained after these models, also at `last`, their last step (0: none are).
-    """
-
-    def __init__(self, file: Path, models: list[nn.Module], key: str, bar: Meter, last: int) -> None:
-        self.file, self.models, self.key, self.bar, self.last_step = file, models, key, bar, last
-        self.last = time.monotonic()
-
-    def __call__(self, state: FitState) -> None:
-        self.bar.add(state.step - self.bar.done)
-        if time.monotonic() - self.last >= CHECKPOINT_SECONDS or state.step == self.last_step:
-            save_fit(self.file, self.models, state, self.key)
-            self.last = time.monotonic()
+    histories = fit_all(
+        models,
+        train,
+        rows,
+        fit_config,
+        config.classifier,
+        classifier_seeds(config),
+        f"early training to {epoch}",
+        run.path / "early",
+        steps,
+        stop_epoch=epoch,
+    )
+    return models, histories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +103,7 @@ class _Job:
     data: LabeledImages  # real images, then the usable synthetic ones
     rows: list[np.ndarray]  # by seed, rows of `data`
     steps: list[int]  # by seed
+    mixers: list[Mixer] | None  # by seed, where the arm has strong copies
     fit_config: FitConfig
     inputs: dict[str, Any]
     stage: Stage
@@ -180,25 +111,42 @@ class _Job:
 
 def _job(run: RunFolder, config: CompareConfig, arm_name: str, optimizer: str) -> _Job:
     arm = parse_arm(arm_name)
-    splits = images_of(config.data)
-    fit_config = _fit_config(config, optimizer)
+    splits = images_of(config)
+    fit_config = fit_config_of(config.train, optimizer)
     data, pool, tokens = _pool(run, config, {arm_name, arm.equal_steps_of} - {""})
     rows = [_rows(run, config, arm_name, number, pool) for number in range(config.seeds)]
-    lengths = [len(r) for r in rows]
-    if arm.equal_steps_of:
-        lengths = [len(_rows(run, config, arm.equal_steps_of, number, pool)) for number in range(config.seeds)]
+    mixers = _mixers(config, arm_name, data, rows)
+    lengths = [mixer.length for mixer in mixers] if mixers else [len(r) for r in rows]
+    if other := arm.equal_steps_of:
+        others = [_rows(run, config, other, number, pool) for number in range(config.seeds)]
+        mixed = _mixers(config, other, data, others)
+        lengths = [mixer.length for mixer in mixed] if mixed else [len(r) for r in others]
     steps = [fit_config.total_steps(length) for length in lengths]
     inputs: dict[str, Any] = {
         "train": splits.train.digest,
         "test": splits.test.digest,
         "examples": [digest_json([tokens[row] for row in r]) for r in rows],
         "steps": steps,
-        "classifier": config.classifier.model_dump(mode="json"),
-        "fit": fit_config.model_dump(mode="json"),
+        "classifier": classifier_key(config.classifier),
+        "fit": fit_key(fit_config),
         "seeds": classifier_seeds(config),
     }
+    if mixers:
+        inputs["strong"] = config.strong_of(arm).model_dump(mode="json")
     stage = run.stage(f"retrain-{arm_name}-{optimizer}", 1, inputs)
-    return _Job(data, rows, steps, fit_config, inputs, stage)
+    return _Job(data, rows, steps, mixers, fit_config, inputs, stage)
+
+
+def _mixers(config: CompareConfig, arm_name: str, data: LabeledImages, rows: list[np.ndarray]) -> list[Mixer] | None:
+    """Who mixes strong copies into each seed's epochs, fresh; None where an arm has no strong copies."""
+    arm = parse_arm(arm_name)
+    if arm.selector == "none":
+        return None
+    strong = config.strong_of(arm)
+    return [
+        Mixer(strong, data.labels[r], data.num_classes, data.image_shape, seed)
+        for r, seed in zip(rows, classifier_seeds(config), strict=True)
+    ]
 
 
 def arm_is_done(run: RunFolder, config: CompareConfig, arm_name: str, optimizer: str) -> bool:
@@ -207,24 +155,33 @@ def arm_is_done(run: RunFolder, config: CompareConfig, arm_name: str, optimizer:
 
 
 def retrain_arm(run: RunFolder, config: CompareConfig, arm_name: str, optimizer: str) -> None:
-    """Train one arm with one optimizer for all seeds, from fresh weights, and measure the test error once."""
+    """Train one arm with one optimizer for all seeds, from fresh weights, and measure the test error once.
+
+    Of several processes that train together each calls it; the one that leads writes.
+    """
     job = _job(run, config, arm_name, optimizer)
-    if job.stage.is_done():
+    if job.stage.is_done(mark=leads()):
         return
     arm = parse_arm(arm_name)
-    splits = images_of(config.data)
+    splits = images_of(config)
     folder = run.path / "retrained" / f"{arm_name}-{optimizer}"
+    title = f"{arm_name} {optimizer}"
+    if not leads():
+        _fit_arm(config, job, title, folder, None)
+        return
     outputs: list[Path] = []
     facts: dict[str, Any] = {}
-    with job.stage.making(outputs, facts):
-        models = new_classifiers(config, splits.train)
-        title = f"{arm_name} {optimizer}"
+    seeds = classifier_seeds(config)
+    about = [{"arm": arm_name, "optimizer": optimizer, "seed": seed, **job.inputs["classifier"]} for seed in seeds]
+    logs = Logs([folder / "log" / f"seed-{number}" for number in range(config.seeds)], about)
+    with job.stage.making(outputs, facts), logs:
         begin = time.perf_counter()
-        histories = _fit_all(models, job.data, job.rows, job.fit_config, config, title, folder, job.steps)
+        models, histories = _fit_arm(config, job, title, folder, logs)
         facts["seconds"] = (time.perf_counter() - begin) / config.seeds
         errors = []
         for number, model in enumerate(models):
             errors.append(error_rate(logits_of(model, splits.test), splits.test.labels))
+            logs.end(number, test_error=errors[-1])
             save_model(folder / f"seed-{number}.safetensors", model)
             outputs.append(folder / f"seed-{number}.safetensors")
         write_json(folder / "config.json", job.inputs)
@@ -234,10 +191,70 @@ def retrain_arm(run: RunFolder, config: CompareConfig, arm_name: str, optimizer:
         calls = run.record("plan")["facts"]["calls"] if arm.kind == "synthetic" else {}
         facts["denoiser_calls"] = [
             len(selected(run, arm.method, number)) * sum(calls[str(level)] for level in config.levels(arm))
+            if calls
+            else 0
             for number in range(config.seeds)
         ]
         facts["steps"] = job.steps
         facts["train_error"] = histories[0].error
+        if job.mixers:
+            facts["strong"] = _strong_facts(job, len(splits.train))
+
+
+def _fit_arm(
+    config: CompareConfig, job: _Job, title: str, folder: Path, logs: Logs | None
+) -> tuple[list[nn.Module], list[History]]:
+    models = [model.to(device_of(config.device)) for model in new_classifiers(config, images_of(config).train)]
+    histories = fit_all(
+        models,
+        job.data,
+        job.rows,
+        job.fit_config,
+        config.classifier,
+        classifier_seeds(config),
+        title,
+        folder,
+        job.steps,
+        mixers=job.mixers,
+        logs=logs,
+    )
+    return models, histories
+
+
+def follow(run: RunFolder, config: CompareConfig) -> None:
+    """Take part in the training of all arms, in the order of the flow, in a process that does not lead."""
+    for arm in config.arms:
+        for optimizer in config.optimizers:
+            retrain_arm(run, config, arm, optimizer)
+
+
+def _strong_facts(job: _Job, n_real: int) -> dict[str, float | None]:
+    """What was picked and copied: means over seeds, of `flows.results.ArmResult`'s fields of these names."""
+    assert job.mixers
+    found: list[dict[str, float]] = []
+    synthetic, of_pool = [], []
+    for mixer, rows, steps in zip(job.mixers, job.rows, job.steps, strict=True):
+        picks = [rows[picked] for _, picked, _ in mixer.selections]  # rows of the data
+        epochs = steps / job.fit_config.steps_per_epoch(mixer.length)
+        per_pick = {"append": mixer.config.copies, "in_place": 1, "in_place_twice": 2}[mixer.config.where]
+        size = float(np.mean([len(pick) for pick in picks])) if picks else 0.0
+        found.append(
+            {
+                "selected": size,
+                "selections": len(picks),
+                "selection_seconds": mixer.seconds,
+                "strong_copies": per_pick * size * max(0.0, epochs - mixer.config.warm_epochs),
+            }
+        )
+        shares = [float(np.mean(pick >= n_real)) for pick in picks if len(pick)]
+        synthetic += [float(np.mean(shares))] if shares else []
+        of_pool.append(float(np.mean(rows >= n_real)))
+    any_synthetic = len(job.data) > n_real and bool(synthetic)
+    return {
+        **{name: float(np.mean([one[name] for one in found])) for name in found[0]},
+        "selected_synthetic": float(np.mean(synthetic)) if any_synthetic else None,
+        "pool_synthetic": float(np.mean(of_pool)) if any_synthetic else None,
+    }
 
 
 def _rows(run: RunFolder, config: CompareConfig, arm_name: str, number: int, pool: Pool) -> np.ndarray:
@@ -248,7 +265,7 @@ def _rows(run: RunFolder, config: CompareConfig, arm_name: str, number: int, poo
 
 def _pool(run: RunFolder, config: CompareConfig, arms: set[str]) -> tuple[LabeledImages, Pool, list[str]]:
     """Real images, then the usable synthetic ones where an arm needs them; and a token for the content of each row."""
-    train = images_of(config.data).train
+    train = images_of(config).train
     tokens = [str(row) for row in range(len(train))]
     if not any(parse_arm(name).kind == "synthetic" for name in arms):
         return train, Pool(len(train), {}), tokens

@@ -55,7 +55,7 @@ def unserve(set_attribute: Callable[[Any, str, Any], None]) -> None:
             elif isinstance(value, Task):
                 set_attribute(module, name, _Plain(value))
         set_attribute(module, "as_completed", concurrent.futures.as_completed)
-    set_attribute(cli, "_prepare_prefect", lambda: None)
+    set_attribute(cli, "prepare_prefect", lambda: None)
 
 
 def context() -> Any:

@@ -1,10 +1,15 @@
-"""Weak augmentation of image batches on their device: random crop and horizontal flip."""
+"""Weak augmentation of image batches on their device: random crop, horizontal flip, and random resized crop."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["crop_and_flip"]
+__all__ = ["Draw", "apply_resized_crop", "apply_weak", "crop_and_flip", "draw_resized_crop", "draw_weak"]
+
+Draw = dict[str, Tensor]
+"""Random choices for n images: every tensor has first dimension n. Indexed by rows, it is the draw of those rows."""
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -17,16 +22,132 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     Returns:
         (B, C, H, W), the same dtype and device.
     """
+    return apply_weak(images, draw_weak(len(images), padding, flip, generator), padding)
+
+
+def draw_weak(n: int, padding: int, flip: bool, generator: torch.Generator) -> Draw:
+    """The choices of `apply_weak` for n images, on the CPU.
+
+    Returns:
+        "top" and "left" int64 (n,) in 0..2 * padding, where there is padding; "flip" bool (n,), where `flip` is set.
+    """
+    draw: Draw = {}
+    if padding:
+        draw["top"], draw["left"] = torch.randint(2 * padding + 1, (2, n), generator=generator)
+    if flip:
+        draw["flip"] = torch.rand(n, generator=generator) < 0.5
+    return draw
+
+
+def apply_weak(images: Tensor, draw: Draw, padding: int) -> Tensor:
+    """Crop and mirror images as drawn.
+
+    Args:
+        images: (B, C, H, W), any dtype and device.
+        draw: of `draw_weak` with the same `padding`, for these B images; any device.
+
+    Returns:
+        (B, C, H, W), the same dtype and device; `images` themselves where nothing was drawn.
+
+    Raises:
+        ValueError: a draw for another number of images, or of another padding.
+    """
     batch, _, height, width = images.shape
+    for name, values in draw.items():
+        if len(values) != batch:
+            raise ValueError(
+                f"{batch} images, but a draw of {name} for {len(values)}; index the draw by the batch's rows"
+            )
+    if bool(padding) != ("top" in draw):
+        raise ValueError(f"padding={padding} does not fit a draw of {sorted(draw)}; draw with the same padding")
     if padding:
         padded = F.pad(images, (padding,) * 4)  # (B, C, H + 2p, W + 2p)
-        top, left = torch.randint(2 * padding + 1, (2, batch), generator=generator).to(images.device)
+        top, left = draw["top"].to(images.device), draw["left"].to(images.device)
         rows = top[:, None] + torch.arange(height, device=images.device)  # (B, H)
         columns = left[:, None] + torch.arange(width, device=images.device)  # (B, W)
         index = torch.arange(batch, device=images.device)[:, None, None]
         # Advanced indices around a slice put (B, H, W) first and the channels last.
         images = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # (B, C, H, W)
-    if flip:
-        coin = torch.rand(batch, generator=generator).to(images.device) < 0.5
+    if "flip" in draw:
+        coin = draw["flip"].to(images.device)
         images = torch.where(coin[:, None, None, None], images.flip(3), images)
     return images
+
+
+def draw_resized_crop(
+    n: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Draw:
+    """Windows of torchvision's RandomResizedCrop for n images of one size, on the CPU.
+
+    As there, a window's area and aspect are tried 10 times; where none fits, the largest centred one of a legal aspect.
+
+    Args:
+        scale: least and most area, as a share of the image's, 0 < least <= most.
+        ratio: least and most width / height; uniform in the logarithm.
+
+    Returns:
+        "window" int64 (n, 4): top, left, height, width.
+
+    Raises:
+        ValueError: ranges that are empty or not positive.
+    """
+    for name, (least, most) in (("scale", scale), ("ratio", ratio)):
+        if not 0 < least <= most:
+            raise ValueError(f"{name}={least, most} is no range of positive numbers; give the smaller one first")
+    tries = 10
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * torch.rand(n, tries, generator=generator).double())
+    logs = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (logs[0] + (logs[1] - logs[0]) * torch.rand(n, tries, generator=generator).double()).exp()
+    wides, highs = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (n, tries)
+    fits = (wides > 0) & (wides <= width) & (highs > 0) & (highs <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    own = width / height
+    whole_wide = width if own <= ratio[1] else round(height * ratio[1])
+    whole_high = height if own >= ratio[0] else round(width / ratio[0])
+    found = fits.any(1)
+    wide = torch.where(found, wides.gather(1, first)[:, 0], whole_wide)
+    high = torch.where(found, highs.gather(1, first)[:, 0], whole_high)
+    place = torch.rand(2, n, generator=generator).double()
+    top = torch.where(found, (place[0] * (height - high + 1)).long(), (height - high) // 2)
+    left = torch.where(found, (place[1] * (width - wide + 1)).long(), (width - wide) // 2)
+    return {"window": torch.stack((top, left, high, wide), 1)}
+
+
+def apply_resized_crop(images: Tensor, draw: Draw, height: int, width: int) -> Tensor:
+    """Cut each image's window and resize it, bilinear without antialiasing (torchvision's antialias=False).
+
+    Args:
+        images: uint8 or float32 (B, C, H, W), any device.
+        draw: of `draw_resized_crop` for these B images.
+
+    Returns:
+        (B, C, height, width), the same dtype and device; uint8 is rounded, so at most 1 from torchvision.
+
+    Raises:
+        ValueError: a draw for another number of images.
+    """
+    if len(draw["window"]) != len(images):
+        raise ValueError(
+            f"{len(images)} images, but windows for {len(draw['window'])}; index the draw by the batch's rows"
+        )
+    top, left, high, wide = draw["window"].to(images.device).unbind(1)  # (B,)
+    results = images.float()
+    for axis, start, length, size in ((2, top, high, height), (3, left, wide, width)):
+        place = (torch.arange(size, device=images.device) + 0.5) * (length[:, None] / size) - 0.5  # (B, size)
+        place = place.clamp_(min=0)
+        low = place.long().clamp(max=length[:, None] - 1)
+        high_end = (low + 1).clamp(max=length[:, None] - 1)
+        share = place - low
+        shape = [len(images), 1, 1, 1]
+        shape[axis] = size
+        expanded = list(results.shape)
+        expanded[axis] = size
+        near, far = ((start[:, None] + end).view(shape).expand(expanded) for end in (low, high_end))
+        results = torch.lerp(results.gather(axis, near), results.gather(axis, far), share.view(shape))
+    return results.round_().to(images.dtype) if images.dtype == torch.uint8 else results

@@ -1,5 +1,6 @@
 """Weights and training state as safetensors: no pickles, so a checkpoint from anywhere cannot run code."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from data.store import local_file, write_bytes
@@ -41,10 +43,11 @@ def save_fit(path: Path, models: Sequence[nn.Module], state: FitState, key: str)
     tensors: dict[str, Tensor] = {}
     for m, model in enumerate(models):
         tensors |= {f"{m}.weight.{n}": t.cpu().contiguous() for n, t in model.state_dict().items()}
-        tensors |= {f"{m}.momentum.{n}": t.cpu().contiguous() for n, t in state.momenta[m].items()}
+        tensors |= {f"{m}.slot.{n}": t.cpu().contiguous() for n, t in state.slots[m].items()}
+        tensors |= {f"{m}.mixer.{n}": torch.from_numpy(np.asarray(a, order="C")) for n, a in state.mixers[m].items()}
     run = {
         "step": state.step,
-        "histories": [{"loss": h.loss, "error": h.error} for h in state.histories],
+        "histories": [dataclasses.asdict(history) for history in state.histories],
         "partial": state.partial.tolist(),
     }
     write_bytes(path, safetensors.torch.save(tensors, {"key": key, "run": json.dumps(run)}))
@@ -67,12 +70,15 @@ def load_fit(path: Path, models: Sequence[nn.Module], key: str) -> FitState | No
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is a damaged checkpoint ({error}); delete it to train from the start") from error
     run = json.loads(metadata["run"])
-    momenta = []
     for m, model in enumerate(models):
         model.load_state_dict(_under(tensors, f"{m}.weight."))
-        momenta.append(_under(tensors, f"{m}.momentum."))
-    histories = [History(**history) for history in run["histories"]]
-    return FitState(run["step"], momenta, histories, np.array(run["partial"], np.float64).reshape(-1, 3))
+    return FitState(
+        run["step"],
+        slots=[_under(tensors, f"{m}.slot.") for m in range(len(models))],
+        histories=[History(**history) for history in run["histories"]],
+        partial=np.array(run["partial"], np.float64).reshape(-1, 3),
+        mixers=[{n: t.numpy() for n, t in _under(tensors, f"{m}.mixer.").items()} for m in range(len(models))],
+    )
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from data.batches import Pixels
 from data.images import LabeledImages
 
-__all__ = ["error_rate", "features_of", "logits_of", "losses_of", "softmax"]
+__all__ = ["error_rate", "features_of", "logits_of", "look", "losses_of", "softmax"]
 
 
 def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> np.ndarray:
@@ -15,19 +15,8 @@ def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> n
 
     In eval mode, so that a row does not depend on its batch. The model's mode is put back.
     """
-    device = next(model.parameters()).device
-    pixels = Pixels(data, device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            batches = [
-                model(pixels[np.arange(start, min(start + batch_size, len(data)))].float().div_(255)).cpu()
-                for start in range(0, len(data), batch_size)
-            ]
-    finally:
-        model.train(was_training)
-    return torch.cat(batches).float().numpy()
+    pixels = Pixels(data, next(model.parameters()).device)
+    return _logits(model, pixels, np.arange(len(data)), batch_size)
 
 
 def features_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +28,12 @@ def features_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) ->
     Raises:
         ValueError: the model has neither.
     """
+    pixels = Pixels(data, next(model.parameters()).device)
+    return look(model, pixels, np.arange(len(data)), batch_size)
+
+
+def look(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """As `features_of`, of the rows int64 (n,) of images that are at hand."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layer and no convolution, so no features to read")
@@ -52,10 +47,22 @@ def features_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) ->
 
     hook = layers[-1].register_forward_pre_hook(keep)
     try:
-        logits = logits_of(model, data, batch_size)
+        logits = _logits(model, pixels, rows, batch_size)
     finally:
         hook.remove()
     return logits, torch.cat(features).numpy()
+
+
+def _logits(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int) -> np.ndarray:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+            batches = [model(images.float().div_(255)).cpu() for images in pixels.batches(groups)]
+    finally:
+        model.train(was_training)
+    return torch.cat(batches).float().numpy()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,20 +1,32 @@
-"""The classifiers: a small CNN and PreAct-ResNet18 here, every other one from torchvision.
+"""The classifiers: those for small images here and in `train.resnets` and `train.vit`, the others of torchvision, timm.
 
-All take float (B, C, H, W) in [0, 1] and give logits (B, num_classes).
+All take float (B, C, H, W) in [0, 1] and give logits (B, num_classes). torchvision's and timm's models are built as
+they come, stem and all, which paper 2505.21574 (App. F.1) does too. At 32 px that leaves little to look at: VGG19 ends
+on a map of 1x1 that it repeats to 7x7 for its linear layers, ResNets and DenseNets see 8x8 after their stem and end on
+1x1, ConvNeXt and Swin cut 8x8 patches of 4x4 and end on 1x1. torchvision's dropout (VGG19 0.5) and stochastic depth
+(ConvNeXt-T 0.1, Swin-T 0.2) are left as they come; timm's are set to 0.
 """
 
 import difflib
+import pickle
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.seeds import torch_stream
+from data.store import as_path, local_file
+from train.resnets import PreActResNet18, ResNet, WideResNet28
+from train.vit import ViT
 
-__all__ = ["PreActResNet18", "SmallCNN", "build"]
+__all__ = ["SmallCNN", "build"]
 
 MIN_SIDE = 8
-_OWN = ("small-cnn", "preact-resnet18")
 
 
 class SmallCNN(nn.Module):
@@ -38,54 +50,6 @@ class SmallCNN(nn.Module):
         return self.head(x.flatten(1))
 
 
-class _PreActBlock(nn.Module):
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.shortcut: nn.Module | None = None
-        if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(x))
-        # As in the reference (He et al., arXiv 1603.05027): a projection sees the pre-activated input.
-        shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv2(F.relu(self.bn2(self.conv1(out))))
-        return out + shortcut
-
-
-class PreActResNet18(nn.Module):
-    """PreAct-ResNet18 with a 3x3 stem (He et al., arXiv 1603.05027), the papers' CIFAR model.
-
-    Adaptive pooling in place of `avg_pool2d(4)`, so any side from 8 px works. Convolutions start from Kaiming
-    normal in fan-out mode, as in the training code that paper 2505.21574 follows (App. F.1). 11.2 M weights.
-    """
-
-    def __init__(self, num_classes: int, channels: int, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        blocks: list[nn.Module] = []
-        channels_in = width
-        for stage in range(4):
-            for block in range(2):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(_PreActBlock(channels_in, width * 2**stage, stride))
-                channels_in = width * 2**stage
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(channels_in)
-        self.head = nn.Linear(channels_in, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.blocks(self.stem(x))))  # (B, 8w, H/8, W/8)
-        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
 class _GreyToColour(nn.Module):
     """A three-channel model that is given one-channel images."""
 
@@ -97,38 +61,93 @@ class _GreyToColour(nn.Module):
         return self.model(x.expand(-1, 3, -1, -1))
 
 
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int], seed: int, width: int = 0) -> nn.Module:
-    """Make a classifier with fresh weights drawn from `seed`, on the CPU.
+class _Normalised(nn.Module):
+    """A model that wants (x - mean) / std, given x in [0, 1].
+
+    Mean and std are buffers, so a checkpoint says what its weights were trained with.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x - self.mean) / self.std)
+
+
+def _resnet(blocks: int) -> Callable[[int, tuple[int, int, int], int], nn.Module]:
+    return lambda k, shape, width: ResNet(k, shape[2], [(width or 16) * 2**s for s in range(3)], blocks)
+
+
+# name -> (classes, (H, W, C), width or 0) -> model
+_OWN: dict[str, Callable[[int, tuple[int, int, int], int], nn.Module]] = {
+    "small-cnn": lambda k, shape, width: SmallCNN(k, shape[2], width or 8),
+    "preact-resnet18": lambda k, shape, width: PreActResNet18(k, shape[2], width or 64),
+    "resnet18": lambda k, shape, width: ResNet(k, shape[2], [(width or 64) * 2**s for s in range(4)], 2, True),
+    "resnet20": _resnet(3),
+    "resnet32": _resnet(5),
+    "wrn-28-10": lambda k, shape, width: WideResNet28(k, shape[2], width or 16),
+    "vit-s4": lambda k, shape, width: ViT(k, shape[2], shape[:2], width or 768),
+}
+
+
+def build(
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    width: int = 0,
+    weights: str = "",
+) -> nn.Module:
+    """Make a classifier, on the CPU: with fresh weights drawn from `seed`, or with those of a file.
+
+    The output layer is always for `num_classes`. A file for another number of classes gives all but that layer, which
+    stays as drawn from `seed`; anything else that differs is an error. Weights of torchvision and timm were trained on
+    normalised images, so with them the model first subtracts the mean and divides by the standard deviation: ImageNet's
+    for torchvision, those that timm has for the name. One-channel images are shown to a three-channel model as three
+    equal channels; a fresh timm model is made for one channel.
 
     Args:
-        name: `small-cnn`, `preact-resnet18` or `torchvision:<name>` (no pretrained weights).
+        name: `small-cnn`, `preact-resnet18`, `resnet18` (3x3 stem), `resnet20`, `resnet32`, `wrn-28-10`, `vit-s4`,
+            `torchvision:<name>` or `timm:<name>`.
         image_shape: (H, W, C) of the images it will see.
-        width: channels of the first layer, for our own two; 0 takes 8 and 64.
+        width: channels of the first layer, for our own; 0 takes the published one.
+        weights: path or URL of a state dict: .safetensors, or .pth as torchvision publishes them, which is read without
+            running what is pickled in it. Empty: fresh weights.
 
     Raises:
-        ValueError: unknown name, an image too small for it, or a torchvision model that does not give plain logits.
+        ValueError: unknown name, an image it cannot take, timm missing, a model that does not give plain logits, or
+            weights that cannot be read or do not fit.
     """
-    height, image_width, channels = image_shape
+    height, image_width, _ = image_shape
     if min(height, image_width) < MIN_SIDE:
         raise ValueError(f"images of {image_width}x{height} are too small: classifiers here need {MIN_SIDE} px a side")
+    library, colon, rest = name.partition(":")
     with torch_stream(seed, "model", name):
-        if name == "small-cnn":
-            model: nn.Module = SmallCNN(num_classes, channels, width or 8)
-        elif name == "preact-resnet18":
-            model = PreActResNet18(num_classes, channels, width or 64)
-        elif name.startswith("torchvision:"):
+        if name in _OWN:
+            model = _OWN[name](num_classes, image_shape, width)
+            if weights:
+                _load_weights(model, name, weights)
+        elif colon and library in ("torchvision", "timm"):
             if width:
                 raise ValueError(f"width has no meaning for {name}; leave it at 0")
-            model = _torchvision(name.removeprefix("torchvision:"), num_classes, channels)
+            make = _torchvision if library == "torchvision" else _timm
+            model = make(rest, num_classes, image_shape, weights)
         else:
             near = difflib.get_close_matches(name, _OWN, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"no classifier is called {name!r}; use {', '.join(_OWN)} or torchvision:<name>{hint}")
+            names = ", ".join(_OWN)
+            raise ValueError(f"no classifier is called {name!r}; use {names}, torchvision:<name> or timm:<name>{hint}")
     _check_forward(model, name, image_shape, num_classes)
     return model
 
 
-def _torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
+def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int], weights: str) -> nn.Module:
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -138,7 +157,105 @@ def _torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         raise ValueError(f"torchvision:{name} trains with auxiliary outputs, which Slowlane does not; choose another")
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if weights:
+        _load_weights(model, f"torchvision:{name}", weights)
+        model = _Normalised(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return _GreyToColour(model) if image_shape[2] == 1 else model
+
+
+def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], weights: str) -> nn.Module:
+    try:
+        import timm
+        from timm.layers import DropPath
+    except ImportError as error:
+        raise ValueError(f"timm:{name} needs timm, which is not installed: pip install 'slowlane[timm]'") from error
+    if not timm.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3)) or "none; see timm.list_models()"
+        raise ValueError(f"timm has no classifier called {name!r}; near to it: {near}")
+    height, width, channels = image_shape
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": 3 if weights else channels}
+    try:
+        published = timm.get_pretrained_cfg(name)
+        if published is not None and published.fixed_input_size:
+            options["img_size"] = (height, width)  # a transformer's positions are for one size
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"timm:{name} cannot be made for images of {width}x{height}: {_line(error)}") from error
+    for module in model.modules():  # some of timm's models have stochastic depth by default
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if not weights:
+        return model
+    if published is None:
+        raise ValueError(f"timm does not say how images of timm:{name} are normalised, leave out weights")
+    _load_weights(model, f"timm:{name}", weights)
+    model = _Normalised(model, published.mean, published.std)
     return _GreyToColour(model) if channels == 1 else model
+
+
+def _load_weights(model: nn.Module, name: str, weights: str) -> None:
+    """Load a state dict whose output layer alone may be for another number of classes; that layer is left as it is."""
+    state, own = _read_weights(weights), model.state_dict()
+    # The last linear layer, or convolution (SqueezeNet), as in `train.evaluate.features_of`.
+    head = [n for n, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    given, wanted = state.get(f"{head}.weight"), own[f"{head}.weight"]
+    if given is not None and len(given) != len(wanted) and given.shape[1:] == wanted.shape[1:]:
+        state |= {key: own[key] for key in (f"{head}.weight", f"{head}.bias") if key in own}
+    # Files older than torch 0.4.1 lack BatchNorm's counter, which only a cumulative average uses.
+    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    faults = [f"missing {_few(missing)}"] * bool(missing) + [f"unknown {_few(unknown)}"] * bool(unknown)
+    faults += [_few(wrong)] * bool(wrong)
+    if faults:
+        raise ValueError(f"{weights} does not hold weights of {name}: {'; '.join(faults)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _read_weights(weights: str) -> dict[str, Tensor]:
+    path = as_path(weights)
+    if not path.is_file():
+        raise ValueError(f"there is no weights file at {weights}; give a .safetensors or .pth file that is there")
+    with local_file(path) as local:
+        if path.suffix == ".safetensors":
+            try:
+                return safetensors.torch.load_file(local)
+            except safetensors.SafetensorError as error:
+                raise ValueError(f"{weights} is no safetensors file, or a damaged one: {_line(error)}") from error
+        if path.suffix not in (".pth", ".pt", ".bin"):
+            raise ValueError(f"weights are read from .safetensors or .pth files, got {weights}")
+        try:
+            with warnings.catch_warnings():  # of torch, about pickle protocols; the file opens or it does not
+                warnings.simplefilter("ignore", UserWarning)
+                state = torch.load(local, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{weights} is damaged or holds more than tensors, which could run code when read; "
+                "save model.state_dict() alone, or use safetensors"
+            ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{weights} holds a {type(state).__name__}, expected a state dict of tensors by name")
+    others = [str(key) for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if others or not state:
+        what = f"with {_few(others)} that are no tensors" if others else "without entries"
+        raise ValueError(f"{weights} holds a dict {what}, expected a state dict; save model.state_dict() alone")
+    return dict(state)
+
+
+def _few(items: Sequence[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -147,9 +264,10 @@ def _check_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int
     model.eval()
     try:
         with torch.inference_mode():
-            shape = model(torch.zeros(1, channels, height, width)).shape
+            logits = model(torch.zeros(1, channels, height, width))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{name} cannot take images of {width}x{height}: {error}") from error
+        raise ValueError(f"{name} cannot take images of {width}x{height}: {_line(error)}") from error
     finally:
         model.train()
-    assert shape == (1, num_classes), f"{name} gives {tuple(shape)}, not logits"
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        raise ValueError(f"{name} does not give one logit a class, so it is no classifier that Slowlane can train")

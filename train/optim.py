@@ -1,14 +1,14 @@
-"""SAM as a step before an ordinary optimizer, and learning-rate schedules."""
+"""SAM as a step before an ordinary optimizer, AdaHessian, and learning-rate schedules."""
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
+__all__ = ["AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
 
 
 @contextlib.contextmanager
@@ -54,6 +54,144 @@ def batchnorm_statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+class AdaHessian(torch.optim.Optimizer):
+    """Adam with the squared gradient replaced by the squared diagonal of the Hessian (arXiv 2006.00719, Alg. 1).
+
+    One step is
+
+        gradients = torch.autograd.grad(loss, weights, create_graph=True)
+        optimizer.estimate(gradients, generator)  # Hessian-vector products; the graph is freed
+        for w, g in zip(weights, gradients): w.grad = g.detach()
+        optimizer.step()
+
+    and not `loss.backward(create_graph=True)`, which ties `.grad` and the graph into a cycle that only the garbage
+    collector frees. Weight decay is decoupled: w shrinks by lr * weight_decay * w and no moment sees it.
+
+    Args:
+        params: as for any torch optimizer.
+        lr: above 0; the paper's for ResNets on CIFAR-10.
+        betas: decay of the mean gradient and of the mean squared Hessian diagonal, each in [0, 1).
+        eps: added to the denominator, >= 0.
+        weight_decay: >= 0.
+        hessian_power: exponent of the root mean square of the Hessian diagonal, above 0 to 1.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.15,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-4,
+        weight_decay: float = 0.0,
+        hessian_power: float = 1.0,
+    ) -> None:
+        if not lr > 0 or not eps >= 0 or not weight_decay >= 0:
+            raise ValueError(f"expected lr > 0, eps >= 0, weight_decay >= 0; got {lr}, {eps}, {weight_decay}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are two numbers from 0 to below 1, got {betas}")
+        if not 0 < hessian_power <= 1:
+            raise ValueError(f"hessian_power lies above 0 and up to 1, got {hessian_power}")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "hessian_power": hessian_power,
+        }
+        super().__init__(params, defaults)
+        self._diagonals: dict[Tensor, Tensor] = {}  # of the step under way
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch's; an estimate that was not used is not kept."""
+        super().__setstate__(state)
+        self._diagonals = {}
+
+    def estimate(
+        self, gradients: Sequence[Tensor | None], generator: torch.Generator | Sequence[torch.Generator]
+    ) -> None:
+        """Estimate the Hessian's diagonal for the next `step`: |v * Hv| for one Rademacher vector v (Hutchinson).
+
+        Of a convolution's kernel (O, I, h, w) it is averaged over h and w (the paper's spatial averaging).
+
+        Args:
+            gradients: for each parameter of all groups, in their order, its gradient made with create_graph=True, or
+                None for one that stays as it is. Their graph is freed.
+            generator: on the CPU, so that v is the same on any device; or one for each group, so that models trained
+                together draw what each would draw alone.
+        """
+        groups = [group["params"] for group in self.param_groups]
+        generators = [generator] * len(groups) if isinstance(generator, torch.Generator) else list(generator)
+        assert len(generators) == len(groups)
+        assert len(gradients) == sum(map(len, groups))
+        owners = [(w, own) for weights, own in zip(groups, generators, strict=True) for w in weights]
+        weights, outputs, vectors = [], [], []
+        for (w, own), gradient in zip(owners, gradients, strict=True):
+            if gradient is None:
+                continue
+            signs = torch.randint(2, w.shape, generator=own, dtype=torch.int8) * 2 - 1
+            weights.append(w)
+            if gradient.requires_grad:  # else it does not depend on any weight, and adds nothing
+                outputs.append(gradient)
+                vectors.append(signs.to(gradient))
+        if outputs:
+            products = torch.autograd.grad(outputs, weights, vectors, materialize_grads=True)
+        else:
+            products = tuple(map(torch.zeros_like, weights))
+        self._diagonals = {w: _spatial_mean(hv.abs()) for w, hv in zip(weights, products, strict=True)}  # |v| = 1
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the weights that have a `.grad`; each of them must have had its `estimate`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if weights:
+                self._step_group(group, weights)
+        self._diagonals = {}
+        return loss
+
+    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        for w in weights:
+            if w not in self._diagonals:
+                raise ValueError("AdaHessian has gradients but no estimate of the Hessian; call estimate before step")
+            if not self.state[w]:
+                self.state[w] |= {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(w),
+                    "exp_hessian_diag_sq": torch.zeros_like(w),
+                }
+        beta1, beta2 = group["betas"]
+        states = [self.state[w] for w in weights]
+        for state in states:
+            state["step"] += 1
+        steps = [int(state["step"]) for state in states]
+        means = [state["exp_avg"] for state in states]
+        squares = [state["exp_hessian_diag_sq"] for state in states]
+        diagonals = [self._diagonals[w] for w in weights]
+        torch._foreach_lerp_(means, [w.grad for w in weights if w.grad is not None], 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, diagonals, diagonals, 1 - beta2)
+        scale = torch._foreach_div(squares, [1 - beta2**t for t in steps])
+        torch._foreach_pow_(scale, group["hessian_power"] / 2)
+        torch._foreach_add_(scale, group["eps"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(weights, means, scale, [-group["lr"] / (1 - beta1**t) for t in steps])
+
+
+def _spatial_mean(diagonal: Tensor) -> Tensor:
+    """Of a convolution's kernel (O, I, h, w), every entry replaced by the mean over its h and w."""
+    if diagonal.ndim != 4:
+        return diagonal
+    return diagonal.mean((2, 3), keepdim=True).expand_as(diagonal).contiguous()
 
 
 def learning_rate(

@@ -17,7 +17,7 @@ import torch
 import flows
 from data.sources import DataConfig, load
 from data.synthetic import SyntheticFolder
-from flows import cli, processes, stages, summary, synthesis, training
+from flows import cli, coreset_commands, planning, processes, stages, summary, synthesis, training
 from flows.config import CompareConfig, read_config
 from flows.inputs import images_of
 from flows.progress import meter
@@ -97,7 +97,7 @@ def up_to_plan(path: Path, config: CompareConfig) -> RunFolder:
     run = stages.open_run(config, str(path))
     training.train_early(run, config)
     stages.select_examples(run, config)
-    synthesis.plan_images(run, config)
+    planning.plan_images(run, config)
     return run
 
 
@@ -117,8 +117,8 @@ def made(run: RunFolder) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path in it; not that which a command locks."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    """Every file below a folder, by its path in it; not that which a command locks, nor logs, which tell the time."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK and "log" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -142,7 +142,7 @@ def same_but_for_rounding(run: RunFolder, other: RunFolder) -> None:
         tables.append(SyntheticFolder(one.path / "synthetic").rows())
     exact = [name for name in PLAN_SCHEMA.names if name in tables[0].column_names] + ["calls", "log_snr", "state"]
     assert tables[0].select(exact) == tables[1].select(exact)
-    train = images_of(read_config(other.path).data).train
+    train = images_of(read_config(other.path)).train
     ours, theirs = (folder.images(table, train).pixels().astype(int) for table in tables)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() <= 1e-3
@@ -207,7 +207,8 @@ class Outcome(NamedTuple):
 @pytest.fixture
 def slowlane(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs `slowlane WORD...` in this process."""
-    monkeypatch.setattr(cli, "_prepare_prefect", lambda: None)  # it changes the environment
+    for module in (cli, coreset_commands):
+        monkeypatch.setattr(module, "prepare_prefect", lambda: None)  # it changes the environment
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*words: str | Path) -> Outcome:

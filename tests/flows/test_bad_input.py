@@ -236,7 +236,7 @@ BAD = [
     Bad("run digits --epochs 0", "train.epochs: Input should be greater than or equal to 1, got 0"),
     Bad("run digits --epochs many", "Invalid value for '--epochs': Input should be a valid integer", 2),
     Bad("run digits --seed -1", "seed: Input should be greater than or equal to 0, got -1"),
-    Bad("run digits --optimizer adam", "train.optimizer: Input should be 'sgd' or 'sam', got 'adam'"),
+    Bad("run digits --optimizer adam", "train.optimizer: Input should be 'sgd', 'sam' or 'adahessian', got 'adam'"),
     Bad("run digits --separating-epoch 31", "separating epoch 31 lies beyond the 30 epochs of training"),
     Bad("run digits --device tpu", "device: Input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
     # Config files
@@ -252,8 +252,10 @@ BAD = [
     Bad("compare digits --arms ours-5,ours-5", "arms: each may be named once, got ours-5, ours-5"),
     Bad("compare digits --arms ours-3", "name 2 levels yourself for k = 3"),
     Bad("compare digits --arms ,", "arms: Tuple should have at least 1 item"),
-    Bad("compare digits --optimizers adam", "Input should be 'sgd' or 'sam', got 'adam'"),
-    Bad("compare digits --optimizers sgd,adam", "optimizers.1: Input should be 'sgd' or 'sam', got 'adam'"),
+    Bad("compare digits --optimizers adam", "Input should be 'sgd', 'sam' or 'adahessian', got 'adam'"),
+    Bad(
+        "compare digits --optimizers sgd,adam", "optimizers.1: Input should be 'sgd', 'sam' or 'adahessian', got 'adam'"
+    ),
     Bad("compare digits --optimizers sgd,sgd", "optimizers: each may be named once, got sgd, sgd"),
     Bad("compare digits --seeds 0", "seeds: Input should be greater than or equal to 1, got 0"),
     Bad("compare digits --workers 0", "workers: Input should be greater than or equal to 1, got 0"),
@@ -262,10 +264,28 @@ BAD = [
     Bad("run digits --workers 2", "run is one setting and one seed; workers can be given to compare", 2),
     Bad("plan digits --arms original", "none of the arms (original) needs images to be made"),
     Bad("generate digits --arms original,upsample-2", "none of the arms (original, upsample-2) needs images"),
-    # Classifiers
+    # Strong copies
+    Bad("run digits --strong creig", "strong.selector: Input should be 'none', 'all', 'random'"),
     Bad(
-        "run digits --model resnet", "no classifier is called 'resnet'; use small-cnn, preact-resnet18 or torchvision:"
+        "run digits --strong craig --strong-fraction 0", "strong.coreset.fraction: Input should be greater than 0, got"
     ),
+    Bad(
+        "run digits --strong craig --strong-fraction 1.5", "strong.coreset.fraction: Input should be less than or equal"
+    ),
+    Bad("run digits --strong craig --strong-fraction 0.01", "expected at least 10, one per class: give a fraction of"),
+    Bad("run digits --strong random --policy strongest", "strong.policy.policy: Input should be 'autoaugment_cifar10'"),
+    Bad("run digits --strong forgetting", "strong: forgetting counts what training forgets; give warm_epochs"),
+    Bad("compare digits --arms original+creig", "no selector is called 'creig'; there are all, random, max_loss"),
+    Bad("compare digits --arms original+none", "no selector is called 'none'; there are all, random"),
+    Bad("compare digits --arms original@original+dea", "takes its steps from 'original+dea', which is not among the"),
+    Bad("retrain digits --preset table4", "no preset is called 'table4'; there are", 2),
+    # Training images made harder
+    Bad("run digits --set perturb.noise=some", "perturb.noise: Input should be 'none', 'symmetric' or 'asymmetric'"),
+    Bad("run digits --set perturb.noise_fraction=2", "perturb.noise_fraction: Input should be less than or equal to 1"),
+    # Classifiers
+    Bad("run digits --set classifier.weights=SHOP/nowhere.pth", "nowhere.pth"),
+    Bad("run digits --set classifier.weights=SHOP/names.csv", "names.csv"),
+    Bad("run digits --model resnet", "no classifier is called 'resnet'; use small-cnn, preact-resnet18, "),
     Bad("run digits --model small_cnn --set classifier.width=0", "did you mean small-cnn?"),
     Bad("run digits --model torchvision:resnet19 --set classifier.width=0", "called 'resnet19'; near to it: resnet1"),
     Bad("run digits --model torchvision:squeezenet1_1 --set classifier.width=0", "cannot take images of 8x8"),

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.filesize import decimal
 
-from flows import cli, generator, stages
+from flows import cli, generator, stages, terminal
 from flows.config import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
 from flows.generator import FitGeneratorConfig
+from flows.presets import PRESETS, Preset
 from flows.progress import duration
 from flows.run import RunFolder
 from flows.settings import nested
@@ -40,6 +41,10 @@ OPTIONS = {
     "--epochs",
     "--batch-size",
     "--optimizer",
+    "--strong",
+    "--strong-fraction",
+    "--policy",
+    "--preset",
     "--separating-epoch",
     "--image-size",
     "--train-limit",
@@ -68,8 +73,9 @@ def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
         setattr(fake_flows, name, functools.partial(record, name))
     monkeypatch.setattr(stages, "check_inputs", lambda *_: None)
     monkeypatch.setattr(stages, "check_folder", lambda *_: None)
-    monkeypatch.setattr(cli, "_print_report", lambda *_: None)
-    monkeypatch.setattr(cli, "_print_forecast", lambda *_: None)
+    monkeypatch.setattr(terminal, "print_report", lambda *_: None)
+    monkeypatch.setattr(terminal, "print_forecast", lambda *_: None)
+    monkeypatch.setattr(terminal, "print_errors", lambda *_: None)
     monkeypatch.setattr(RunFolder, "record", lambda *_: {"facts": {"forecast": {}}})
     monkeypatch.chdir(tmp_path)
     return calls
@@ -278,6 +284,50 @@ def test_set_goes_over_options_over_the_file_over_the_preset(
     assert config.data.source == "digits"  # the argument over the file
     assert config.train.rho == plain.train.rho == 0.05  # the preset, where nobody says anything
     assert config.classifier == plain.classifier
+
+
+def test_a_row_of_the_papers_goes_over_the_sources_preset_and_all_else_over_it(
+    ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "data": {"source": "cifar10", "train_limit": 100},
+        "classifier": {"model": "resnet20", "width": 0},
+        "train": {"lr": 0.3, "epochs": 7, "rho": 0.7, "optimizer": "sam"},
+        "arms": ["original", "original+dea"],
+    }
+    monkeypatch.setitem(PRESETS, "row", Preset("of the tests", row))
+    Path("c.toml").write_text("[train]\nlr = 0.2\nepochs = 8\n")
+    config = ask("retrain", "digits", "--preset", "row", "-c", "c.toml", "--epochs", "9").config
+    assert config.data.source == "digits"  # the SOURCE of the command
+    assert config.data.train_limit == 100
+    assert (config.train.lr, config.train.epochs, config.train.rho) == (0.2, 9, 0.7)
+    assert config.train.batch_size == 32  # of the digits' own preset, where nobody says anything
+    assert config.arms == ("original", "original+dea")
+    assert config.optimizers == ("sam",)
+    assert ask("retrain", "--preset", "row").config.data.source == "cifar10"
+    one = ask("run", "digits", "--preset", "row").config  # its arms are its own
+    assert (one.train.rho, isinstance(one, CompareConfig)) == (0.7, False)
+
+
+def test_a_row_of_the_papers_in_a_run_folder_keeps_the_runs_data(
+    ask: Callable[..., SimpleNamespace], pristine: RunFolder
+) -> None:
+    config = ask("retrain", "--out", pristine.path, "--preset", "dea-cifar10-table4").config
+    assert (config.data.source, config.data.train_limit) == ("digits", 60)
+    assert config.strong.every == PRESETS["dea-cifar10-table4"].settings["strong"]["every"]
+
+
+def test_presets_are_listed_a_line_each(slowlane: Slowlane) -> None:
+    lines = slowlane("presets").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert all(one.about in line for one, line in zip(PRESETS.values(), lines, strict=True))
+
+
+def test_strong_copies_are_asked_for_by_three_options(ask: Callable[..., SimpleNamespace]) -> None:
+    strong = ask("run", "digits", "--strong", "dea", "--strong-fraction", "0.3", "--policy", "augmix").config.strong
+    assert (strong.selector, strong.coreset.fraction, strong.policy.policy) == ("dea", 0.3, "augmix")
+    config = ask("retrain", "digits", "--strong", "random").config
+    assert config.arms == ("original", "original@ours-5+random", "ours-5", "ours-5+random")
 
 
 @pytest.mark.parametrize("name", ["paper", "balanced", "fast"])
@@ -507,12 +557,12 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
 
 def test_prefect_is_quiet_and_patient_unless_the_person_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", environment := {"DO_NOT_TRACK": "0"})
-    cli._prepare_prefect()
+    cli.prepare_prefect()
     assert environment["DO_NOT_TRACK"] == "0"
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert int(environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]) >= 60
     assert environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "CRITICAL"
     assert environment["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
     monkeypatch.setattr(os, "environ", environment := {"PREFECT_API_URL": "http://prefect.example/api"})
-    cli._prepare_prefect()
+    cli.prepare_prefect()
     assert "PREFECT_LOGGING_TO_API_ENABLED" not in environment

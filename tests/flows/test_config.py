@@ -48,6 +48,16 @@ def compare(**changes: Any) -> CompareConfig:
         ("original@ours-5", {"kind": "original", "equal_steps_of": "ours-5"}),
         ("upsample-2@original", {"kind": "upsample", "k": 2, "equal_steps_of": "original"}),
         ("ours-1000", {"kind": "synthetic", "k": 1000}),
+        ("original+craig", {"kind": "original", "selector": "craig"}),
+        ("original+all", {"kind": "original", "selector": "all"}),
+        ("ours-5+el2n", {"kind": "synthetic", "k": 5, "selector": "el2n"}),
+        ("upsample-2+max_loss", {"kind": "upsample", "k": 2, "selector": "max_loss"}),
+        ("original@ours-5+dea", {"kind": "original", "equal_steps_of": "ours-5+dea"}),
+        ("original+dea@ours-5", {"kind": "original", "selector": "dea", "equal_steps_of": "ours-5"}),
+        (
+            "ours-5+random@ours-5+dea",
+            {"kind": "synthetic", "k": 5, "selector": "random", "equal_steps_of": "ours-5+dea"},
+        ),
     ],
 )
 def test_an_arm_is_read_from_its_name(name: str, arm: dict[str, Any]) -> None:
@@ -79,8 +89,50 @@ def test_an_arm_is_read_from_its_name(name: str, arm: dict[str, Any]) -> None:
     ],
 )
 def test_a_name_that_is_no_arm_is_refused_with_the_forms(name: str) -> None:
-    with pytest.raises(ValueError, match=r"no arm is called .*upsample-K, ours-K, .* with K from 2 to 1000, or ARM@"):
+    with pytest.raises(
+        ValueError, match=r"no arm is called .*upsample-K, ours-K, .* with K from 2 to 1000, ARM\+SELECTOR .*, or ARM@"
+    ):
         parse_arm(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["original+", "original+none", "ours-5+crag", "original+craig+dea", "original@ours-5@+"]
+)
+def test_a_selector_that_is_none_is_refused_with_the_names(name: str) -> None:
+    with pytest.raises(ValueError, match=r"no selector is called .*all, random, .*craig, dea|no arm is called"):
+        parse_arm(name)
+
+
+def test_an_arms_strong_augmentation_is_the_configs_with_the_arms_selector() -> None:
+    config = compare(arms=("original", "original+dea"), strong={"selector": "none", "every": 20, "copies": 2})
+    strong = config.strong_of(parse_arm("original+dea"))
+    assert (strong.selector, strong.every, strong.copies) == ("dea", 20, 2)
+    assert config.strong_of(parse_arm("original")).selector == "none"
+    with pytest.raises(ValueError, match="warm_epochs"):  # what the selector needs is checked with the arm's
+        compare(arms=("original+forgetting",))
+
+
+@pytest.mark.parametrize(
+    ("arms", "slow"),
+    [(("original", "original+craig"), False), (("original", "upsample-2"), True), (("ours-5+craig",), True)],
+)
+def test_only_arms_of_real_images_alone_need_no_slow_examples(arms: tuple[str, ...], slow: bool) -> None:
+    assert compare(arms=arms).wants_slow == slow
+
+
+@pytest.mark.parametrize(
+    ("selector", "arms"),
+    [
+        ("none", ("original", "original@ours-5", "ours-5")),
+        ("all", ("original", "original@ours-5+all", "ours-5", "ours-5+all")),
+        ("random", ("original", "original@ours-5+random", "ours-5", "ours-5+random")),
+        ("dea", ("original", "original@ours-5+dea", "ours-5", "ours-5+random", "ours-5+dea")),
+    ],
+)
+def test_one_setting_with_strong_copies_stands_beside_what_could_beat_it(selector: str, arms: tuple[str, ...]) -> None:
+    setting = RunConfig(strong={"selector": selector})
+    assert one_setting(setting).arms == arms
+    assert setting_of(one_setting(setting)) == setting
 
 
 @pytest.mark.parametrize(

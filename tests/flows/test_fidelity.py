@@ -22,7 +22,7 @@ def test_rows_are_references_levels_and_all_against_the_training_images(
     pristine: RunFolder, finished: RunFolder
 ) -> None:
     config = read_config(finished.path)
-    train = images_of(config.data).train
+    train = images_of(config).train
     folder = SyntheticFolder(finished.path / "synthetic")
     rows = folder.rows()
     content = fidelity.measure(finished.path)

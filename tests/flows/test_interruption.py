@@ -18,7 +18,7 @@ import pytest
 from data import store
 from data.store import digest_file, read_json
 from data.synthetic import SyntheticFolder
-from flows import training
+from flows import fitting, training
 from flows.config import CompareConfig, read_config
 from flows.inputs import selection_path
 from flows.run import RunFolder
@@ -59,19 +59,19 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from flows import synthesis, training
+from flows import fitting, synthesis, training
 from flows.config import read_config
 from flows.run import RunFolder
 
-save_fit, saved = training.save_fit, []
+save_fit, saved = fitting.save_fit, []
 def second_stops(*args):
     save_fit(*args)
     saved.append(1)
     if len(saved) == 2:  # of three epochs
         print("now", flush=True)
         time.sleep(600)
-training.save_fit = second_stops
-training.CHECKPOINT_SECONDS = 0
+fitting.save_fit = second_stops
+fitting.CHECKPOINT_SECONDS = 0
 run = RunFolder(Path(sys.argv[1]))
 training.retrain_arm(run, read_config(run.path), "ours-3", "sam")
 """
@@ -133,14 +133,14 @@ def test_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     training.retrain_arm(finished, config, "ours-3", "sam")  # never interrupted
     run = killed.retrain
     assert not (run.path / "stages/retrain-ours-3-sam.json").exists()
-    real, started = training.load_fit, []
+    real, started = fitting.load_fit, []
 
     def load_fit(*args: Any) -> FitState | None:
         state = real(*args)
         started.append(state.step if state else 0)
         return state
 
-    monkeypatch.setattr(training, "load_fit", load_fit)
+    monkeypatch.setattr(fitting, "load_fit", load_fit)
     training.retrain_arm(run, config, "ours-3", "sam")
     # Seeds have sets of other sizes: an epoch ends when the longest does.
     steps = max(run.record("retrain-ours-3-sam")["facts"]["steps"])
@@ -166,13 +166,13 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
         with np.load(selection_path(run, "cluster", 0)) as arrays:
             fewer = {**arrays, "indices": arrays["indices"][:-1]}
         store.write_arrays(selection_path(run, "cluster", 0), **fewer)
-    real, started = training.load_fit, []
+    real, started = fitting.load_fit, []
 
     def load_fit(*args: Any) -> FitState | None:
         started.append(real(*args))
         return started[-1]
 
-    monkeypatch.setattr(training, "load_fit", load_fit)
+    monkeypatch.setattr(fitting, "load_fit", load_fit)
     training.retrain_arm(run, tiny(changes), "ours-3", "sam")
     # How many test images there are has no part in training.
     assert (started == [None]) == (changes != {"data.test_limit": 40})
@@ -232,12 +232,13 @@ def test_a_full_disk_in_any_other_stage_leaves_it_to_be_run_again(
 def test_a_full_disk_at_a_checkpoint_leaves_no_half_checkpoint_and_no_result(
     finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
     with monkeypatch.context() as patch:
-        full_after(1, patch)  # the first epoch's fits, the second's does not
+        full_after(3, patch)  # the logs of two seeds and the first epoch's fit, the second's does not
         with pytest.raises(OSError, match="No space left on device"):
             training.retrain_arm(finished, tiny(), "original", "sam")
-    assert [file.name for file in (finished.path / "retrained/original-sam").iterdir()] == ["checkpoint-0.safetensors"]
+    left = {file.name for file in (finished.path / "retrained/original-sam").iterdir()}
+    assert left == {"checkpoint-0.safetensors", "log"}
     training.retrain_arm(finished, tiny(), "original", "sam")
     assert finished.record("retrain-original-sam")["facts"]["steps"] == [9, 9]
 

@@ -356,3 +356,26 @@ def test_ctrl_c_within_a_flow_ends_the_command_as_one_would_expect(
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
     assert slowlane("select", "--out", finished.path).code == 0
+
+
+def test_retrain_alone_trains_arms_of_real_images(
+    flows: Any, slowlane: Slowlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--train-limit", "60", "--test-limit", "50", "--epochs", "1", "--seeds", "1", "--optimizers", "sgd")
+    shown = slowlane("retrain", "digits", "--arms", "original,original+random", "--strong-fraction", "0.5", *words)
+    assert shown.code == 0, shown.err
+    run = RunFolder(tmp_path / "runs/digits")
+    assert {record["stage"] for record in run.records()} == {"retrain-original-sgd", "retrain-original+random-sgd"}
+    assert "original+random  sgd  " in shown.out
+    reported = slowlane("report", "--out", run.path)
+    assert reported.code == 0, reported.err
+    assert "picked" in reported.out
+
+
+def test_a_coreset_is_picked_in_a_flow(flows: Any, slowlane: Slowlane, pristine: RunFolder, tmp_path: Path) -> None:
+    words = ("--train-limit", "60", "--epochs", "1", "--fraction", "0.2", "--method", "margin")
+    shown = slowlane("coreset", "digits", "--out", tmp_path / "run", *words)
+    assert shown.code == 0, shown.err
+    assert shown.out.splitlines()[-1] == str(tmp_path / "run/coreset-margin.npz")
+    assert not (tmp_path / "run/config.json").exists()  # what a run in this folder was asked for stays as it is

@@ -15,10 +15,10 @@ import safetensors.numpy
 
 from data.images import LabeledImages
 from data.seeds import child_seed
-from data.sources import DataConfig, Splits, load
+from data.sources import Splits, load
 from data.store import digest_file, read_json
 from data.synthetic import SyntheticFolder
-from flows import inputs, stages, synthesis, training
+from flows import fitting, inputs, planning, stages, synthesis, training
 from flows.config import CompareConfig
 from flows.inputs import classifier_seeds, selected
 from flows.run import RunFolder
@@ -59,6 +59,19 @@ def test_a_run_folder_holds_what_the_design_says(pristine: RunFolder, story: Sto
         "report.html",
         "contact_sheet.png",
     }
+
+
+def test_every_classifier_that_is_trained_again_has_a_log_of_its_epochs(pristine: RunFolder) -> None:
+    for arm in ("original", "ours-3"):
+        record = facts(pristine, arm)
+        for number in (0, 1):
+            folder = pristine.path / f"retrained/{arm}-sgd/log/seed-{number}"
+            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            assert [line["epoch"] for line in lines] == [1, 2, 3]
+            assert [line["test_error"] for line in lines if "test_error" in line] == [record["errors"][number]]
+            assert len(list((folder / "tensorboard").iterdir())) == 1
+            if number == 0:
+                assert [line["error"] for line in lines] == record["train_error"]
 
 
 def test_the_outputs_of_the_early_classifier_are_a_row_an_image(pristine: RunFolder, tiny: Tiny) -> None:
@@ -481,14 +494,14 @@ def test_the_test_split_has_no_part_in_anything_before_retraining(
 ) -> None:
     real = inputs.images_of
 
-    def shuffled(config: DataConfig) -> Splits:
+    def shuffled(config: CompareConfig) -> Splits:
         splits = real(config)
         labels = np.random.default_rng(0).permutation(splits.test.labels)
         test = LabeledImages(255 - splits.test.pixels(), labels, splits.test.class_names, "shuffled")
         return Splits(splits.train, test, splits.generator)
 
     monkeypatch.setattr(inputs, "images_of", shuffled)
-    for module in (stages, synthesis, training):
+    for module in (stages, planning, synthesis, training):
         monkeypatch.setattr(module, "images_of", shuffled)
     run = story.up_to_plan(tmp_path / "run", tiny())
     story.make_images(run, tiny())
@@ -520,7 +533,7 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
     run = stages.open_run(config, str(finished.path))
     training.train_early(run, config)
     stages.select_examples(run, config)
-    real, starts = training.fit, []
+    real, starts = fitting.fit, []
 
     def second_fails(models: Any, *args: Any, **kwargs: Any) -> Any:
         starts.append(kwargs["start"].step if kwargs["start"] else 0)
@@ -528,7 +541,7 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
             raise OSError("the machine went away")
         return real(models, *args, **kwargs)
 
-    monkeypatch.setattr(training, "fit", second_fails)
+    monkeypatch.setattr(fitting, "fit", second_fails)
     with pytest.raises(OSError, match="went away"):
         training.retrain_arm(run, config, "original", "sgd")
     training.retrain_arm(run, config, "original", "sgd")

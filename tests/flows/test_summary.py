@@ -13,7 +13,7 @@ from data.images import LabeledImages
 from data.sources import load
 from data.store import read_json, write_arrays
 from data.synthetic import SyntheticFolder
-from flows import summary, synthesis
+from flows import planning, summary
 from flows.config import CompareConfig
 from flows.inputs import generator_of, images_of, selected, selection_path
 from flows.run import RunFolder
@@ -137,12 +137,12 @@ def warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dic
 def test_a_generator_that_saw_the_training_images_only_is_warned_of(
     own: int, others: int, warned: bool, finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = images_of(tiny().data).train
+    train = images_of(tiny()).train
     fake = copy.copy(generator_of(tiny()))
     fake.trained_on = frozenset([*train.sha256[:own], *(f"{number:064d}" for number in range(others))])
-    monkeypatch.setattr(synthesis, "generator_of", lambda _: fake)
+    monkeypatch.setattr(planning, "generator_of", lambda _: fake)
     (finished.path / "stages" / "plan.json").unlink()
-    synthesis.plan_images(finished, tiny())
+    planning.plan_images(finished, tiny())
     assert finished.record("plan")["facts"]["generator"]["seen"] == own
     lines = warnings(finished, tiny(), own)
     assert len(lines) == warned

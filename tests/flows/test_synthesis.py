@@ -13,7 +13,7 @@ import torch
 
 from data.store import read_json
 from data.synthetic import SyntheticFolder
-from flows import stages, synthesis, training
+from flows import planning, stages, synthesis, training
 from flows.config import CompareConfig
 from flows.inputs import generator_of, images_of, new_classifiers
 from flows.run import Partial, RunFolder
@@ -145,7 +145,7 @@ def test_a_judge_that_is_named_scores_in_place_of_the_early_classifiers(
     story.make_images(finished, tiny({"scores.judge": str(file)}))
     now = folder.rows()
     assert now.select([*PLAN_SCHEMA.names, "image"]) == before.select([*PLAN_SCHEMA.names, "image"])
-    train = images_of(tiny().data).train
+    train = images_of(tiny()).train
     judge = new_classifiers(tiny({"seeds": 1}), train)[0]
     load_model(file, judge)
     seen = softmax(logits_of(judge, folder.images(now, train)))
@@ -221,7 +221,7 @@ def test_images_that_fit_another_plan_are_not_drawn_again(
     monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
     training.train_early(finished, config)
     stages.select_examples(finished, config)
-    synthesis.plan_images(finished, config)
+    planning.plan_images(finished, config)
     story.make_images(finished, config)
     items = SyntheticFolder(fresh.path / "synthetic").rows()["item_id"].to_pylist()
     if "seeds" not in changes:  # with other early classifiers the judge is another, and so are its scores
@@ -278,17 +278,17 @@ def test_a_generator_that_changed_since_the_plan_is_refused(
 
 
 def test_processes_are_as_many_as_asked_for_and_one_on_the_cpu(tiny: Tiny) -> None:
-    assert synthesis.generator_processes(tiny()) == 1
-    assert synthesis.generator_processes(tiny({"generate.processes": 3})) == 3
+    assert planning.generator_processes(tiny()) == 1
+    assert planning.generator_processes(tiny({"generate.processes": 3})) == 3
 
 
 def test_processes_share_the_time_that_is_forecast(
     finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesis, "probe", lambda *_: SimpleNamespace(seconds_per_call=2.0, bytes_per_image=100.0))
+    monkeypatch.setattr(planning, "probe", lambda *_: SimpleNamespace(seconds_per_call=2.0, bytes_per_image=100.0))
     calls = finished.record("plan")["facts"]["forecast"]["denoiser_calls"]
     (finished.path / "stages/plan.json").unlink()
-    synthesis.plan_images(finished, tiny({"generate.processes": 3}))
+    planning.plan_images(finished, tiny({"generate.processes": 3}))
     forecast = finished.record("plan")["facts"]["forecast"]
     assert forecast["seconds"] == pytest.approx(2 * calls / 3)
     assert forecast["bytes"] == 100 * forecast["images"]

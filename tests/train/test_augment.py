@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
-from train.augment import crop_and_flip
+from train.augment import apply_resized_crop, apply_weak, crop_and_flip, draw_resized_crop, draw_weak
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -111,3 +112,56 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     crop_and_flip(numbered(4), 1, True, seeded())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_draw_of_some_rows_gives_their_images() -> None:
+    images, draw = numbered(20), draw_weak(20, 2, True, seeded())
+    whole = apply_weak(images, draw, 2)
+    assert torch.equal(whole, crop_and_flip(images, 2, True, seeded()))
+    order = torch.randperm(20, generator=seeded(1))
+    for rows in (order, order[:7], order[7:8]):
+        assert torch.equal(apply_weak(images[rows], {name: d[rows] for name, d in draw.items()}, 2), whole[rows])
+
+
+def test_a_draw_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 images, but a draw of top for 5"):
+        apply_weak(numbered(4), draw_weak(5, 1, False, seeded()), 1)
+    with pytest.raises(ValueError, match="padding=2 does not fit a draw of"):
+        apply_weak(numbered(4), draw_weak(4, 0, True, seeded()), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("size", [(8, 8), (20, 13)])
+def test_a_resized_crop_is_torchvisions(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    images = torch.randint(0, 256, (60, 3, 12, 17), generator=seeded()).to(dtype)
+    draw = draw_resized_crop(60, 12, 17, seeded(1))
+    found = apply_resized_crop(images, draw, *size)
+    assert (found.dtype, found.shape) == (dtype, (60, 3, *size))
+    for image, window, result in zip(images, draw["window"].tolist(), found, strict=True):
+        theirs = TF.resized_crop(image, *window, size, antialias=False)
+        assert (result.float() - theirs.float()).abs().max() <= (1 if dtype == torch.uint8 else 1e-3)
+    rows = torch.tensor([5, 40, 2])
+    assert torch.equal(apply_resized_crop(images[rows], {"window": draw["window"][rows]}, *size), found[rows])
+
+
+def test_windows_have_legal_areas_and_aspects_and_lie_inside() -> None:
+    top, left, high, wide = draw_resized_crop(5_000, 200, 300, seeded())["window"].double().unbind(1)
+    assert bool((top >= 0).all() and (left >= 0).all() and (top + high <= 200).all() and (left + wide <= 300).all())
+    share, aspect = high * wide / 60_000, wide / high
+    assert 0.078 < float(share.min()) < 0.1
+    assert float(share.max()) > 0.8
+    assert abs(float(share[share < 0.5].mean()) - 0.29) < 0.02  # uniform in 0.08..0.5, where all fits
+    assert 0.73 < float(aspect.min()) < 0.77
+    assert 1.3 < float(aspect.max()) < 1.36
+
+
+def test_where_no_window_fits_the_middle_is_cut_as_torchvision_does() -> None:
+    window = draw_resized_crop(3, 10, 100, seeded(), scale=(1.0, 1.0))["window"]
+    assert window.tolist() == [[0, 43, 10, 13]] * 3  # 10 * 4 / 3 = 13 wide
+
+
+def test_ranges_of_a_resized_crop_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale="):
+        draw_resized_crop(1, 4, 4, seeded(), scale=(1.0, 0.5))
+    with pytest.raises(ValueError, match="3 images, but windows for 2"):
+        apply_resized_crop(numbered(3), draw_resized_crop(2, 3, 3, seeded()), 3, 3)

@@ -28,9 +28,17 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 def state_of(models: list[nn.Module]) -> FitState:
     """A state in which every model has numbers of its own, among them floats without a short decimal form."""
-    momenta = [{name: value * (m + 2) for name, value in model.named_parameters()} for m, model in enumerate(models)]
-    histories = [History([0.1 + 0.2 + m, 1 / 3], [2 / 3, 0.0]) for m in range(len(models))]
-    return FitState(41, momenta, histories, np.arange(3.0 * len(models)).reshape(-1, 3) / 7)
+    slots = [
+        {f"momentum_buffer/{name}": value * (m + 2) for name, value in model.named_parameters()}
+        | {"step/head.bias": torch.tensor(41.0)}  # AdaHessian's: no dimension
+        for m, model in enumerate(models)
+    ]
+    histories = [History([0.1 + 0.2 + m, 1 / 3], [2 / 3, 0.0], [0.1, 0.01], [1.5, 1.25]) for m in range(len(models))]
+    mixers = [
+        {"chosen_in": np.array(7 + m), "indices": np.arange(m), "right": np.full(3, -1, np.int8)}
+        for m in range(len(models))
+    ]
+    return FitState(41, slots, histories, np.arange(3.0 * len(models)).reshape(-1, 3) / 7, mixers)
 
 
 class Payload:
@@ -143,17 +151,22 @@ def test_a_run_under_way_comes_back_bit_for_bit(tmp_path: Path, count: int) -> N
     assert found.histories == state.histories
     assert found.partial.dtype == np.float64
     np.testing.assert_array_equal(found.partial, state.partial)
-    for buffers, expected in zip(found.momenta, state.momenta, strict=True):
+    assert [history.seconds for history in found.histories] == [[1.5, 1.25]] * count
+    for buffers, expected in zip(found.slots, state.slots, strict=True):
         assert buffers.keys() == expected.keys()
         assert all(torch.equal(buffer, expected[name]) for name, buffer in buffers.items())
+    for arrays, originals in zip(found.mixers, state.mixers, strict=True):
+        assert arrays.keys() == originals.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, originals[name], strict=True)  # shape and dtype too
 
 
 def test_a_run_before_its_first_step_has_no_momenta(tmp_path: Path) -> None:
-    state = FitState(0, [{}], [History()], np.zeros((1, 3)))
+    state = FitState(0, [{}], [History()], np.zeros((1, 3)), [{}])
     save_fit(tmp_path / "run.safetensors", [cnn()], state, "key")
     found = load_fit(tmp_path / "run.safetensors", [cnn()], "key")
     assert found is not None
-    assert (found.step, found.momenta, found.histories) == (0, [{}], [History([], [])])
+    assert (found.step, found.slots, found.histories, found.mixers) == (0, [{}], [History()], [{}])
 
 
 def test_a_later_checkpoint_replaces_the_earlier_one(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,15 @@ from torch.func import functional_call
 
 from data.batches import epoch_order
 from data.images import LabeledImages
-from data.seeds import torch_rng
-from train.augment import crop_and_flip
+from data.seeds import torch_rng, torch_stream
+from train.augment import apply_weak, draw_weak
 from train.checkpoint import load_fit, save_fit
+from train.coreset import CoresetConfig
 from train.fit import FitConfig, FitState, History, fit
+from train.mixing import Mixer, StrongConfig
 from train.models import build
+from train.optim import AdaHessian
+from train.policies import PolicyConfig
 
 # Three epochs of a batch of four; momentum, weight decay, milestones and augmentation as they are by default.
 CONFIG = FitConfig(epochs=3, batch_size=4, crop_padding=1)
@@ -26,6 +31,11 @@ SAM = CONFIG.model_copy(update={"optimizer": "sam"})
 PLAIN = {"crop_padding": 0, "flip": False}
 # Neither history nor momentum in the optimizer: one step is w - lr * gradient.
 BARE = FitConfig(epochs=1, batch_size=4, momentum=0, weight_decay=0, schedule="constant", **PLAIN)
+
+STRONG = StrongConfig(
+    selector="max_loss", coreset=CoresetConfig(fraction=0.5), policy=PolicyConfig(policy="cutout"), every=2
+)
+WU = PolicyConfig(policy="wu2020")
 
 OPTIMIZERS = pytest.mark.parametrize("config", [CONFIG, SAM], ids=["sgd", "sam"])
 
@@ -80,12 +90,13 @@ def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: boo
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3], gamma=0.1)  # 50% and 75% of four epochs
     losses, errors = [], []
     for epoch in range(4):
-        order = rows[epoch_order(11, 7, epoch)]
+        order = epoch_order(11, 7, epoch)
+        weak = draw_weak(11, padding, flip, torch_rng(7, "augment", epoch))  # of the whole epoch, by place in the list
         total_loss, wrong = 0.0, 0
-        for place, batch in enumerate((order[:4], order[4:8])):
-            pixels = torch.from_numpy(data.pixels(batch)).permute(0, 3, 1, 2)
-            pixels = crop_and_flip(pixels, padding, flip, torch_rng(7, "augment", 2 * epoch + place))
-            logits, target = expected(pixels / 255), torch.from_numpy(data.labels[batch])
+        for batch in (order[:4], order[4:8]):
+            pixels = torch.from_numpy(data.pixels(rows[batch])).permute(0, 3, 1, 2)
+            pixels = apply_weak(pixels, {name: values[batch] for name, values in weak.items()}, padding)
+            logits, target = expected(pixels / 255), torch.from_numpy(data.labels[rows[batch]])
             loss = F.cross_entropy(logits, target)
             optimizer.zero_grad()
             loss.backward()
@@ -161,6 +172,96 @@ def test_running_statistics_after_a_sam_step_are_those_of_an_sgd_step_unless_bot
         assert not torch.equal(both[name], sgd[name])
     assert int(sgd["bn1.num_batches_tracked"]) == 1
     assert int(both["bn1.num_batches_tracked"]) == 2
+
+
+def test_adahessian_is_a_plain_loop_with_its_optimizer() -> None:
+    config = CONFIG.model_copy(update={"optimizer": "adahessian", "lr": 0.05, **PLAIN})
+    expected, data = cnn(), noise()
+    optimizer = AdaHessian(expected.parameters(), lr=0.05, betas=(0.9, 0.999), weight_decay=5e-4)
+    for step in range(18):
+        batch = epoch_order(24, 0, step // 6)[4 * (step % 6) : 4 * (step % 6) + 4]
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.1 ** ((step >= 9) + (step >= 13.5))
+        x = torch.from_numpy(data.pixels(batch)).permute(0, 3, 1, 2) / 255
+        loss = F.cross_entropy(expected(x), torch.from_numpy(data.labels[batch]))
+        gradients = torch.autograd.grad(loss, list(expected.parameters()), create_graph=True)
+        optimizer.estimate(gradients, torch_rng(0, "hessian", step))
+        for weight, gradient in zip(expected.parameters(), gradients, strict=True):
+            weight.grad = gradient.detach()
+        optimizer.step()
+    found, _ = trained(config)
+    torch.testing.assert_close(found, bits(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
+@pytest.mark.parametrize("accumulate", [2, 3, 8])
+def test_micro_batches_are_the_whole_batch_without_batchnorm(optimizer: str, accumulate: int) -> None:
+    """SAM too has one perturbation, from the gradient of the whole batch, and not one for each micro-batch."""
+    config = BARE.model_copy(update={"optimizer": optimizer, "batch_size": 8, "rho": 0.5, "epochs": 2})
+    model, weights = mlp(), np.random.default_rng(0).uniform(0, 2, 24)
+    whole, history = trained(config, model=mlp(), weights=weights)
+    parts, found = trained(config.model_copy(update={"accumulate": accumulate}), model=mlp(), weights=weights)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.loss, history.loss, rtol=1e-5)
+    assert found.error == history.error
+    assert not torch.allclose(whole["1.weight"], bits(model)["1.weight"], atol=1e-4)
+
+
+def mlp() -> nn.Module:
+    with torch_stream(0, "mlp"):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def test_nesterov_is_torchs() -> None:
+    config = BARE.model_copy(update={"momentum": 0.9, "nesterov": True, "epochs": 2, "batch_size": 24, "lr": 0.5})
+    expected, data = mlp(), noise()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.5, momentum=0.9, nesterov=True)
+    x = torch.from_numpy(data.pixels()).permute(0, 3, 1, 2) / 255
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(expected(x), torch.from_numpy(data.labels)).backward()
+        optimizer.step()
+    torch.testing.assert_close(trained(config, model=mlp())[0], bits(expected))
+
+
+@OPTIMIZERS
+def test_bfloat16_is_of_activations_and_not_of_weights(config: FitConfig) -> None:
+    seen: list[torch.dtype] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = cnn()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.body(x)
+            seen.append(out.dtype)
+            return out
+
+    config = config.model_copy(update={"rho": 0.01})
+    half, _ = trained(config.model_copy(update={"precision": "bfloat16"}), model=Watched())
+    assert set(seen) == {torch.bfloat16}
+    assert {value.dtype for name, value in half.items() if "weight" in name} == {torch.float32}
+    whole, _ = trained(config, model=Watched())
+    assert (
+        torch.nn.functional.cosine_similarity(  # of the ways gone, which bfloat16 bends a little
+            (half["body.head.weight"] - cnn().get_parameter("head.weight")).flatten(),
+            (whole["body.head.weight"] - cnn().get_parameter("head.weight")).flatten(),
+            dim=0,
+        )
+        > 0.98
+    )
+
+
+@pytest.mark.slow  # a minute for the compiler
+def test_a_compiled_model_is_the_model() -> None:
+    for config in (CONFIG, SAM):
+        compiled, _ = trained(config.model_copy(update={"compile": True}))
+        torch.testing.assert_close(compiled, trained(config)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_models_together_are_not_compiled() -> None:
+    with pytest.raises(ValueError, match="compile is for a model trained alone, not for 2 together"):
+        together(CONFIG.model_copy(update={"compile": True}), UNEQUAL[:2])
 
 
 def test_a_model_handed_over_in_eval_mode_is_trained_in_training_mode() -> None:
@@ -243,7 +344,7 @@ def test_images_larger_than_the_device_allows_are_streamed_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resident, _ = trained(CONFIG)
-    monkeypatch.setattr("train.fit.Pixels", lambda data, device: _streaming(data, device))
+    monkeypatch.setattr("train.fit.Pixels", lambda data, device, **_: _streaming(data, device))
     streamed, _ = trained(CONFIG)
     assert equal(streamed, resident)
 
@@ -433,6 +534,21 @@ def test_models_trained_together_are_those_trained_alone(
         assert len(history.loss) == 3
 
 
+@pytest.mark.parametrize(
+    "strong", [{}, {"policy": WU}, {"selector": "craig", "weights": "normalised", "main": "coreset"}]
+)
+def test_models_with_strong_copies_trained_together_are_those_trained_alone(strong: dict[str, object]) -> None:
+    config, settings = SAM.model_copy(update={"rho": 0.01}), STRONG.model_copy(update={"every": 3, **strong})
+    mixers = [mixer_of(settings, rows, 10 + m) for m, rows in enumerate(UNEQUAL)]
+    models, histories = together(config, UNEQUAL, mixers=mixers)
+    for m, model in enumerate(models):
+        alone = cnn(m)
+        mixing = mixer_of(settings, UNEQUAL[m], 10 + m)
+        (history,) = fit([alone], noise(), [UNEQUAL[m]], config, [10 + m], mixers=[mixing])
+        torch.testing.assert_close(bits(model), bits(alone), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(histories[m].loss, history.loss, rtol=1e-3)
+
+
 def test_models_of_one_seed_trained_together_on_the_same_rows_are_one_model() -> None:
     models = [cnn(), cnn()]
     histories = fit(models, noise(), [np.arange(24)] * 2, SAM, [0, 0])
@@ -516,12 +632,19 @@ def saver(folder: Path, models: Sequence[nn.Module]) -> Callable[[FitState], Non
     return lambda state: save_fit(folder / f"{state.step}.safetensors", models, state, "key")
 
 
+def without_seconds(metadata: dict[str, str]) -> tuple[str, object]:
+    run = json.loads(metadata["run"])
+    for history in run["histories"]:
+        assert len(history.pop("seconds")) == len(history["loss"])
+    return metadata["key"], run
+
+
 def same_file(first: Path, second: Path) -> bool:
     with safetensors.safe_open(first, "pt") as a, safetensors.safe_open(second, "pt") as b:
-        names = sorted(a.keys())
+        names = sorted(name for name in a.keys() if not name.endswith("mixer.seconds"))  # noqa: SIM118 (not a dict)
         return (
-            a.metadata() == b.metadata()
-            and names == sorted(b.keys())
+            without_seconds(a.metadata()) == without_seconds(b.metadata())
+            and {*names} == {name for name in b.keys() if not name.endswith("mixer.seconds")}  # noqa: SIM118
             and all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in names)
         )
 
@@ -531,12 +654,18 @@ def resume_everywhere(
     rows: Sequence[np.ndarray],
     config: FitConfig,
     make: Callable[[int], nn.Module] = cnn,
+    strong: StrongConfig | None = None,
     **options: object,
 ) -> tuple[list[int], list[History]]:
     """Run to the end, then again from each checkpoint on the way in new models: all must end the same, to the bit."""
     count = len(rows)
     models, seeds = [make(m) for m in range(count)], list(range(count))
-    expected = fit(models, noise(), rows, config, seeds, on_epoch=saver(folder / "whole", models), **options)  # type: ignore[arg-type]
+
+    def mixers() -> list[Mixer] | None:
+        return None if strong is None else [mixer_of(strong, own, seed) for own, seed in zip(rows, seeds, strict=True)]
+
+    whole = saver(folder / "whole", models)
+    expected = fit(models, noise(), rows, config, seeds, mixers=mixers(), on_epoch=whole, **options)  # type: ignore[arg-type]
     steps = sorted(int(file.stem) for file in (folder / "whole").iterdir())
     for step in steps:
         others = [make(100 + m) for m in range(count)]
@@ -544,7 +673,8 @@ def resume_everywhere(
         assert start is not None
         assert start.step == step
         again = folder / f"from {step}"
-        found = fit(others, noise(), rows, config, seeds, start=start, on_epoch=saver(again, others), **options)  # type: ignore[arg-type]
+        note = saver(again, others)
+        found = fit(others, noise(), rows, config, seeds, mixers=mixers(), start=start, on_epoch=note, **options)  # type: ignore[arg-type]
         assert found == expected
         for other, model in zip(others, models, strict=True):
             assert equal(bits(other), bits(model))
@@ -558,6 +688,52 @@ def resume_everywhere(
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, config: FitConfig) -> None:
     steps, _ = resume_everywhere(tmp_path, [np.arange(24)], config)
     assert steps == [6, 12, 18]
+
+
+def mixer_of(strong: StrongConfig, rows: np.ndarray, seed: int) -> Mixer:
+    return Mixer(strong, noise().labels[rows], 3, (8, 8, 1), seed)
+
+
+@pytest.mark.parametrize(
+    ("strong", "changes"),
+    [
+        ({}, {}),
+        ({"where": "in_place_twice", "redraw": "round"}, {"optimizer": "sam"}),
+        ({"selector": "adacore", "main": "coreset", "copies": 2, "weights": "normalised"}, {"accumulate": 2}),
+        ({"policy": WU, "every": 3}, {"nesterov": True}),
+        ({"policy": WU, "redraw": "round", "every": 3}, {"precision": "bfloat16"}),
+        ({"selector": "forgetting", "warm_epochs": 2}, {}),
+        ({"main": "random"}, {"optimizer": "adahessian", "lr": 0.05}),
+    ],
+    ids=["append", "in place kept", "adacore", "wu2020", "wu2020 kept", "forgetting", "random main"],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_with_strong_copies_resumes_bit_for_bit(
+    tmp_path: Path, strong: dict[str, object], changes: dict[str, object], count: int
+) -> None:
+    # Checkpoints are on every epoch of the first: amid rounds of two or three; the second, of fewer steps an epoch, is
+    # amid its epochs.
+    config = CONFIG.model_copy(update={"epochs": 4, "batch_size": 8, **changes})
+    rows = [np.arange(24), np.arange(5, 22)][:count]
+    steps, histories = resume_everywhere(tmp_path, rows, config, strong=STRONG.model_copy(update=strong))
+    assert len(steps) == 4
+    assert [len(history.loss) for history in histories] == [4] * count
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adahessian", "lr": 0.05}, {"accumulate": 2}, {"nesterov": True}])
+def test_other_settings_resume_bit_for_bit(tmp_path: Path, change: dict[str, object]) -> None:
+    resume_everywhere(tmp_path, UNEQUAL, CONFIG.model_copy(update=change))
+
+
+def test_a_large_model_resumes_bit_for_bit_in_another_memory_layout(tmp_path: Path) -> None:
+    def large(seed: int) -> nn.Module:
+        return build("small-cnn", 3, (8, 8, 1), seed, width=128)  # 300,000 weights
+
+    resume_everywhere(tmp_path, [np.arange(24)], SAM, large)
+    assert not large(0).get_parameter("conv2.weight").is_contiguous(memory_format=torch.channels_last)
+    model = large(0)
+    fit([model], noise(), [np.arange(24)], SAM, [0])
+    assert model.get_parameter("conv2.weight").is_contiguous(memory_format=torch.channels_last)
 
 
 @OPTIMIZERS
@@ -622,7 +798,7 @@ def test_without_momentum_in_the_state_a_resumed_run_would_differ(tmp_path: Path
     fit([model], noise(), [np.arange(24)], CONFIG, [0], on_epoch=saver(tmp_path, [model]))
     start = load_fit(tmp_path / "12.safetensors", [other], "key")
     assert start is not None
-    fit([other], noise(), [np.arange(24)], CONFIG, [0], start=dataclasses.replace(start, momenta=[{}]))
+    fit([other], noise(), [np.arange(24)], CONFIG, [0], start=dataclasses.replace(start, slots=[{}]))
     assert not equal(bits(other), bits(model))
 
 
@@ -652,6 +828,12 @@ def test_an_epoch_is_the_whole_batches_in_it(n: int, steps_per_epoch: int) -> No
         {"warmup": 1.0},
         {"crop_padding": -1},
         {"learning_rate": 0.1},
+        {"accumulate": 0},
+        {"accumulate": 8, "batch_size": 4},
+        {"nesterov": True, "momentum": 0.0},
+        {"optimizer": "adahessian", "accumulate": 2},
+        {"optimizer": "adahessian", "compile": True},
+        {"precision": "float16"},
     ],
 )
 def test_a_value_out_of_bounds_or_an_unknown_key_is_refused_by_name(bad: dict[str, object]) -> None:

@@ -1,0 +1,66 @@
+"""One of the processes of tests/train/test_team.py: trains each case and writes what came out, by rank."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from data.images import LabeledImages
+from data.seeds import torch_stream
+from train.coreset import CoresetConfig
+from train.fit import FitConfig, FitState, fit
+from train.mixing import Mixer, StrongConfig
+from train.models import build
+from train.policies import PolicyConfig
+from train.team import Team, join
+
+BASE = FitConfig(epochs=3, batch_size=7, crop_padding=1, lr=0.05, rho=0.5)  # shares of 4 and 3
+CASES = {
+    "sgd": BASE,
+    "sam global": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "global"}),
+    "sam local": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "local"}),
+    "strong": BASE,
+    "batchnorm": BASE,
+}
+WORLD = StrongConfig(
+    selector="max_loss", coreset=CoresetConfig(fraction=0.5), policy=PolicyConfig(policy="wu2020"), every=2, copies=2
+)
+
+
+def noise() -> LabeledImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1)).astype(np.uint8)
+    return LabeledImages(pixels, np.arange(24) % 3, ("a", "b", "c"), "noise")
+
+
+def mlp() -> nn.Module:
+    with torch_stream(0, "mlp"):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def run(case: str) -> dict[str, torch.Tensor]:
+    """Weights, history and selections of one case."""
+    config, data = CASES[case], noise()
+    model = build("small-cnn", 3, (8, 8, 1), 0) if case == "batchnorm" else mlp()
+    mixer = Mixer(WORLD, data.labels, 3, (8, 8, 1), 5) if case == "strong" else None
+    calls: list[FitState] = []
+    (history,) = fit(
+        [model], data, [np.arange(24)], config, [5], mixers=[mixer] if mixer else None, on_epoch=calls.append
+    )
+    found = {f"weight.{name}": value.clone() for name, value in model.state_dict().items()}
+    found["loss"], found["error"] = torch.tensor(history.loss), torch.tensor(history.error)
+    found["calls"] = torch.tensor(len(calls))
+    if mixer:
+        found["picked"] = torch.from_numpy(np.concatenate([rows for _, rows, _ in mixer.selections]))
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    join()
+    for case in CASES:
+        save_file(run(case), Path(sys.argv[1]) / f"{case}-{Team().rank}.safetensors")
+    if Team().size > 1:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,382 @@
+"""Which examples an epoch shows strongly, how often and how much they weigh; the mixer without a network."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+
+from train.coreset import CoresetConfig
+from train.evaluate import losses_of
+from train.mixing import EpochRows, Mixer, StrongConfig
+from train.policies import PolicyConfig
+
+LABELS = np.arange(40) % 4  # ten of each class
+HALF = CoresetConfig(fraction=0.5)  # five of each class: B = 20
+CUTOUT = PolicyConfig(policy="cutout")
+WU = PolicyConfig(policy="wu2020")
+
+
+def mixer(labels: np.ndarray = LABELS, seed: int = 3, **settings: object) -> Mixer:
+    """Max-loss with half of the images, unless told otherwise."""
+    values = {"selector": "max_loss", "coreset": HALF, "policy": CUTOUT} | settings
+    return Mixer(StrongConfig(**values), labels, 4, (8, 8, 3), seed)  # type: ignore[arg-type]
+
+
+class Model:
+    """Stands for a network: other outputs at each look, and a count of looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self) -> tuple[np.ndarray, np.ndarray]:
+        self.looks += 1
+        rng = np.random.default_rng(self.looks)
+        return rng.normal(size=(40, 4)).astype(np.float32), rng.normal(size=(40, 6)).astype(np.float32)
+
+
+def no_judge(plan: EpochRows) -> np.ndarray:
+    raise AssertionError("only the loss-driven policy judges")
+
+
+def epochs(mixer: Mixer, count: int, model: Model | None = None) -> list[EpochRows]:
+    model = model or Model()
+    return [mixer.epoch(number, model, no_judge) for number in range(count)]
+
+
+def same(first: EpochRows, second: EpochRows) -> bool:
+    return (
+        np.array_equal(first.rows, second.rows)
+        and np.array_equal(first.strong, second.strong)
+        and (first.weights is second.weights is None or np.array_equal(first.weights, second.weights))  # type: ignore[arg-type]
+        and first.drawn == second.drawn
+        and first.copies.keys() == second.copies.keys()
+        and all(torch.equal(value, second.copies[name]) for name, value in first.copies.items())
+    )
+
+
+# --- how long, and what is in it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "strong"),
+    [
+        ({"selector": "none"}, 40, 0),
+        ({"main": "full"}, 60, 20),  # |main| + r |S|
+        ({"main": "full", "copies": 3}, 100, 60),
+        ({"main": "coreset"}, 40, 20),
+        ({"main": "coreset", "copies": 4}, 100, 80),
+        ({"main": "random", "copies": 2}, 60, 40),
+        ({"where": "in_place"}, 40, 20),  # in place keeps the length
+        ({"where": "in_place", "main": "coreset"}, 20, 20),
+        ({"where": "in_place_twice"}, 80, 40),
+        ({"selector": "all", "copies": 2}, 120, 80),
+        ({"selector": "all", "where": "in_place"}, 40, 40),
+        ({"selector": "random", "coreset": CoresetConfig(fraction=0.1)}, 44, 4),
+    ],
+)
+def test_the_length_of_an_epoch_is_known_before_training(settings: dict[str, object], length: int, strong: int) -> None:
+    mixing = mixer(**settings)
+    assert mixing.length == length
+    for plan in epochs(mixing, 2):
+        assert len(plan.rows) == len(plan.strong) == length
+        assert plan.strong.sum() == strong
+        assert all(len(values) == strong for values in plan.copies.values())
+
+
+def test_appended_copies_stand_beside_all_examples() -> None:
+    (plan,) = epochs(mixer(copies=2), 1)
+    assert np.array_equal(np.sort(plan.rows[~plan.strong]), np.arange(40))
+    rows, counts = np.unique(plan.rows[plan.strong], return_counts=True)
+    assert len(rows) == 20
+    assert set(counts) == {2}
+
+
+def test_in_place_shows_picked_examples_strongly_and_not_weakly() -> None:
+    for where, times in (("in_place", 1), ("in_place_twice", 2)):
+        (plan,) = epochs(mixer(where=where), 1)
+        assert set(np.bincount(plan.rows)) == {times}  # each example as often
+        assert not set(plan.rows[plan.strong]) & set(plan.rows[~plan.strong])
+
+
+def test_on_the_coreset_alone_only_its_rows_are_seen() -> None:
+    mixing = mixer(main="coreset")
+    (plan,) = epochs(mixing, 1)
+    ((epoch, picked, gamma),) = mixing.selections
+    assert epoch == 0
+    assert len(picked) == len(gamma) == 20
+    assert set(plan.rows[~plan.strong]) == set(plan.rows[plan.strong]) == set(picked)
+
+
+def test_a_random_main_set_has_the_coresets_size_and_is_not_it() -> None:
+    mixing = mixer(main="random", every=2)
+    first, second, third = epochs(mixing, 3)
+    (_, picked, _), _ = mixing.selections
+    main = first.rows[~first.strong]
+    assert len(set(main)) == 20
+    assert set(main) != set(picked)
+    assert np.array_equal(second.rows[~second.strong], main)  # the same for the round
+    assert not np.array_equal(third.rows[~third.strong], main)
+
+
+def test_max_loss_is_the_top_by_cross_entropy() -> None:
+    mixing = mixer(coreset=CoresetConfig(fraction=0.25, budget="none"))
+    epochs(mixing, 1)
+    losses = losses_of(Model()()[0], LABELS)
+    assert set(mixing.selections[0][1]) == set(np.argsort(-losses)[:10])
+
+
+# --- when ------------------------------------------------------------------------------------------------------------
+
+
+def test_it_selects_every_so_many_epochs_after_the_warm_up_and_looks_at_no_other_time() -> None:
+    model, mixing = Model(), mixer(every=3, warm_epochs=2)
+    looks = []
+    for number in range(10):
+        mixing.epoch(number, model, no_judge)
+        looks.append(model.looks)
+    assert looks == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert [epoch for epoch, _, _ in mixing.selections] == [2, 5, 8]
+    assert mixing.seconds > 0
+
+
+@pytest.mark.parametrize("selector", ["none", "all", "random"])
+def test_what_needs_no_outputs_does_not_look(selector: str) -> None:
+    model = Model()
+    epochs(mixer(selector=selector), 3, model)
+    assert model.looks == 0
+
+
+def test_epochs_before_the_first_selection_are_weak_and_as_long() -> None:
+    warm, _ = epochs(mixer(copies=3, warm_epochs=1), 2)
+    assert len(warm.rows) == 100
+    assert not warm.strong.any()
+    assert warm.weights is None
+    assert set(np.bincount(warm.rows)) == {2, 3}  # whole passes, and the rest at random without repetition
+    short, _ = epochs(mixer(main="coreset", where="in_place", warm_epochs=1), 2)
+    assert len(set(short.rows)) == 20
+
+
+def test_random_picks_others_each_round_and_for_each_seed() -> None:
+    first, again, other = mixer(selector="random"), mixer(selector="random"), mixer(selector="random", seed=4)
+    for mixing in (first, again, other):
+        epochs(mixing, 2)
+    (_, one, _), (_, two, _) = first.selections
+    assert set(one) != set(two)
+    assert np.array_equal(again.selections[1][1], two)
+    assert set(other.selections[0][1]) != set(one)
+
+
+def test_augmentation_is_drawn_anew_each_epoch() -> None:
+    first, second = epochs(mixer(every=2), 2)
+    assert np.array_equal(first.rows, second.rows)
+    assert (first.drawn, second.drawn) == (0, 1)
+    assert any(not torch.equal(value, second.copies[name]) for name, value in first.copies.items())
+
+
+def test_augmentation_can_be_kept_for_the_round() -> None:
+    """As in Table 4 of arXiv 2210.08363: between two selections the same tensors are seen, the weak ones too."""
+    plans = epochs(mixer(every=3, redraw="round", warm_epochs=1), 7)
+    assert [plan.drawn for plan in plans] == [0, 1, 1, 1, 4, 4, 4]
+    assert same(plans[1], plans[2])
+    assert same(plans[1], plans[3])
+    assert same(plans[4], plans[6])
+    assert not same(plans[3], plans[4])
+
+
+def test_weak_augmentation_alone_can_be_kept_as_well() -> None:
+    plans = epochs(mixer(selector="none", every=2, redraw="round"), 4)
+    assert [plan.drawn for plan in plans] == [0, 0, 2, 2]
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def weighted(**settings: object) -> tuple[EpochRows, np.ndarray]:
+    """An epoch, and the coreset's gamma for each of its rows (1 for those not picked)."""
+    mixing = mixer(selector="craig", **settings)
+    (plan,) = epochs(mixing, 1)
+    ((_, picked, gamma),) = mixing.selections
+    of_row = np.ones(40)
+    of_row[picked] = gamma
+    assert gamma.sum() == 40
+    assert len(set(gamma)) > 1
+    return plan, of_row[plan.rows]
+
+
+def test_without_weights_there_are_none() -> None:
+    assert weighted()[0].weights is None
+
+
+@pytest.mark.parametrize("weigh_strong", [False, True])
+def test_normalised_weights_are_gamma_by_its_mean_on_a_main_set_that_is_the_coreset(weigh_strong: bool) -> None:
+    plan, gamma = weighted(main="coreset", weights="normalised", weigh_strong=weigh_strong, copies=2)
+    assert plan.weights is not None
+    np.testing.assert_allclose(plan.weights[~plan.strong], gamma[~plan.strong] / 2)  # mean of gamma: 40 / 20
+    assert plan.weights[~plan.strong].mean() == pytest.approx(1)
+    expected = gamma[plan.strong] / 2 if weigh_strong else 1
+    np.testing.assert_allclose(plan.weights[plan.strong], np.broadcast_to(expected, 40))
+    assert plan.weights.mean() == pytest.approx(1)
+
+
+def test_a_full_main_set_is_not_weighted() -> None:
+    plan, gamma = weighted(weights="normalised", weigh_strong=True)
+    assert plan.weights is not None
+    assert (plan.weights[~plan.strong] == 1).all()
+    np.testing.assert_allclose(plan.weights[plan.strong], gamma[plan.strong] / 2)
+    plan, _ = weighted(weights="normalised")
+    assert plan.weights is not None
+    assert (plan.weights == 1).all()
+
+
+def test_gamma_over_r_makes_the_copies_of_all_picked_weigh_as_much_as_the_training_set() -> None:
+    for main in ("full", "coreset", "random"):
+        plan, gamma = weighted(main=main, weights="gamma_over_r", copies=4)
+        assert plan.weights is not None
+        np.testing.assert_allclose(plan.weights[plan.strong], gamma[plan.strong] / 4)
+        assert plan.weights[plan.strong].sum() == pytest.approx(40)
+        expected = gamma[~plan.strong] if main == "coreset" else 1
+        np.testing.assert_allclose(plan.weights[~plan.strong], np.broadcast_to(expected, (~plan.strong).sum()))
+
+
+def test_in_place_on_the_coreset_every_row_has_its_weight() -> None:
+    plan, gamma = weighted(main="coreset", where="in_place", weights="normalised")
+    assert plan.weights is not None
+    np.testing.assert_allclose(plan.weights, gamma / 2)
+
+
+# --- forgetting ------------------------------------------------------------------------------------------------------
+
+
+def test_forgetting_counts_right_to_wrong_and_takes_what_was_never_learned_for_endless() -> None:
+    """Never learned is infinite: DeepCore counts zero there and so drops the hardest examples."""
+    mixing = mixer(
+        selector="forgetting", warm_epochs=1, coreset=CoresetConfig(fraction=0.5, budget="none"), labels=LABELS[:6]
+    )
+    rows = np.arange(6)
+    history = [  # by epoch, right or not
+        [1, 1, 1, 0, 0, 1],
+        [1, 0, 1, 0, 1, 0],
+        [1, 1, 0, 0, 1, 1],
+        [1, 0, 1, 0, 1, 1],
+    ]  # events: 0, 2, 1, never learned, 0, 1
+    for right in history:
+        mixing.count(rows, np.array(right, bool))
+    mixing.count(np.array([5]), np.array([False]))  # an epoch that saw only the last: 2 events
+    mixing.epoch(1, Model(), no_judge)
+    assert set(mixing.selections[0][1]) == {3, 1, 5}
+    restored = mixer(
+        selector="forgetting", warm_epochs=1, coreset=CoresetConfig(fraction=0.5, budget="none"), labels=LABELS[:6]
+    )
+    restored.restore(mixing.state())
+    restored.count(np.array([4, 5]), np.array([False, True]))
+    restored.count(np.array([5]), np.array([False]))
+    restored.epoch(2, Model(), no_judge)
+    assert set(restored.selections[1][1]) == {3, 1, 5}
+    assert mixing.counts
+    assert not mixer().counts
+
+
+# --- the loss-driven policy ------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Gives the i-th strong copy its highest loss at its candidate i modulo their number."""
+
+    def __init__(self) -> None:
+        self.calls: list[EpochRows] = []
+
+    def __call__(self, plan: EpochRows) -> np.ndarray:
+        self.calls.append(plan)
+        return np.full(int(plan.strong.sum()), 1.0, np.float32)
+
+
+def test_candidates_are_judged_at_the_start_of_an_epoch_or_of_a_round() -> None:
+    for redraw, judged in (("epoch", [1, 2, 3, 4]), ("round", [1, 1, 2, 2])):
+        judge, mixing, model = Judge(), mixer(policy=WU, every=2, redraw=redraw), Model()
+        counts = []
+        for number in range(4):
+            mixing.epoch(number, model, judge)
+            counts.append(len(judge.calls) / mixing.policy.candidates)
+        assert counts == judged
+
+
+def test_each_strong_copy_gets_the_candidate_of_the_highest_loss() -> None:
+    mixing = mixer(policy=WU.model_copy(update={"choose": "top"}), copies=2)
+    table = np.random.default_rng(0).uniform(size=(40, mixing.policy.candidates)).astype(np.float32)
+    seen: list[EpochRows] = []
+
+    def judge(plan: EpochRows) -> np.ndarray:
+        seen.append(plan)
+        return table[:, len(seen) - 1]
+
+    plan = mixing.epoch(0, Model(), judge)
+    for copy, best in enumerate(table.argmax(1)):
+        for name, values in plan.copies.items():
+            assert torch.equal(values[copy], seen[best].copies[name][copy])
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"every": 3, "redraw": "round", "main": "random"},
+        {"every": 3, "main": "coreset", "weights": "normalised", "selector": "craig", "copies": 2},
+        {"every": 2, "warm_epochs": 2, "selector": "adacore"},
+        {"every": 3, "policy": WU, "redraw": "round"},
+        {"every": 2, "policy": WU.model_copy(update={"choose": "proportional"})},
+        {"selector": "none", "every": 2, "redraw": "round"},
+    ],
+)
+@pytest.mark.parametrize("again", [False, True], ids=["next epoch", "amid an epoch"])
+def test_a_restored_mixer_goes_on_as_if_nothing_had_happened(settings: dict[str, object], again: bool) -> None:
+    """`again`: it makes the same epoch once more, with a network that has since changed."""
+
+    def judge_of(number: int) -> Callable[[EpochRows], np.ndarray]:
+        return lambda plan: np.random.default_rng(number).uniform(size=int(plan.strong.sum())).astype(np.float32)
+
+    def look_of(number: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        model = Model()
+        model.looks = 100 * number
+        return model
+
+    whole = mixer(**settings)
+    plans = [whole.epoch(number, look_of(number), judge_of(number)) for number in range(7)]
+    for stop in range(1, 7):
+        part, rest = mixer(**settings), mixer(**settings)
+        for number in range(stop):
+            part.epoch(number, look_of(number), judge_of(number))
+        rest.restore({name: value.copy() for name, value in part.state().items()})
+        assert rest.seconds == part.seconds
+        for number in range(stop - again, 7):
+            late = number + 50 * (number == stop - 1)  # what is seen amid an epoch must not matter
+            assert same(rest.epoch(number, look_of(late), judge_of(late)), plans[number])
+        for (epoch, rows, gamma), expected in zip(rest.selections, whole.selections, strict=True):
+            assert epoch == expected[0]
+            np.testing.assert_array_equal(rows, expected[1], strict=True)
+            np.testing.assert_array_equal(gamma, expected[2], strict=True)
+
+
+# --- bad settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"where": "in_place", "copies": 2}, "copies=2 needs where=append"),
+        ({"where": "in_place_twice", "main": "random"}, "give main=full or coreset, not random"),
+        ({"selector": "forgetting"}, "give warm_epochs of at least 1"),
+        ({"weigh_strong": True}, "weigh_strong is for weights=normalised, not none"),
+        ({"selector": "hardest"}, "selector"),
+        ({"copies": 0}, "copies"),
+        ({"every": 0}, "every"),
+        ({"rounds": 3}, "rounds"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        mixer(**settings)

@@ -1,0 +1,146 @@
+"""How many examples of a coreset are picked, of which class, and by what: the config and the budgets."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import pydantic
+from pydantic import Field
+
+__all__ = ["SCORED", "CoresetConfig", "Method", "budgets", "in_proportion"]
+
+Method = Literal[
+    "random",
+    "max_loss",
+    "least_confidence",
+    "entropy",
+    "margin",
+    "forgetting",
+    "el2n",
+    "grand",
+    "herding",
+    "k_center",
+    "contextual_diversity",
+    "craig",
+    "dea",
+    "adacore",
+    "lcmat",
+    "gradmatch",
+    "glister",
+]
+
+# What one number per example decides: only these can go without class budgets.
+SCORED: tuple[Method, ...] = get_args(Method)[: get_args(Method).index("herding")]
+
+
+class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How many examples are picked, and how."""
+
+    method: Method = Field("craig", description="What decides which examples are picked")
+    fraction: float = Field(0.1, gt=0, le=1, description="Share of all examples to pick, above 0 to 1")
+    per_class: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Examples to pick per class on average, in place of the fraction; 0: the fraction",
+    )
+    budget: Literal["equal", "proportional", "none"] = Field(
+        "equal",
+        description="How the number is dealt out: as many of each class, in proportion to its size, or whatever scores "
+        "highest (only methods with one score per example)",
+    )
+    gradient: Literal["logits", "last_layer"] = Field(
+        "logits", description="Whose gradients craig, dea, adacore, gradmatch and glister use; lcmat: the last layer's"
+    )
+    dea_similarity: Literal["distance", "exp"] = Field(
+        "distance",
+        description="dea: a constant minus the distance d as in the paper, or exp(-d / width) as in its code",
+    )
+    lcmat_rho: float = Field(0.02, ge=0, le=1e6, description="lcmat: weight of curvature, rho of the paper; 0: craig")
+    lcmat_k: float = Field(
+        100, gt=0, le=1e9, description="lcmat: dimensions of the Hessian compared, a number from 1, or a share below 1"
+    )
+    adacore_damping: float = Field(0.01, gt=0, le=1e6, description="adacore: added to curvature before dividing by it")
+    adacore_curvature: Literal["example", "pool", "given"] = Field(
+        "example",
+        description="adacore: each example's exact Hessian diagonal, the mean of those of the pool, or a given one",
+    )
+    adacore_gradient_decay: float = Field(0.9, ge=0, lt=1, description="adacore: decay of averaged gradients, b1")
+    adacore_curvature_decay: float = Field(0.999, ge=0, lt=1, description="adacore: decay of averaged curvature, b2")
+    gradmatch_ridge: float = Field(0.5, ge=0, le=1e6, description="gradmatch: penalty on squared weights, lambda")
+    glister_lr: float = Field(0.01, gt=0, le=100, description="glister: size of the step that each pick makes, eta")
+
+    @pydantic.field_validator("lcmat_k")
+    @classmethod
+    def _number_or_share(cls, k: float) -> float:
+        if k > 1 and k != int(k):
+            raise ValueError(f"lcmat_k = {k}; expected a whole number of dimensions, or a share of them below 1")
+        return k
+
+
+def budgets(labels: np.ndarray, num_classes: int, config: CoresetConfig) -> np.ndarray:
+    """How many examples are picked of each class: int64 (C,), at most its size; the sum is exactly the number asked.
+
+    The number is the fraction of all examples, rounded half up, or per_class times the classes that are there, at most
+    all. `equal` deals it out as evenly as sizes allow: what a small class cannot give is dealt to the others.
+    `proportional` rounds by largest remainders, but leaves no class without. What does not divide goes to the lowest
+    classes. For `none` only the sum means something.
+
+    Args:
+        labels: int64 (N,).
+
+    Raises:
+        ValueError: nothing to pick, fewer picks than classes, `none` with a method that works class by class, or
+            labels out of range.
+    """
+    if config.budget == "none" and config.method not in SCORED:
+        raise ValueError(
+            f"{config.method} picks class by class: give budget equal or proportional; none is for {', '.join(SCORED)}"
+        )
+    if len(labels) == 0:
+        raise ValueError("there are no examples to pick from")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+    sizes = np.bincount(labels, minlength=num_classes).astype(np.int64)
+    classes = int((sizes > 0).sum())
+    if config.per_class:
+        asked, total = f"per_class {config.per_class}", min(config.per_class * classes, len(labels))
+    else:
+        asked, total = f"fraction {config.fraction:g}", int(config.fraction * len(labels) + 0.5)
+    least = 1 if config.budget == "none" else classes
+    if total < least:
+        raise ValueError(
+            f"{asked} of {len(labels)} examples is {total}; expected at least {least}, one per class: "
+            f"give a fraction of {least / len(labels):.2g} or more"
+            if least > 1
+            else f"{asked} of {len(labels)} examples is none; give a fraction of {1 / len(labels):.2g} or more"
+        )
+    if config.budget == "equal":
+        return _evenly(sizes, total)
+    return in_proportion(sizes, total, at_least=0 if config.budget == "none" else 1)
+
+
+def _evenly(sizes: np.ndarray, total: int) -> np.ndarray:
+    """The highest level up to which all classes can be filled, and the rest one each."""
+    low, high = 0, int(sizes.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(sizes, middle).sum() <= total else (low, middle - 1)
+    dealt = np.minimum(sizes, low)
+    dealt[np.flatnonzero(sizes > low)[: total - dealt.sum()]] += 1
+    return dealt
+
+
+def in_proportion(sizes: np.ndarray, total: int, at_least: int = 1) -> np.ndarray:
+    """`total`, at most all, dealt out to classes int64 (C,) in proportion to their sizes: int64 (C,).
+
+    Rounded by largest remainders, ties to the lowest class.
+
+    Args:
+        at_least: 0 or 1; 1 leaves no class without that has examples, and needs a total of as many as there are such.
+    """
+    dealt, remainder = np.divmod(sizes * total, sizes.sum())  # integers: no rounding decides
+    dealt[np.argsort(-remainder, kind="stable")[: total - dealt.sum()]] += 1
+    for label in np.flatnonzero((sizes > 0) & (dealt < at_least)):
+        dealt[dealt.argmax()] -= 1
+        dealt[label] = 1
+    return dealt
