@@ -12,7 +12,7 @@ from torch import Tensor
 from data.images import EncodedImages, LabeledImages
 from data.seeds import numpy_rng
 
-__all__ = ["Pixels", "epoch_order"]
+__all__ = ["Pixels", "cores", "epoch_order"]
 
 RESIDENT_BYTES = 4 << 30
 _CHUNK = 8  # images that a thread decodes at a time: all threads work on the batch that is needed next
@@ -48,7 +48,7 @@ class Pixels:
         assert workers >= 0 <= ahead
         self.data = data
         self.device = device
-        self.workers = workers or _cores()
+        self.workers = workers or cores()
         self.ahead = ahead
         self.channels_last = channels_last
         self.resident: Tensor | None = None  # uint8 (N, C, H, W), or with channels_last (N, H, W, C), contiguous
@@ -133,10 +133,10 @@ def _fit(size: int, device: torch.device, limit: int) -> bool:
     return size <= limit
 
 
-def _cores() -> int:
-    """This process's share: torchrun and accelerate say how many processes they started on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+def cores() -> int:
+    """This process's share of the cores: torchrun and accelerate say how many processes they started here."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

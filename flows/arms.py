@@ -17,16 +17,20 @@ class Pool:
     Attributes:
         n_real: how many real images.
         rows: by (source index, level steps, variant), the row of the synthetic image; those not `ok` are absent.
+        items: the same by item id.
     """
 
     n_real: int
     rows: dict[tuple[int, int, int], int]
+    items: dict[str, int]
 
     @classmethod
     def of(cls, n_real: int, usable: pa.Table) -> "Pool":
         """The pool of `usable` rows of a synthetic data set, in their order after the real images."""
         keys = zip(*(usable[name].to_pylist() for name in ("source_index", "level_steps", "variant")), strict=True)
-        return cls(n_real, {key: n_real + place for place, key in enumerate(keys)})
+        names = usable["item_id"].to_pylist()
+        places = range(n_real, n_real + len(names))
+        return cls(n_real, dict(zip(keys, places, strict=True)), dict(zip(names, places, strict=True)))
 
 
 def arm_rows(arm: Arm, selected: np.ndarray, levels: tuple[int, ...], pool: Pool) -> np.ndarray:

@@ -92,8 +92,8 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         min_length=1,
         description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, misclassified-K "
         "(as many as ours); all-K; noise-K (ours from pure noise); ARM+SELECTOR is ARM with strong copies as `strong` "
-        "says of what the selector picks, such as ours-5+craig or original+all; ARM@OTHER is ARM at the optimizer "
-        "steps of OTHER",
+        "says of what the selector picks, such as ours-5+craig or original+all; original+file takes the picks of "
+        "`strong.file`; ARM@OTHER is ARM at the optimizer steps of OTHER",
     )
     optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
         ("sgd", "sam"), min_length=1, description="sgd, sam, adahessian, or several of them"
@@ -135,9 +135,15 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         """Whether any arm needs to know which images are slow; original, with or without strong copies, does not."""
         return any(arm.kind != "original" for arm in self.parsed_arms)
 
+    @property
+    def wants_file(self) -> bool:
+        """Whether any arm trains on the coreset that `strong.file` names."""
+        return any(arm.selector == "file" for arm in self.parsed_arms)
+
     def strong_of(self, arm: "Arm") -> StrongConfig:
         """The strong augmentation of an arm: its own selector, all else as `strong` says."""
-        return StrongConfig(**{**dict(self.strong), "selector": arm.selector})
+        file = self.strong.file if arm.selector == "file" else ""  # another file is nothing to the other arms
+        return StrongConfig(**{**dict(self.strong), "selector": arm.selector, "file": file})
 
     def levels(self, arm: "Arm") -> tuple[int, ...]:
         """The levels of an arm in steps of the grid; none for arms without synthetic images."""
@@ -171,7 +177,7 @@ _METHODS: dict[str, Method] = {
 }
 
 
-_SELECTORS: tuple[Selector, ...] = ("all", *get_args(CoresetMethod))
+_SELECTORS: tuple[Selector, ...] = ("all", *get_args(CoresetMethod), "file")
 
 
 def parse_arm(name: str) -> Arm:
@@ -212,12 +218,13 @@ def one_setting(config: RunConfig) -> CompareConfig:
     """The comparison that one setting makes: it, and the original at equal epochs and at equal steps.
 
     With strong augmentation also the same images without it, and with strong copies of as many drawn by lot: only what
-    beats both was gained by the selector. The methods are paired on one seed, which shows the path and no significance.
+    beats both was gained by the selector. How many a file picks is not known here, so there is no lot beside it. The
+    methods are paired on one seed, which shows the path and no significance.
     """
     ours = next(word for word, method in _METHODS.items() if method == config.slow.method) + f"-{config.plan.k}"
     selector = config.strong.selector
     final = ours if selector == "none" else f"{ours}+{selector}"
-    lot = [] if selector in ("none", "all", "random") else [f"{ours}+random"]
+    lot = [] if selector in ("none", "all", "random", "file") else [f"{ours}+random"]
     arms = tuple(dict.fromkeys(("original", f"original@{final}", ours, *lot, final)))
     return CompareConfig(**dict(config), arms=arms, optimizers=(config.train.optimizer,), seeds=1)
 

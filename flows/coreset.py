@@ -159,6 +159,7 @@ def pick_coreset(run: RunFolder, config: CoresetRunConfig) -> dict[str, Any]:
             labels=pool.labels[picked.indices],
             weights=picked.weights,
             source=sources[picked.indices],
+            sha256=np.array(pool.sha256)[picked.indices],
         )
         facts |= {
             "method": method,

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -16,13 +16,14 @@ from flows.options import (
     Json,
     Model,
     Out,
+    Preset,
     Seed,
     Settings,
     Source,
     TrainLimit,
     option,
 )
-from flows.settings import merge, nested, prepare_prefect
+from flows.settings import merge, named_preset, named_source, nested, prepare_prefect
 
 if TYPE_CHECKING:
     from flows.coreset import CoresetRunConfig
@@ -50,6 +51,7 @@ def add_coreset_command(app: typer.Typer) -> None:
 def _coreset(
     source: Source = "",
     out: Out = None,
+    preset: Preset = None,
     method: Method = None,
     fraction: Fraction = None,
     checkpoint: Checkpoint = None,
@@ -83,7 +85,7 @@ def _coreset(
         "seed": seed,
         "device": device,
     }
-    resolved, folder = resolve_coreset(as_path(out) if out else None, nested(config, given, settings))
+    resolved, folder = resolve_coreset(as_path(out) if out else None, nested(config, given, settings), preset)
     from flows.coreset import check_coreset
     from flows.progress import say
 
@@ -99,17 +101,25 @@ def _coreset(
         _print(told, folder)
 
 
-def resolve_coreset(out: Path | None, settings: dict[str, Any]) -> "tuple[CoresetRunConfig, Path]":
+def resolve_coreset(
+    out: Path | None, settings: dict[str, Any], row: str | None = None
+) -> "tuple[CoresetRunConfig, Path]":
     """The config of `slowlane coreset` and the folder it writes to.
 
     A source starts from its preset. Without one, the run folder says what the data are and its early classifiers look.
+
+    Args:
+        row: name of a preset of a row of the papers: its data, classifier, training but for the epochs, and how it
+            picks. Of it, a run folder without a source takes the latter alone.
     """
     from flows.config import preset, read_config
     from flows.coreset import CoresetRunConfig
 
     ten = {"train": {"epochs": 10}}
-    data = settings.get("data")
-    source = data.get("source") if isinstance(data, dict) else data
+    if row is not None:
+        in_run = out is not None and (out / "config.json").is_file() and not named_source(settings)
+        settings = merge(_picking(row, in_run), settings)
+    source = named_source(settings)
     if source is not None:
         known = {name: value for name, value in preset(source).items() if name in CoresetRunConfig.model_fields}
         base = merge(merge(known, ten), {"data": {"source": source}})
@@ -123,6 +133,22 @@ def resolve_coreset(out: Path | None, settings: dict[str, Any]) -> "tuple[Corese
     else:
         raise typer.BadParameter("name a data source, or the run folder of an earlier command with --out")
     return CoresetRunConfig(**merge(base, settings)), out
+
+
+def _picking(row: str, in_run: bool) -> dict[str, Any]:
+    """What a row of the papers says of picking a coreset."""
+    from train.coreset_config import Method as CoresetMethod
+
+    published = named_preset(row)
+    strong = published.get("strong", {})
+    selector = strong.get("selector")
+    if selector not in get_args(CoresetMethod):
+        raise typer.BadParameter(f"preset {row} picks no coreset; give --method and --fraction")
+    taken = {"coreset": {**strong.get("coreset", {}), "method": selector}}
+    if not in_run:
+        taken |= {name: published[name] for name in ("data", "perturb", "classifier", "train") if name in published}
+        taken["train"] = {name: value for name, value in taken.get("train", {}).items() if name != "epochs"}
+    return taken
 
 
 def _print(told: dict[str, Any], folder: Path) -> None:

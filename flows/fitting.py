@@ -19,9 +19,9 @@ from flows.progress import Meter, meter, warn
 from train.checkpoint import load_fit, save_fit
 from train.fit import FitConfig, FitState, History, fit
 from train.log import RunLog
-from train.mixing import Mixer
+from train.mixing import Mixer, StrongConfig
 
-__all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key"]
+__all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "strong_key"]
 
 CHECKPOINT_SECONDS = 30.0
 # What only one optimizer reads. Elsewhere it stands at its default: changing it must not train the others again.
@@ -51,6 +51,12 @@ def classifier_key(config: ClassifierConfig) -> dict[str, Any]:
     """What a digest names of a classifier: of weights from a file, what is in the file."""
     key = _named(config, _FIRST_CLASSIFIER)
     return key | ({"weights": digest_file(as_path(config.weights))} if config.weights else {})
+
+
+def strong_key(config: StrongConfig) -> dict[str, Any]:
+    """What a digest names of an arm's strong augmentation: of a coreset from a file, what is in the file."""
+    key = config.model_dump(mode="json", exclude={"file"})
+    return key | ({"file": digest_file(as_path(config.file))} if config.file else {})
 
 
 def _named(config: pydantic.BaseModel, first: set[str]) -> dict[str, Any]:
@@ -146,7 +152,7 @@ def fit_all(
             "seeds": [seeds[m] for m in group],
         }
         if mixing:
-            key["strong"] = mixing[0].config.model_dump(mode="json")
+            key["strong"] = strong_key(mixing[0].config)
         digest = digest_json(key)
         start = load_fit(file, mine, digest)
         lengths = [mixer.length for mixer in mixing] if mixing else [len(rows[m]) for m in group]

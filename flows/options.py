@@ -8,6 +8,7 @@ __all__ = [
     "Arms",
     "BatchSize",
     "ConfigFile",
+    "Coreset",
     "Device",
     "Epochs",
     "Generator",
@@ -101,6 +102,14 @@ Strong = Annotated[
 ]
 StrongFraction = Annotated[
     float | None, option("Share of the training set that gets them, above 0 to 1", "--strong-fraction")
+]
+Coreset = Annotated[
+    str | None,
+    option(
+        "A coreset-METHOD.npz that slowlane coreset wrote: retrain on its images alone, or as strong.main, "
+        "strong.copies and --arms such as original+file say",
+        "--coreset",
+    ),
 ]
 Policy = Annotated[
     str | None, option("Strong augmentation: randaugment, trivialaugment, augmix, cutout, wu2020, ...", "--policy")

@@ -10,7 +10,7 @@ import typer
 
 from data.store import as_path
 
-__all__ = ["merge", "named_preset", "names", "nested", "numbers", "prepare_prefect", "resolve"]
+__all__ = ["merge", "named_preset", "named_source", "names", "nested", "numbers", "prepare_prefect", "resolve"]
 
 
 def nested(file: str | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
@@ -88,9 +88,25 @@ def named_preset(name: str) -> dict[str, Any]:
     return dict(PRESETS[name].settings)
 
 
-def _source(settings: dict[str, Any]) -> Any:
+def named_source(settings: dict[str, Any]) -> Any:
+    """The data source that settings name; None where they name none."""
     data = settings.get("data")
     return data.get("source") if isinstance(data, dict) else data
+
+
+def _with_coreset(settings: dict[str, Any], kind: str, row: str | None) -> dict[str, Any]:
+    """The settings; where they name a coreset's file and no arm, with who trains on it.
+
+    `retrain` trains the original on the picks alone, unless something says how they are mixed; the others give the
+    picks strong copies beside what they make.
+    """
+    strong = settings.get("strong")
+    if not isinstance(strong, dict) or not strong.get("file") or "arms" in settings or "selector" in strong:
+        return settings
+    if kind != "retrain":
+        return merge(settings, {"strong": {"selector": "file"}})
+    says = row is not None or {"main", "copies", "where"} & set(strong)
+    return merge(settings, {"arms": ["original+file"], "strong": {} if says else {"main": "coreset", "copies": 0}})
 
 
 def resolve(
@@ -111,6 +127,7 @@ def resolve(
             raise typer.BadParameter(f"no sampling is called {sampling!r}; there are {', '.join(SAMPLING)}")
         settings = merge({"sample": SAMPLING[sampling]}, settings)
 
+    settings = _with_coreset(settings, kind, row)
     many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
     if kind == "run" and many:
         raise typer.BadParameter(f"run is one setting and one seed; {', '.join(many)} can be given to compare")
@@ -118,14 +135,14 @@ def resolve(
         published = named_preset(row)
         if kind == "run":  # its arms are its own
             published = {name: value for name, value in published.items() if name in RunConfig.model_fields}
-        if out is not None and (out / "config.json").is_file() and _source(settings) is None:
+        if out is not None and (out / "config.json").is_file() and named_source(settings) is None:
             published["data"] = {name: value for name, value in published.get("data", {}).items() if name != "source"}
         settings = merge(published, settings)
         many = sorted({"arms", "optimizers", "seeds", "workers"} & set(settings))
     compares = kind == "compare" or many not in ([], ["workers"])
     if row is not None and compares and "optimizer" in settings.get("train", {}):
         settings = {"optimizers": [settings["train"]["optimizer"]], **settings}  # a row has one, not our default two
-    source = _source(settings)
+    source = named_source(settings)
     if source is not None:
         base = merge(preset(source), {"data": {"source": source}})
         path = Path(str(source))
@@ -141,12 +158,17 @@ def resolve(
     else:
         raise typer.BadParameter("name a data source, or the run folder of an earlier command with --out")
     merged = merge(base, settings)
-    if kind == "run":
-        return RunConfig(**merged), folder
     if compares:
-        return CompareConfig(**merged), folder
-    workers = merged.pop("workers", 1)
-    return CompareConfig(**{**dict(one_setting(RunConfig(**merged))), "workers": workers}), folder
+        found = CompareConfig(**merged)
+    else:
+        workers = merged.pop("workers", 1)
+        asked = RunConfig(**merged)
+        found = CompareConfig(**{**dict(one_setting(asked)), "workers": workers})
+    if "file" in settings.get("strong", {}) and found.strong.file and not found.wants_file:
+        raise ValueError(
+            f"a coreset is named ({found.strong.file}), but no arm trains on it; give --arms one such as original+file"
+        )
+    return (asked if kind == "run" else found), folder
 
 
 def prepare_prefect() -> None:

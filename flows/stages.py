@@ -14,7 +14,8 @@ import numpy as np
 
 from data.images import LabeledImages
 from data.store import as_path, is_remote, local_file, write_arrays, write_json
-from flows.config import CompareConfig
+from flows.arms import Pool
+from flows.config import Arm, CompareConfig
 from flows.inputs import (
     classifier_seeds,
     device_of,
@@ -27,13 +28,16 @@ from flows.inputs import (
     selected,
     selection_path,
 )
+from flows.picks import check_pictures, given_to, read_picks
 from flows.progress import say, warn
 from flows.run import RunFolder
 from flows.synthesis import check_made
+from flows.training import check_picks
 from synth.load import kind_of
 from synth.prompts import PromptConfig, lint, names_of
 from synth.quality import check_scorers
 from synth.sizes import Frame, check_channels, work_size_warning
+from train.coreset import Coreset
 from train.mixing import Mixer
 from train.slow import Method, select_slow
 
@@ -82,8 +86,9 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     device_of(config.device)
     new_classifiers(config.model_copy(update={"seeds": 1}), train)
     for arm in config.parsed_arms:
-        if arm.selector != "none":  # its budget and its policy
-            Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed)
+        if arm.selector != "none":  # its budget or its picks, and its policy
+            given = _given(config, arm, train) if arm.selector == "file" else None
+            Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, given)
     epochs = config.train.total_epochs(len(train))
     early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
     if early and config.slow.separating_epoch > epochs:
@@ -93,6 +98,15 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
     for part in (train, splits.test):
         len(part.sha256)
+
+
+def _given(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
+    """What an arm has of the coreset in its file; of one with synthetic images only the real ones are looked at."""
+    pool, rows, synthetic = Pool(len(train), {}, {}), np.arange(len(train)), arm.kind == "synthetic"
+    picks = read_picks(config.strong.file)
+    given = given_to(f"arm {arm.name}", picks, train.labels, pool, rows, real_alone=synthetic)
+    check_pictures(picks, train)
+    return given
 
 
 def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
@@ -150,6 +164,8 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
             )
         if config.wants_synthetic:
             check_made(run, config)
+            if kind == "retrain":
+                check_picks(run, config)
     if kind == "report":
         for arm in config.arms:
             for optimizer in config.optimizers:

@@ -15,8 +15,9 @@ from data.store import digest_bytes, digest_json, write_arrays, write_json
 from data.synthetic import SyntheticFolder
 from flows.arms import Pool, arm_rows
 from flows.config import CompareConfig, parse_arm
-from flows.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key
+from flows.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, strong_key
 from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers, selected
+from flows.picks import given_to, read_picks
 from flows.processes import leads
 from flows.progress import say
 from flows.run import RunFolder, Stage
@@ -27,7 +28,7 @@ from train.fit import FitConfig, History
 from train.mixing import Mixer
 from train.slow import separating_epoch
 
-__all__ = ["arm_is_done", "follow", "retrain_arm", "train_early"]
+__all__ = ["arm_is_done", "check_picks", "follow", "retrain_arm", "train_early"]
 
 
 # Early training looks for its knee within this share of the run; published separating epochs lie at 4 to 10 %.
@@ -45,7 +46,7 @@ def train_early(run: RunFolder, config: CompareConfig) -> None:
         "separating_epoch": config.slow.separating_epoch,
         "seeds": classifier_seeds(config),
     }
-    stage = run.stage("early", 1, inputs)
+    stage = run.stage("early", 2, inputs)
     if stage.is_done():
         say(f"early training: done before, to epoch {run.record('early')['facts']['separating_epoch']}")
         return
@@ -115,11 +116,11 @@ def _job(run: RunFolder, config: CompareConfig, arm_name: str, optimizer: str) -
     fit_config = fit_config_of(config.train, optimizer)
     data, pool, tokens = _pool(run, config, {arm_name, arm.equal_steps_of} - {""})
     rows = [_rows(run, config, arm_name, number, pool) for number in range(config.seeds)]
-    mixers = _mixers(config, arm_name, data, rows)
+    mixers = _mixers(config, arm_name, data, rows, pool)
     lengths = [mixer.length for mixer in mixers] if mixers else [len(r) for r in rows]
     if other := arm.equal_steps_of:
         others = [_rows(run, config, other, number, pool) for number in range(config.seeds)]
-        mixed = _mixers(config, other, data, others)
+        mixed = _mixers(config, other, data, others, pool)
         lengths = [mixer.length for mixer in mixed] if mixed else [len(r) for r in others]
     steps = [fit_config.total_steps(length) for length in lengths]
     inputs: dict[str, Any] = {
@@ -132,21 +133,38 @@ def _job(run: RunFolder, config: CompareConfig, arm_name: str, optimizer: str) -
         "seeds": classifier_seeds(config),
     }
     if mixers:
-        inputs["strong"] = config.strong_of(arm).model_dump(mode="json")
-    stage = run.stage(f"retrain-{arm_name}-{optimizer}", 1, inputs)
+        inputs["strong"] = strong_key(config.strong_of(arm))
+    stage = run.stage(f"retrain-{arm_name}-{optimizer}", 2, inputs)
     return _Job(data, rows, steps, mixers, fit_config, inputs, stage)
 
 
-def _mixers(config: CompareConfig, arm_name: str, data: LabeledImages, rows: list[np.ndarray]) -> list[Mixer] | None:
+def _mixers(
+    config: CompareConfig, arm_name: str, data: LabeledImages, rows: list[np.ndarray], pool: Pool
+) -> list[Mixer] | None:
     """Who mixes strong copies into each seed's epochs, fresh; None where an arm has no strong copies."""
     arm = parse_arm(arm_name)
     if arm.selector == "none":
         return None
     strong = config.strong_of(arm)
-    return [
-        Mixer(strong, data.labels[r], data.num_classes, data.image_shape, seed)
-        for r, seed in zip(rows, classifier_seeds(config), strict=True)
-    ]
+    picks = read_picks(strong.file) if arm.selector == "file" else None
+    mixers = []
+    for number, (r, seed) in enumerate(zip(rows, classifier_seeds(config), strict=True)):
+        given = given_to(f"arm {arm_name}, seed {number},", picks, data.labels, pool, r) if picks else None
+        mixers.append(Mixer(strong, data.labels[r], data.num_classes, data.image_shape, seed, given))
+    return mixers
+
+
+def check_picks(run: RunFolder, config: CompareConfig) -> None:
+    """Refuse a coreset's file that an arm with synthetic images cannot be trained on.
+
+    Raises:
+        ValueError: the first thing that does not fit.
+    """
+    for arm in config.parsed_arms:
+        if arm.selector == "file" and arm.kind == "synthetic":
+            data, pool, _ = _pool(run, config, {arm.name})
+            rows = [_rows(run, config, arm.name, number, pool) for number in range(config.seeds)]
+            _mixers(config, arm.name, data, rows, pool)
 
 
 def arm_is_done(run: RunFolder, config: CompareConfig, arm_name: str, optimizer: str) -> bool:
@@ -268,7 +286,7 @@ def _pool(run: RunFolder, config: CompareConfig, arms: set[str]) -> tuple[Labele
     train = images_of(config).train
     tokens = [str(row) for row in range(len(train))]
     if not any(parse_arm(name).kind == "synthetic" for name in arms):
-        return train, Pool(len(train), {}), tokens
+        return train, Pool(len(train), {}, {}), tokens
     folder = SyntheticFolder(run.path / "synthetic")
     table = folder.rows()
     _check_made(run, config, arms, table)

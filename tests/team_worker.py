@@ -1,6 +1,9 @@
 """One of the processes of tests/train/test_team.py: trains each case and writes what came out, by rank."""
 
+import copy
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ CASES = {
     "sam local": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "local"}),
     "strong": BASE,
     "batchnorm": BASE,
+    "lengths": BASE.model_copy(update={"batch_size": 4}),
 }
 WORLD = StrongConfig(
     selector="max_loss", coreset=CoresetConfig(fraction=0.5), policy=PolicyConfig(policy="wu2020"), every=2, copies=2
@@ -42,6 +46,8 @@ def mlp() -> nn.Module:
 
 def run(case: str) -> dict[str, torch.Tensor]:
     """Weights, history and selections of one case."""
+    if case == "lengths":
+        return resumed(CASES[case])
     config, data = CASES[case], noise()
     model = build("small-cnn", 3, (8, 8, 1), 0) if case == "batchnorm" else mlp()
     mixer = Mixer(WORLD, data.labels, 3, (8, 8, 1), 5) if case == "strong" else None
@@ -55,6 +61,33 @@ def run(case: str) -> dict[str, torch.Tensor]:
     if mixer:
         found["picked"] = torch.from_numpy(np.concatenate([rows for _, rows, _ in mixer.selections]))
     return found
+
+
+def resumed(config: FitConfig) -> dict[str, torch.Tensor]:
+    """Two models of 6 and 4 steps an epoch, and again from the checkpoint that the leader writes at step 6."""
+    states: list[bytes] = []
+
+    def models() -> list[nn.Module]:
+        return [build("small-cnn", 3, (8, 8, 1), seed) for seed in range(2)]
+
+    def keep(state: FitState) -> None:
+        states.append(pickle.dumps((copy.deepcopy(state), [model.state_dict() for model in first])))
+
+    def go(pair: list[nn.Module], start: FitState | None, call: Callable[[FitState], None]) -> None:
+        fit(pair, noise(), [np.arange(24), np.arange(5, 22)], config, [0, 1], start=start, on_epoch=call)
+
+    first, second, calls = models(), models(), list[FitState]()
+    go(first, None, keep)
+    sent = states[:1] or [b""]
+    if Team().size > 1:
+        torch.distributed.broadcast_object_list(sent)
+    start, weights = pickle.loads(sent[0])
+    for model, state in zip(second, weights, strict=True):
+        model.load_state_dict(state)
+    go(second, start, calls.append)
+    found = {f"{m}.{name}": value.clone() for m in range(2) for name, value in first[m].state_dict().items()}
+    again = {f"resumed.{m}.{name}": value.clone() for m in range(2) for name, value in second[m].state_dict().items()}
+    return found | again | {"calls": torch.tensor(len(states))}
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Coreset:
         indices: int64 (B,), rows of the pool, class after class; within a class in the order they were picked, or from
             the highest score down.
         weights: float32 (B,), how many examples of its class each one stands for (gamma): they sum to the class size
-            within each class, for gradmatch nearly so; 1 where the method has no weights.
+            within each class (gradmatch's to less, the smaller gradients are beside its ridge); 1 where there are none.
     """
 
     indices: np.ndarray

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import heapq
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from data.batches import cores
 from train import facility_torch
 from train.facility_points import Medoids, Points, Similarity
 
@@ -86,7 +86,8 @@ def facility_location_by_class(
             for each class, from several threads.
         labels: int64 (N,) in 0..C-1, or outside for examples to leave out.
         budgets: int (C,), each as in `facility_location`.
-        threads: classes at once, 0 for as many as there are cores. On a device they run as one batch.
+        threads: classes at once, 0 for as many as this process has cores (each of several selects for itself). On a
+            device they run as one batch.
         memory_bytes: bound of all distance matrices that exist at one time.
 
     Returns:
@@ -161,13 +162,13 @@ def _in_threads(
     # Whether a class fits depends on its own size only, never on the threads, so that results do not either.
     held = [4 * len(rows[label]) ** 2 for label in busy if 4 * len(rows[label]) ** 2 <= memory_bytes]
     largest = max(held, default=0)
-    workers = max(1, min(threads or _cores(), len(busy), memory_bytes // max(largest, 1)))
+    workers = max(1, min(threads or cores(), len(busy), memory_bytes // max(largest, 1)))
     buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
     for _ in range(workers):
         buffers.put(np.empty(largest // 4, np.float32))
 
     # A matrix product has threads of its own: together no more than there are cores.
-    gate = threading.BoundedSemaphore(max(1, _cores() // torch.get_num_threads()))
+    gate = threading.BoundedSemaphore(max(1, cores() // torch.get_num_threads()))
 
     def one(label: int) -> Medoids:
         points = points_of(label)
@@ -187,10 +188,6 @@ def _in_threads(
         return {label: one(label) for label in order}
     with ThreadPoolExecutor(workers) as pool:
         return dict(zip(order, pool.map(one, order), strict=True))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _space(kernels: ModuleType, points: Points, similarity: Similarity) -> Any:

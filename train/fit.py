@@ -100,13 +100,13 @@ def fit(
         FloatingPointError: the loss became NaN or infinite.
     """
     team = Team()
-    _check(models, data, rows, config, seeds, weights, team)
+    lengths = [mixer.length for mixer in mixers] if mixers is not None else [len(r) for r in rows]
+    _check(models, data, rows, config, seeds, weights, team, lengths)
     device = device or next(models[0].parameters()).device
     channels_last = len(models) == 1 and (device.type == "cuda" or _size(models[0]) >= CHANNELS_LAST_WEIGHTS)
     pixels = Pixels(data, device, channels_last=channels_last)
     labels = torch.from_numpy(data.labels).to(device)
     scale = None if weights is None else torch.from_numpy(np.asarray(weights, np.float32)).to(device)
-    lengths = [mixer.length for mixer in mixers] if mixers is not None else [len(r) for r in rows]
     per_epoch = [config.steps_per_epoch(length) for length in lengths]
     totals = list(total_steps) if total_steps is not None else [config.total_steps(length) for length in lengths]
     ends = [min(t, stop_epoch * e) if stop_epoch else t for t, e in zip(totals, per_epoch, strict=True)]
@@ -173,6 +173,8 @@ def fit(
                 history.lr.append(optimizer.param_groups[m]["lr"])
                 history.seconds.append(runs[m].end())
         if on_epoch and (state.step % max(per_epoch) == 0 or state.step == max(ends)):
+            for model in models:  # also of those amid an epoch, so that all processes can go on from what one writes
+                team.average_buffers(model)
             state.partial = team.total(sums).cpu().numpy()
             state.mixers = [run.state() for run in runs]
             _save_slots(optimizer, models, state)
@@ -189,6 +191,7 @@ def _check(
     seeds: Sequence[int],
     weights: np.ndarray | None,
     team: Team,
+    lengths: Sequence[int],
 ) -> None:
     assert len(models) == len(rows) == len(seeds) > 0
     for chosen in rows:
@@ -202,7 +205,9 @@ def _check(
         raise ValueError(f"compile is for a model trained alone, not for {len(models)} together; give compile=false")
     if team.size > 1 and config.optimizer == "adahessian":
         raise ValueError(f"adahessian trains in one process, not in {team.size}; give optimizer sgd or sam")
-    if min(config.batch_size, *map(len, rows)) < team.size:
+    if len(models) > 1 and any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in models[0].modules()):
+        raise ValueError("models with dropout cannot be trained together; train them one after the other")
+    if min(config.batch_size, *map(len, rows), *lengths) < team.size:
         raise ValueError(f"{team.size} processes need batches of as many images at least; start fewer")
 
 

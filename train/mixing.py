@@ -23,17 +23,22 @@ from train.coreset import (
 )
 from train.gradients import Moments
 from train.policies import Draw, PolicyConfig, choose, make_policy
+from train.scores import top
 
 __all__ = ["EpochRows", "Mixer", "Selector", "StrongConfig"]
 
-Selector = Literal["none", "all", Method]
+Selector = Literal["none", "all", Method, "file"]
 
 
 class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Strong augmentation of selected examples, mixed into training (arXiv 2210.08363, Alg. 1 and section 6)."""
 
     selector: Selector = Field(
-        "none", description="Who gets strong copies: none, all, or the examples that a coreset method picks"
+        "none",
+        description="Who gets strong copies: none, all, the examples that a coreset method picks, or those of a file",
+    )
+    file: str = Field(
+        "", description="For selector=file: path or URL of a coreset-METHOD.npz that slowlane coreset wrote"
     )
     policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
     coreset: CoresetConfig = Field(
@@ -45,7 +50,9 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         le=64,
         description="Strong copies of each picked example, 1 to 64; 0 with main=coreset: the picks alone",
     )
-    every: int = Field(1, ge=1, le=100_000, description="Epochs between two selections, 1 to 100,000")
+    every: int = Field(
+        1, ge=1, le=100_000, description="Epochs between two selections, 1 to 100,000; a file is the same in all"
+    )
     where: Literal["append", "in_place", "in_place_twice"] = Field(
         "append",
         description="append: strong copies beside the main set; in_place: picked examples are strong instead of weak; "
@@ -75,6 +82,8 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"copies=0 trains on the picks alone: give main=coreset, not {self.main}")
         if self.where != "append" and self.main == "random":
             raise ValueError(f"where={self.where} changes the main set's images; give main=full or coreset, not random")
+        if self.selector == "file" and not self.file:
+            raise ValueError("selector file trains on a coreset that was picked before; name its .npz as strong.file")
         if self.selector == "forgetting" and not self.warm_epochs:
             raise ValueError("forgetting counts what training forgets; give warm_epochs of at least 1")
         if self.weigh_strong and self.weights != "normalised":
@@ -115,6 +124,8 @@ class Mixer:
         labels: int64 (n,), of the training set.
         image_shape: (H, W, C).
         seed: the model's.
+        given: for selector=file and for no other, the coreset, of rows of this training set, each once. It is selected
+            once.
 
     Attributes:
         length: examples of every epoch. Epochs before the first selection are as long: whole passes over the
@@ -123,13 +134,24 @@ class Mixer:
         selections: (epoch, indices, gamma) of every selection so far.
 
     Raises:
-        ValueError: a policy that does not fit the images, or a budget that does not fit the labels.
+        ValueError: a policy that does not fit the images, or a budget or a coreset that does not fit the labels.
     """
 
     def __init__(
-        self, config: StrongConfig, labels: np.ndarray, num_classes: int, image_shape: tuple[int, int, int], seed: int
+        self,
+        config: StrongConfig,
+        labels: np.ndarray,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        seed: int,
+        given: Coreset | None = None,
     ) -> None:
+        if (given is not None) != (config.selector == "file"):
+            raise ValueError(f"a coreset is given for selector=file and for no other, which is {config.selector} here")
+        if given is not None and ((given.indices < 0) | (given.indices >= len(labels))).any():
+            raise ValueError(f"the coreset has rows outside 0..{len(labels) - 1}, the rows of the training set")
         self.config, self.labels, self.num_classes, self.seed = config, labels, num_classes, seed
+        self.given = given
         height, width, channels = image_shape
         self.policy = make_policy(config.policy, channels, height, width)
         self.size = self._budget()
@@ -161,7 +183,7 @@ class Mixer:
         if number < config.warm_epochs:
             return self._warm(number)
         start = number - (number - config.warm_epochs) % config.every  # of the round
-        if not self.selections or self.selections[-1][0] != start:
+        if not self.selections or (self.selections[-1][0] != start and self.given is None):
             # At most one selection a round, also when the run goes on from the middle of one.
             assert number == start
             begin = time.perf_counter()
@@ -226,6 +248,8 @@ class Mixer:
         """How many examples are picked."""
         if self.config.selector in ("none", "all"):
             return 0 if self.config.selector == "none" else len(self.labels)
+        if self.given is not None:
+            return len(self.given.indices)
         return int(budgets(self.labels, self.num_classes, self._coreset_config()).sum())
 
     def _coreset_config(self) -> CoresetConfig:
@@ -250,6 +274,8 @@ class Mixer:
         if selector in ("none", "all"):
             rows = np.arange(n if selector == "all" else 0)
             return Coreset(rows, np.ones(len(rows), np.float32))
+        if self.given is not None:
+            return self.given
         if selector in ("random", "forgetting"):  # these do not look
             logits, features = np.zeros((n, self.num_classes), np.float32), np.zeros((n, 1), np.float32)
         else:
@@ -272,6 +298,9 @@ class Mixer:
             return np.arange(n)
         if self.config.main == "coreset":
             return coreset.indices
+        if self.given is not None:  # as many of each class
+            lot = numpy_rng(self.seed, "main", number).random(n)
+            return top(lot, self.labels, np.bincount(self.labels[coreset.indices], minlength=self.num_classes), True)
         evidence = Evidence(np.zeros((n, self.num_classes), np.float32), self.labels, np.zeros((n, 1), np.float32))
         at_random = self.config.coreset.model_copy(update={"method": "random"})
         return select_coreset(evidence, at_random, child_seed(self.seed, "main", number)).indices

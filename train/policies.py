@@ -32,7 +32,10 @@ class PolicyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     randaugment_operations: int = Field(2, ge=1, le=16, description="randaugment: operations one after the other")
     randaugment_magnitude: int = Field(9, ge=0, le=30, description="randaugment: magnitude of all operations, 0 to 30")
     augmix_severity: int = Field(
-        3, ge=1, le=10, description="augmix: magnitudes are of the lowest so many of 10; torchvision 3, DEA 1"
+        3,
+        ge=1,
+        le=10,
+        description="augmix: magnitudes are of the lowest so many of 10; torchvision 3, arXiv 2210.08363 1",
     )
     augmix_width: int = Field(3, ge=1, le=16, description="augmix: chains that are mixed")
     augmix_alpha: float = Field(1.0, gt=0, le=100, description="augmix: parameter of the Dirichlet and Beta weights")

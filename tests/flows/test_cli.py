@@ -43,6 +43,7 @@ OPTIONS = {
     "--optimizer",
     "--strong",
     "--strong-fraction",
+    "--coreset",
     "--policy",
     "--preset",
     "--separating-epoch",

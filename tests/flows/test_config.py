@@ -127,10 +127,11 @@ def test_only_arms_of_real_images_alone_need_no_slow_examples(arms: tuple[str, .
         ("all", ("original", "original@ours-5+all", "ours-5", "ours-5+all")),
         ("random", ("original", "original@ours-5+random", "ours-5", "ours-5+random")),
         ("dea", ("original", "original@ours-5+dea", "ours-5", "ours-5+random", "ours-5+dea")),
+        ("file", ("original", "original@ours-5+file", "ours-5", "ours-5+file")),
     ],
 )
 def test_one_setting_with_strong_copies_stands_beside_what_could_beat_it(selector: str, arms: tuple[str, ...]) -> None:
-    setting = RunConfig(strong={"selector": selector})
+    setting = RunConfig(strong={"selector": selector, "file": "picked.npz"})
     assert one_setting(setting).arms == arms
     assert setting_of(one_setting(setting)) == setting
 
@@ -189,7 +190,9 @@ def pool() -> Pool:
     """Ten real images; of rows 2 and 7 variants at levels 3, 3 again and 5, but one of row 7 is not usable."""
     made = [(2, 3, 0), (2, 3, 1), (2, 5, 0), (7, 3, 0), (7, 5, 0)]
     columns = zip(*made, strict=True)
-    return Pool.of(10, pa.table(dict(zip(("source_index", "level_steps", "variant"), columns, strict=True))))
+    items = [f"item-{place}" for place in range(len(made))]
+    names = ["item_id", "source_index", "level_steps", "variant"]
+    return Pool.of(10, pa.table([items, *columns], names=names))
 
 
 def rows(name: str, levels: tuple[int, ...], pool: Pool) -> list[int]:

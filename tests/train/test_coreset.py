@@ -62,6 +62,7 @@ def of_class(given: Evidence, found: Coreset, label: int) -> list[int]:
         ((6, 0, 4), {"fraction": 0.5, "budget": "proportional"}, [3, 0, 2]),
         ((3, 9), {"per_class": 5}, [3, 7]),
         ((3, 9), {"per_class": 500}, [3, 9]),
+        ((3, 9), {"per_class": 500, "budget": "proportional"}, [3, 9]),
         ((3, 9), {"fraction": 1.0}, [3, 9]),
         ((1, 9), {"fraction": 0.2}, [1, 1]),
         ((100, 100), {"fraction": 0.29}, [29, 29]),  # 0.29 x 200 is 57.99999999999999

@@ -1,4 +1,5 @@
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -256,6 +257,18 @@ def test_the_result_depends_neither_on_threads_nor_on_how_points_are_given(kind:
                 assert np.array_equal(one.indices, other.indices)
                 assert np.array_equal(one.weights, other.weights)
                 assert np.array_equal(one.gains, other.gains)
+
+
+def test_processes_of_one_launch_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, labels, budgets = classes()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    pools: list[int] = []
+    pool = facility.ThreadPoolExecutor
+    monkeypatch.setattr(facility, "ThreadPoolExecutor", lambda workers: (pools.append(workers), pool(workers))[1])
+    for launched in ("1", "2", "4"):  # of one worker there is no pool
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", launched)
+        facility_location_by_class(some, labels, budgets)
+    assert pools == [3, 2]  # there are three classes
 
 
 def test_an_error_in_a_thread_reaches_the_caller() -> None:

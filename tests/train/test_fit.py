@@ -490,6 +490,11 @@ def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Dropout(0.5), cnn())
 
 
+def test_models_with_dropout_are_not_trained_together() -> None:
+    with pytest.raises(ValueError, match="dropout cannot be trained together; train them one after the other"):
+        fit([with_dropout(), with_dropout()], noise(), [np.arange(24)] * 2, CONFIG, [0, 1])
+
+
 def test_dropout_draws_other_masks_each_step() -> None:
     masks: list[Tensor] = []
 

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 import torch
 
-from train.coreset import CoresetConfig
+from train.coreset import Coreset, CoresetConfig
 from train.evaluate import losses_of
 from train.mixing import EpochRows, Mixer, StrongConfig
 from train.policies import PolicyConfig
@@ -246,6 +246,87 @@ def test_in_place_on_the_coreset_every_row_has_its_weight() -> None:
     np.testing.assert_allclose(plan.weights, gamma / 2)
 
 
+# --- a coreset from a file ------------------------------------------------------------------------------------------
+
+GIVEN = Coreset(np.array([8, 0, 5, 2, 3]), np.array([3, 1, 2, 0, 4], np.float32))  # of classes 0, 0, 1, 2, 3
+
+
+def given(coreset: Coreset | None = GIVEN, **settings: object) -> Mixer:
+    values = {"selector": "file", "file": "picked.npz", "policy": CUTOUT} | settings
+    return Mixer(StrongConfig(**values), LABELS, 4, (8, 8, 3), 3, coreset)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "strong"),
+    [
+        ({"copies": 2}, 50, 10),
+        ({"main": "coreset", "copies": 0}, 5, 0),
+        ({"main": "coreset", "copies": 3}, 20, 15),
+        ({"main": "random"}, 10, 5),
+        ({"where": "in_place"}, 40, 5),
+        ({"where": "in_place", "main": "coreset"}, 5, 5),
+    ],
+)
+def test_a_given_coreset_is_selected_once_and_its_size_is_the_budget(
+    settings: dict[str, object], length: int, strong: int
+) -> None:
+    model, mixing = Model(), given(coreset=GIVEN, **settings, warm_epochs=1)
+    plans = epochs(mixing, 5, model)
+    assert mixing.length == length
+    assert [(len(plan.rows), int(plan.strong.sum())) for plan in plans] == [(length, 0), *[(length, strong)] * 4]
+    ((epoch, picked, gamma),) = mixing.selections
+    assert (epoch, picked.tolist(), gamma.tolist()) == (1, GIVEN.indices.tolist(), GIVEN.weights.tolist())
+    assert all(set(plan.rows[plan.strong]) <= set(GIVEN.indices) for plan in plans[1:])
+    assert model.looks == 0
+
+
+def test_training_on_the_picks_alone_shows_them_and_nothing_else_with_their_weights() -> None:
+    (plan,) = epochs(given(main="coreset", copies=0, weights="normalised"), 1)
+    assert plan.rows.tolist() == GIVEN.indices.tolist()
+    assert plan.weights is not None
+    np.testing.assert_allclose(plan.weights, [1.5, 0.5, 1, 0, 2])  # by a mean of 2
+    (plan,) = epochs(given(main="coreset", copies=2, weights="gamma_over_r"), 1)
+    assert plan.weights is not None
+    np.testing.assert_allclose(plan.weights, [3, 1, 2, 0, 4, *[1.5, 0.5, 1, 0, 2] * 2])
+
+
+def test_a_random_main_set_beside_a_given_coreset_has_as_many_of_each_class() -> None:
+    plan, later = epochs(given(main="random"), 2)
+    main = plan.rows[~plan.strong]
+    assert LABELS[main].tolist() == [0, 0, 1, 2, 3]
+    assert len(set(main)) == 5
+    assert set(main) != set(GIVEN.indices)
+    assert np.array_equal(main, later.rows[~later.strong])
+
+
+def test_augmentation_that_is_kept_for_a_round_is_kept_with_a_given_coreset_too() -> None:
+    plans = epochs(given(every=2, redraw="round"), 4)
+    assert [plan.drawn for plan in plans] == [0, 0, 2, 2]
+    assert same(plans[0], plans[1])
+    assert not same(plans[1], plans[2])
+
+
+def test_a_restored_mixer_goes_on_with_a_given_coreset() -> None:
+    settings = {"main": "random", "warm_epochs": 1, "every": 2, "redraw": "round"}
+    whole = epochs(given(**settings), 5)
+    for stop in range(1, 5):
+        part, rest = given(**settings), given(**settings)
+        epochs(part, stop)
+        rest.restore(part.state())
+        for number in range(stop, 5):
+            assert same(rest.epoch(number, Model(), no_judge), whole[number])
+
+
+def test_a_coreset_is_given_where_the_selector_is_a_file_and_nowhere_else() -> None:
+    with pytest.raises(ValueError, match="given for selector=file and for no other, which is file here"):
+        given(None)
+    with pytest.raises(ValueError, match="for no other, which is craig here"):
+        given(GIVEN, selector="craig")
+    for row in (-1, 40):
+        with pytest.raises(ValueError, match=r"rows outside 0\.\.39"):
+            given(Coreset(np.array([0, row]), np.ones(2, np.float32)))
+
+
 # --- forgetting ------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +451,7 @@ def test_a_restored_mixer_goes_on_as_if_nothing_had_happened(settings: dict[str,
         ({"where": "in_place", "copies": 2}, "copies=2 needs where=append"),
         ({"where": "in_place_twice", "main": "random"}, "give main=full or coreset, not random"),
         ({"selector": "forgetting"}, "give warm_epochs of at least 1"),
+        ({"selector": "file"}, "name its .npz as strong.file"),
         ({"weigh_strong": True}, "weigh_strong is for weights=normalised, not none"),
         ({"selector": "hardest"}, "selector"),
         ({"copies": 0}, "copies"),

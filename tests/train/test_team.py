@@ -17,6 +17,9 @@ from torch import Tensor
 from data.batches import epoch_order
 from data.seeds import torch_rng
 from train.augment import apply_weak, draw_weak
+from train.coreset import CoresetConfig
+from train.fit import fit
+from train.mixing import Mixer, StrongConfig
 from train.team import Team, join
 
 Found = dict[str, list[dict[str, Tensor]]]
@@ -119,3 +122,21 @@ def test_a_process_alone_is_a_team_of_one(monkeypatch: pytest.MonkeyPatch) -> No
     rows = np.arange(5)
     assert team.part(rows).tolist() == [0, 1, 2, 3, 4]
     assert team.whole(rows, 5, torch.device("cpu")) is rows
+
+
+def test_epochs_shorter_than_the_team_are_refused_before_any_process_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 images are enough for four processes, but three picks that are all an epoch shows are not."""
+    data = team_worker.noise()
+    strong = StrongConfig(selector="random", main="coreset", copies=0, coreset=CoresetConfig(fraction=0.125))
+    mixer = Mixer(strong, data.labels, 3, (8, 8, 1), 5)
+    monkeypatch.setattr(Team, "__init__", lambda self: vars(self).update(size=4, rank=0))
+    with pytest.raises(ValueError, match="4 processes need batches of as many images"):
+        fit([team_worker.mlp()], data, [np.arange(24)], team_worker.BASE, [5], mixers=[mixer])
+
+
+def test_models_amid_their_epochs_resume_in_both_processes(pair: Found) -> None:
+    """BatchNorm's statistics of a shorter model are one process's own amid its epoch: a checkpoint has their mean."""
+    for found in pair["lengths"]:
+        names = [name.removeprefix("resumed.") for name in found if name.startswith("resumed.")]
+        assert any(name.endswith("running_var") for name in names)
+        assert all(torch.equal(found[f"resumed.{name}"], found[name]) for name in names)
