@@ -144,9 +144,9 @@ def _arm_chart(optimizer: str, compared: bool, spreads: Sequence[Spread], limits
 
 
 def _wrapped(arm: str) -> str:
-    """An arm's name in lines of at most 22 letters, broken before its @ first."""
-    pieces = arm.replace("@", "\n@").split("\n") if len(arm) > 22 else [arm]
-    return "\n".join(line for piece in pieces for line in textwrap.wrap(piece, 22))
+    """An arm's name in lines of about 22 letters, broken before its @ and + first."""
+    pieces = re.sub(r"([@+])", r"\n\1", arm).split("\n") if len(arm) > 22 else [arm]
+    return "\n".join(line for piece in pieces for line in textwrap.wrap(piece, 24))
 
 
 def early_chart(early_errors: Sequence[Sequence[float]], separating_epoch: int) -> Markup | None:

@@ -118,6 +118,11 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
                 )
             self.levels(arm)
             self.strong_of(arm)
+        for optimizer in self.optimizers:
+            try:
+                FitConfig(**{**dict(self.train), "optimizer": optimizer})
+            except pydantic.ValidationError as error:  # what suits the optimizer of `train` may not suit another
+                raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
         return self
 
     @property

@@ -15,7 +15,7 @@ from data.images import LabeledImages
 from data.store import as_path, digest_file, digest_json
 from flows.config import ClassifierConfig
 from flows.processes import leads
-from flows.progress import Meter, meter, warn
+from flows.progress import Meter, meter, say, warn
 from train.checkpoint import load_fit, save_fit
 from train.fit import FitConfig, FitState, History, fit
 from train.log import RunLog
@@ -155,6 +155,8 @@ def fit_all(
             key["strong"] = strong_key(mixing[0].config)
         digest = digest_json(key)
         start = load_fit(file, mine, digest)
+        if start and leads():
+            say(f"{title}: goes on at step {start.step:,}")
         lengths = [mixer.length for mixer in mixing] if mixing else [len(rows[m]) for m in group]
         ends = [
             min(total_steps[m], stop_epoch * fit_config.steps_per_epoch(length)) if stop_epoch else total_steps[m]

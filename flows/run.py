@@ -21,6 +21,15 @@ class Partial(RuntimeError):
     """Some of what was asked for could not be made; all else is kept, and the same command makes the rest."""
 
 
+# What makes the stages that others need.
+_HOW = {
+    "early": "run `slowlane select`",
+    "select": "run `slowlane select`",
+    "plan": "run `slowlane generate`",
+    "generate": "run `slowlane generate`",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """Where a run keeps what it made. Every stage has a record under `stages/`, written when it is done."""
@@ -67,7 +76,9 @@ class RunFolder:
         """
         file = self.path / "stages" / f"{name}.json"
         if not self.has(name):
-            raise ValueError(f"{self.path} has no finished stage {name!r}: run that stage, or `slowlane run`, first")
+            raise ValueError(
+                f"{self.path} has no finished stage {name!r}: {_HOW.get(name, 'run `slowlane compare` in it')} first"
+            )
         return read_json(file)
 
     def has(self, name: str) -> bool:

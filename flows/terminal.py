@@ -61,7 +61,9 @@ def print_report(folder: Path, as_json: bool) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.print(table)
+    # Never narrower than its words: a cell cut to "a…" says less than a line that wraps.
+    whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(console.width, whole)).print(table)
     console.print("diff: mean over seeds to original, ± its standard error; * beyond two of them", style="dim")
     for line in _overlap(report) + report.sentences:
         console.print(f"- {line}", markup=False, highlight=False)

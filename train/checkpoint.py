@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,13 @@ def load_model(path: Path, model: nn.Module) -> None:
     """
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of this classifier: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} does not hold the weights of this classifier: it is no whole .safetensors file ({error})"
+        ) from error
+    except RuntimeError as error:  # torch names every key
+        told = textwrap.shorten(str(error), 240, placeholder=" ...")
+        raise ValueError(f"{path} does not hold the weights of this classifier: {told}") from error
 
 
 def save_fit(path: Path, models: Sequence[nn.Module], state: FitState, key: str) -> None:

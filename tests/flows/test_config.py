@@ -23,6 +23,7 @@ from flows.config import (
 from flows.generator import FitGeneratorConfig
 from flows.run import RunFolder
 from synth.sample import SampleConfig
+from train.fit_config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
 
@@ -385,3 +386,13 @@ def test_a_run_folder_says_what_was_asked(pristine: RunFolder, tiny: Tiny) -> No
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no run folder: it has no config\.json; name a data source"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("setting", [{"accumulate": 2}, {"compile": True}])
+def test_what_one_of_the_optimizers_cannot_do_is_refused(setting: dict[str, Any]) -> None:
+    """`train` names one optimizer, a comparison several: each is checked with the settings it will train with."""
+    train = FitConfig(**setting)
+    CompareConfig(train=train, optimizers=("sgd", "sam"))
+    with pytest.raises(pydantic.ValidationError, match="adahessian") as caught:
+        CompareConfig(train=train, optimizers=("sgd", "adahessian"))
+    assert len(caught.value.errors()) == 1

@@ -121,9 +121,7 @@ def test_records_are_all_of_a_run_by_name(run: RunFolder) -> None:
 
 
 def test_a_missing_record_says_which_run_and_what_to_do(run: RunFolder) -> None:
-    with pytest.raises(
-        ValueError, match=r"run has no finished stage 'early': run that stage, or `slowlane run`, first"
-    ):
+    with pytest.raises(ValueError, match=r"run has no finished stage 'early': run `slowlane select` first"):
         run.record("early")
 
 
