@@ -117,9 +117,9 @@ def pick_coreset(run: RunFolder, config: CoresetRunConfig) -> dict[str, Any]:
     training = 0.0
     if config.trains:
         training = _train(run, config, pool)
-        weights = [run.path / "coreset" / f"seed-{number}.safetensors" for number in range(config.seeds)]
+        weights = [_trained(run, config) / f"seed-{number}.safetensors" for number in range(config.seeds)]
         if method == "forgetting":
-            with np.load(run.path / "coreset" / "forgotten.npz") as arrays:
+            with np.load(_trained(run, config) / "forgotten.npz") as arrays:
                 forgotten = arrays["forgotten"]
     else:
         weights = _weights(config)
@@ -211,6 +211,11 @@ def _loaded(config: CoresetRunConfig, data: LabeledImages, weights: list[Path] |
     return models
 
 
+def _trained(run: RunFolder, config: CoresetRunConfig) -> Path:
+    """Where classifiers are that were trained to select by."""
+    return run.path / "coreset" / ("forgetting" if config.coreset.method == "forgetting" else "others")
+
+
 def _train(run: RunFolder, config: CoresetRunConfig, pool: LabeledImages) -> float:
     """Train the classifiers that selection looks by, unless they are there; the seconds it took."""
     fit_config = fit_config_of(config.train, config.train.optimizer)
@@ -222,10 +227,12 @@ def _train(run: RunFolder, config: CoresetRunConfig, pool: LabeledImages) -> flo
         "seeds": classifier_seeds(config.as_run),
         "forgetting": forgets,
     }
-    stage = run.stage("coreset-classifiers", 1, inputs)
+    # Apart from the others': what it counts is an output more, and one must not undo the other.
+    name, folder = ("coreset-forgetting" if forgets else "coreset-classifiers"), _trained(run, config)
+    stage = run.stage(name, 1, inputs)
     if stage.is_done():
         say("coreset: its classifiers were trained before")
-        return float(run.record("coreset-classifiers")["seconds"])
+        return float(run.record(name)["seconds"])
     files: list[Path] = []
     with stage.making(files):
         models = [model.to(device_of(config.device)) for model in new_classifiers(config.as_run, pool)]
@@ -239,18 +246,18 @@ def _train(run: RunFolder, config: CoresetRunConfig, pool: LabeledImages) -> flo
             config.classifier,
             inputs["seeds"],
             "train to select by",
-            run.path / "coreset",
+            folder,
             [fit_config.total_steps(len(pool))] * len(models),
             mixers=mixers,
         )
         for number, model in enumerate(models):
-            files.append(run.path / "coreset" / f"seed-{number}.safetensors")
+            files.append(folder / f"seed-{number}.safetensors")
             save_model(files[-1], model)
         if mixers:
             state = mixers[0].state()
-            files.append(run.path / "coreset" / "forgotten.npz")
+            files.append(folder / "forgotten.npz")
             write_arrays(files[-1], forgotten=np.where(state["learned"], state["forgotten"], np.inf))
-    return float(run.record("coreset-classifiers")["seconds"])
+    return float(run.record(name)["seconds"])
 
 
 def _counter(config: CoresetRunConfig, pool: LabeledImages, seed: int) -> Mixer:

@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_picks_are_rows_with_labels_and_weights_class_after_class(trained: SimpleNamespace) -> None:
     arrays, train = arrays_of(trained.run, "craig"), load(trained.config.data).train
     indices, labels = arrays["indices"], arrays["labels"]
-    assert set(arrays) == {"indices", "labels", "weights", "source"}
+    assert set(arrays) == {"indices", "labels", "weights", "source", "sha256"}
     assert len(indices) == len(set(indices.tolist())) == 12  # a fifth of 60
     assert labels.tolist() == train.labels[indices].tolist() == sorted(labels.tolist())
     assert set(arrays["source"].tolist()) == {"real"}
@@ -73,7 +73,7 @@ def test_the_record_says_how_and_by_whom(trained: SimpleNamespace) -> None:
     assert told == trained.told
     assert told["method"] == told["coreset"]["method"] == "craig"
     assert told["data"] == load(trained.config.data).train.digest
-    assert told["weights"] == [digest_file(trained.run.path / "coreset/seed-0.safetensors")]
+    assert told["weights"] == [digest_file(trained.run.path / "coreset/others/seed-0.safetensors")]
     assert (told["images"], told["synthetic_images"], told["picked"]) == (60, 0, 12)
     assert set(told["seconds"]) == {"training", "look", "selection"}
     assert min(told["seconds"].values()) > 0
@@ -145,7 +145,7 @@ def test_a_checkpoint_looks(finished: RunFolder, tmp_path: Path) -> None:
 def test_forgetting_is_counted_in_training(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     pick_coreset(run, asked("forgetting", train={**PLAIN["train"], "epochs": 5}))
-    with np.load(tmp_path / "coreset/forgotten.npz") as arrays:
+    with np.load(tmp_path / "coreset/forgetting/forgotten.npz") as arrays:
         forgotten = arrays["forgotten"]
     assert len(forgotten) == 60
     assert np.isinf(forgotten).any()  # five epochs do not teach every image
