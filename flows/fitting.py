@@ -99,7 +99,7 @@ class Logs:
             }
             if mixer:
                 scalars["selection_seconds"] = mixer.seconds
-                scalars["selected"] = len(mixer.selections[-1][1]) if mixer.selections else 0
+                scalars["selected"] = len(mixer.selection[1]) if mixer.selection else 0
             self._open[number].epoch(epoch + 1, **scalars)
         self._done[number] = len(history.loss)
 

@@ -252,21 +252,20 @@ def _strong_facts(job: _Job, n_real: int) -> dict[str, float | None]:
     found: list[dict[str, float]] = []
     synthetic, of_pool = [], []
     for mixer, rows, steps in zip(job.mixers, job.rows, job.steps, strict=True):
-        picks = [rows[picked] for _, picked, _ in mixer.selections]  # rows of the data
+        picked, synthetic_rows = mixer.picked.sum(), rows >= n_real
         epochs = steps / job.fit_config.steps_per_epoch(mixer.length)
         per_pick = {"append": mixer.config.copies, "in_place": 1, "in_place_twice": 2}[mixer.config.where]
-        size = float(np.mean([len(pick) for pick in picks])) if picks else 0.0
+        size = float(picked / max(1, mixer.selections))
         found.append(
             {
                 "selected": size,
-                "selections": len(picks),
+                "selections": mixer.selections,
                 "selection_seconds": mixer.seconds,
                 "strong_copies": per_pick * size * max(0.0, epochs - mixer.config.warm_epochs),
             }
         )
-        shares = [float(np.mean(pick >= n_real)) for pick in picks if len(pick)]
-        synthetic += [float(np.mean(shares))] if shares else []
-        of_pool.append(float(np.mean(rows >= n_real)))
+        synthetic += [float(mixer.picked[synthetic_rows].sum() / picked)] if picked else []  # all pick equally many
+        of_pool.append(float(np.mean(synthetic_rows)))
     any_synthetic = len(job.data) > n_real and bool(synthetic)
     return {
         **{name: float(np.mean([one[name] for one in found])) for name in found[0]},

@@ -14,7 +14,7 @@ from torch import nn
 from data.images import LabeledImages
 from data.seeds import torch_stream
 from train.coreset import CoresetConfig
-from train.fit import FitConfig, FitState, fit
+from train.fit import FitConfig, FitState, History, fit
 from train.mixing import Mixer, StrongConfig
 from train.models import build
 from train.policies import PolicyConfig
@@ -59,7 +59,8 @@ def run(case: str) -> dict[str, torch.Tensor]:
     found["loss"], found["error"] = torch.tensor(history.loss), torch.tensor(history.error)
     found["calls"] = torch.tensor(len(calls))
     if mixer:
-        found["picked"] = torch.from_numpy(np.concatenate([rows for _, rows, _ in mixer.selections]))
+        assert mixer.selection
+        found["picked"], found["counts"] = (torch.from_numpy(a) for a in (mixer.selection[1], mixer.picked))
     return found
 
 
@@ -90,10 +91,21 @@ def resumed(config: FitConfig) -> dict[str, torch.Tensor]:
     return found | again | {"calls": torch.tensor(len(states))}
 
 
+def apart() -> dict[str, torch.Tensor]:
+    """The processes have read different checkpoints: what each is told."""
+    state = FitState(4 * Team().rank, [{}], [History()], np.zeros((1, 3)), [{}])
+    try:
+        fit([mlp()], noise(), [np.arange(24)], BASE, [5], start=state)
+    except ValueError as error:
+        return {"message": torch.tensor(list(str(error).encode()))}
+    return {"message": torch.tensor([])}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     join()
-    for case in CASES:
-        save_file(run(case), Path(sys.argv[1]) / f"{case}-{Team().rank}.safetensors")
+    for case in [*CASES, "apart"]:
+        found = apart() if case == "apart" else run(case)
+        save_file(found, Path(sys.argv[1]) / f"{case}-{Team().rank}.safetensors")
     if Team().size > 1:
         torch.distributed.destroy_process_group()

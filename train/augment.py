@@ -62,14 +62,14 @@ def apply_weak(images: Tensor, draw: Draw, padding: int) -> Tensor:
         raise ValueError(f"padding={padding} does not fit a draw of {sorted(draw)}; draw with the same padding")
     if padding:
         padded = F.pad(images, (padding,) * 4)  # (B, C, H + 2p, W + 2p)
-        top, left = draw["top"].to(images.device), draw["left"].to(images.device)
+        top, left = (draw[name].to(images.device, non_blocking=True) for name in ("top", "left"))
         rows = top[:, None] + torch.arange(height, device=images.device)  # (B, H)
         columns = left[:, None] + torch.arange(width, device=images.device)  # (B, W)
         index = torch.arange(batch, device=images.device)[:, None, None]
         # Advanced indices around a slice put (B, H, W) first and the channels last.
         images = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # (B, C, H, W)
     if "flip" in draw:
-        coin = draw["flip"].to(images.device)
+        coin = draw["flip"].to(images.device, non_blocking=True)
         images = torch.where(coin[:, None, None, None], images.flip(3), images)
     return images
 
@@ -136,7 +136,7 @@ def apply_resized_crop(images: Tensor, draw: Draw, height: int, width: int) -> T
         raise ValueError(
             f"{len(images)} images, but windows for {len(draw['window'])}; index the draw by the batch's rows"
         )
-    top, left, high, wide = draw["window"].to(images.device).unbind(1)  # (B,)
+    top, left, high, wide = draw["window"].to(images.device, non_blocking=True).unbind(1)  # (B,)
     results = images.float()
     for axis, start, length, size in ((2, top, high, height), (3, left, wide, width)):
         place = (torch.arange(size, device=images.device) + 0.5) * (length[:, None] / size) - 0.5  # (B, size)

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _CHUNK = 4096  # examples whose gradients are written out at a time
+_MOST_BYTES = 16 << 30  # of adacore's last-layer gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,8 @@ def select_coreset(
         device: of facility location; None: the CPU.
 
     Raises:
-        ValueError: evidence that is missing, does not fit or is not finite; a budget that `budgets` refuses.
+        ValueError: evidence that is missing, does not fit or is not finite; a budget that `budgets` refuses; adacore's
+            gradients would pass 16 GiB.
     """
     _check(evidence, config)
     counts = budgets(evidence.labels, evidence.logits.shape[1], config)
@@ -118,6 +120,8 @@ def select_coreset(
         picked = scores.top(_score(evidence, config.method, seed), evidence.labels, counts, config.budget != "none")
         return Coreset(picked, np.ones(len(picked), np.float32))
     if config.method in _POINTS:
+        if config.method == "adacore":
+            _check_memory(evidence, config, averaged=evidence.moments is not None)
         if config.method == "adacore" and evidence.moments is None:
             evidence = _with_diagonal(evidence, config)
         medoids = facility_location_by_class(
@@ -145,9 +149,10 @@ def updated_moments(evidence: Evidence, config: CoresetConfig, moments: Moments 
             C * (D + 1) with the last layer's gradients.
 
     Raises:
-        ValueError: as `select_coreset` does.
+        ValueError: as `select_coreset` does, with the averages in the 16 GiB.
     """
     _check(evidence, config)
+    _check_memory(evidence, config, averaged=True)
     evidence = _with_diagonal(evidence, config)
     size = len(evidence.labels)
     if moments is None:
@@ -183,6 +188,18 @@ def _check(evidence: Evidence, config: CoresetConfig) -> None:
             )
     if method == "adacore" and evidence.moments is not None and len(evidence.moments) != n:
         raise ValueError(f"moments are of {len(evidence.moments)} examples, the pool has {n}")
+
+
+def _check_memory(evidence: Evidence, config: CoresetConfig, averaged: bool) -> None:
+    """Raise ValueError where adacore's gradients of the last layer are too large to be written out."""
+    largest = int(np.bincount(evidence.labels, minlength=1).max())
+    rows = largest + (2 * len(evidence.labels) if averaged else 0)  # of one class, and both averages of all
+    size = 4 * rows * _width(evidence, config)
+    if config.gradient == "last_layer" and size > _MOST_BYTES:
+        raise ValueError(
+            f"adacore would write out {size / 2**30:.1f} GiB of the last layer's gradients, more than "
+            f"{_MOST_BYTES / 2**30:.0f} GiB; give gradient=logits"
+        )
 
 
 def _check_look(whose: str, logits: np.ndarray, labels: np.ndarray, features: np.ndarray) -> tuple[int, int]:

@@ -82,7 +82,7 @@ class Epoch:
                 changed = self.policy.apply(images[slots_there[b]].contiguous(), draw)
                 if len(others[b]):
                     over = overlaid_there[b]
-                    mix = draw["mix"].to(device)[over]
+                    mix = draw["mix"].to(device, non_blocking=True)[over]
                     changed[over] = mixed(changed[over], seen[size:], mix)
                     partners, shares = targets[:size].clone(), torch.ones(size, device=device)
                     partners[slots_there[b][over]] = targets[size:]
@@ -116,5 +116,5 @@ class Epoch:
 
 
 def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
-    """The arrays as tensors on the device, in one transfer."""
-    return torch.from_numpy(np.concatenate(parts)).to(device).split([len(part) for part in parts])
+    """The arrays as tensors on the device, in one transfer, which does not wait for what the device has still to do."""
+    return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True).split([len(part) for part in parts])

@@ -89,14 +89,14 @@ def fit(
         stop_epoch: stop each model after so many of its epochs, the schedule still that of the whole run; 0: never.
         start: a state from `on_epoch` to go on from; the models must hold the weights of that moment.
         on_epoch: called whenever the model with the most steps an epoch ends one, and at the end; of several
-            processes only in the one that leads.
+            processes only in the one that leads, and yet all of them must pass one, or none: they gather its state.
 
     Returns:
         Per model, its history.
 
     Raises:
         ValueError: no rows, rows out of range, weights that are negative or not finite, settings that do not go
-            together with several models.
+            together with several models, or processes that would start at different steps.
         FloatingPointError: the loss became NaN or infinite.
     """
     team = Team()
@@ -120,6 +120,7 @@ def fit(
     state = start or FitState(
         0, [{} for _ in models], [History() for _ in models], np.zeros((len(models), 3)), [{} for _ in models]
     )
+    _check_start(state.step, team, device)
     _restore_slots(optimizer, models, state)
     runs = [
         _Run(model, own, seed, config, pixels, labels, scale, mixers[m] if mixers is not None else None, team)
@@ -209,6 +210,15 @@ def _check(
         raise ValueError("models with dropout cannot be trained together; train them one after the other")
     if min(config.batch_size, *map(len, rows), *lengths) < team.size:
         raise ValueError(f"{team.size} processes need batches of as many images at least; start fewer")
+
+
+def _check_start(step: int, team: Team, device: torch.device) -> None:
+    """Every process reads its own checkpoint: raise ValueError in all of them unless they start at the same step."""
+    last, first = team.highest(torch.tensor([step, -step], device=device)).tolist()
+    if last != -first:
+        raise ValueError(
+            f"the processes would go on from different steps, {-first} to {last}; give all of them one shared folder"
+        )
 
 
 class _Run:

@@ -52,7 +52,9 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     flip: bool = Field(True, description="Random horizontal flip; wrong for digits and letters")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of activations and products; weights, gradients and optimizer stay in float32"
+        "float32",
+        description="Of activations and products, in training and when looking for a selection; weights, gradients and "
+        "optimizer stay in float32",
     )
     compile: bool = Field(False, description="Compile the network with torch.compile; for a model trained alone")
 

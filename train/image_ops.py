@@ -80,7 +80,7 @@ def apply_operations(
     order = torch.argsort(codes, stable=True)
     counts = torch.bincount(codes, minlength=len(OPERATIONS)).tolist()
     sizes = [counts[0], sum(counts[1 : 1 + len(_SPATIAL)]), *counts[1 + len(_SPATIAL) :]]  # what moves is one piece
-    there = order.to(images.device)
+    there = order.to(images.device, non_blocking=True)  # waits for nothing that the device has still to do
     pieces = images.contiguous().index_select(0, there).split(sizes)
     choices = [values[order].split(sizes) for values in (codes, magnitudes)]
     middles = [None] * len(sizes) if centers is None else centers[order].split(sizes)
@@ -110,13 +110,13 @@ def apply_operations(
 
 def mixed(images: Tensor, partners: Tensor, mix: Tensor) -> Tensor:
     """Mixup of uint8 images (B, C, H, W) with their partners: `mix` (B,) of the image, rounded."""
-    share = mix.to(images.device, torch.float32)[:, None, None, None]  # (B, 1, 1, 1)
+    share = mix.to(images.device, torch.float32, non_blocking=True)[:, None, None, None]  # (B, 1, 1, 1)
     return (images * share + partners * (1 - share)).round_().to(torch.uint8)
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:
     """One float32 number for each image, (B, 1, 1, 1), on its device."""
-    return values.to(torch.float32).to(like.device)[:, None, None, None]
+    return values.to(torch.float32).to(like.device, non_blocking=True)[:, None, None, None]
 
 
 def _matrices(codes: Tensor, magnitudes: Tensor, height: int, width: int) -> Tensor:
@@ -147,7 +147,8 @@ def _moved(images: Tensor, codes: Tensor, magnitudes: Tensor, bilinear: bool) ->
     if not count:
         return images
     half = torch.tensor([[[0.5 * width], [0.5 * height]]])
-    theta = (_matrices(codes, magnitudes, height, width) / half).to(images.device)[..., None, None]  # (B, 2, 3, 1, 1)
+    theta = _matrices(codes, magnitudes, height, width) / half
+    theta = theta.to(images.device, non_blocking=True)[..., None, None]  # (B, 2, 3, 1, 1)
     x = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, device=images.device)  # (W,)
     y = torch.linspace((1 - height) * 0.5, (height - 1) * 0.5, height, device=images.device)[:, None]  # (H, 1)
     # Products and sums in torchvision's order, so that a place halfway between two pixels falls to the same one. Not a
@@ -212,12 +213,12 @@ def _sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
 def _posterize(images: Tensor, magnitudes: Tensor) -> Tensor:
     bits = magnitudes.long()
     masks = (255 << (8 - bits)) & 255
-    return images & masks.to(torch.uint8).to(images.device)[:, None, None, None]
+    return images & masks.to(torch.uint8).to(images.device, non_blocking=True)[:, None, None, None]
 
 
 def _solarize(images: Tensor, magnitudes: Tensor) -> Tensor:
     threshold = (magnitudes.double() * 255).float().ceil()  # >= a number is >= the next whole one
-    bright = images >= threshold.to(torch.uint8).to(images.device)[:, None, None, None]
+    bright = images >= threshold.to(torch.uint8).to(images.device, non_blocking=True)[:, None, None, None]
     return images ^ (bright.to(torch.uint8) * 255)
 
 
@@ -234,7 +235,9 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
     pixels = images.shape[2] * images.shape[3]
     offsets = 256 * torch.arange(planes, device=images.device)[:, None]
     index = images.reshape(planes, pixels).long().add_(offsets)  # (P, HW) places in the tables of all planes
-    counts = torch.bincount(index.view(-1), minlength=256 * planes).view(planes, 256)
+    # Not bincount, which waits for the device.
+    counts = torch.zeros(256 * planes, dtype=torch.int64, device=images.device)
+    counts = counts.scatter_add_(0, index.view(-1), torch.ones_like(index).view(-1)).view(planes, 256)
     below = counts.cumsum(1)
     brightest = counts.gather(1, below.argmax(1, keepdim=True))  # pixels at the plane's highest level
     step = (pixels - brightest).div_(255, rounding_mode="floor")  # (P, 1)
@@ -250,13 +253,25 @@ def _invert(images: Tensor, _: Tensor) -> Tensor:
 
 def _cut_out(images: Tensor, lengths: Tensor, centers: Tensor) -> Tensor:
     """Cutout (arXiv 1708.04552): a square around a random pixel is 0; what of it lies outside is lost."""
-    height, width = images.shape[2:]
+    size = torch.tensor(images.shape[2:])
     length = lengths.long()[:, None]  # (B, 1)
+    start = (centers * size).long().clamp(max=size - 1) - length // 2  # (B, 2)
+    stop = start + length
+    if images.device.type != "cpu":
+        return _masked(images, start, stop)
+    # Only the square is written, and in place: `apply_operations` gathered the images.
+    for image, low, high in zip(images.numpy(), start.clamp(min=0).tolist(), stop.tolist(), strict=True):
+        image[:, low[0] : high[0], low[1] : high[1]] = 0
+    return images
+
+
+def _masked(images: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """0 in the rows and columns from `start` to before `stop`, int64 (B, 2) on the CPU."""
     inside = []
-    for axis, size in enumerate((height, width)):
-        start = (centers[:, axis, None] * size).long().clamp(max=size - 1) - length // 2  # (B, 1)
+    for axis, size in enumerate(images.shape[2:]):
         place = torch.arange(size)
-        inside.append(((place >= start) & (place < start + length)).to(images.device))  # (B, H), (B, W)
+        own = (place >= start[:, axis, None]) & (place < stop[:, axis, None])
+        inside.append(own.to(images.device, non_blocking=True))  # (B, H), (B, W)
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (B, 1, H, W)
     return images * (~hole).to(torch.uint8)
 
@@ -265,7 +280,7 @@ def _blurred(images: Tensor, sigmas: Tensor, size: int) -> Tensor:
     """Gaussian blur, reflected at the border: along rows, then along columns."""
     reach = (size - 1) / (2 * math.sqrt(2))
     taps = torch.softmax(-((torch.linspace(-reach, reach, size) / sigmas[:, None]) ** 2), 1)  # (B, size)
-    weights = taps.to(images.device)[:, :, None, None, None]  # (B, size, 1, 1, 1)
+    weights = taps.to(images.device, non_blocking=True)[:, :, None, None, None]  # (B, size, 1, 1, 1)
     padded = F.pad(images.float(), (size // 2,) * 4, mode="reflect")
     height, width = images.shape[2:]
     rows = padded[:, :, :height] * weights[:, 0]  # (B, C, H, W + size - 1)

@@ -64,7 +64,8 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     weights: Literal["none", "normalised", "gamma_over_r"] = Field(
         "none",
         description="Factors of losses. normalised: the coreset's gamma by its mean, on a main set that is the "
-        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on such a main set",
+        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on such a main set, which multiplies a step "
+        "by about n / B on a coreset, so lower lr",
     )
     weigh_strong: bool = Field(False, description="normalised weights on strong copies as well")
     redraw: Literal["epoch", "round"] = Field(
@@ -88,6 +89,11 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise ValueError("forgetting counts what training forgets; give warm_epochs of at least 1")
         if self.weigh_strong and self.weights != "normalised":
             raise ValueError(f"weigh_strong is for weights=normalised, not {self.weights}")
+        if self.weights == "normalised" and self.main != "coreset" and not self.weigh_strong:
+            raise ValueError(
+                f"weights=normalised has no effect with main={self.main}; give main=coreset, weigh_strong=true or "
+                "weights=none"
+            )
         return self
 
 
@@ -131,7 +137,10 @@ class Mixer:
         length: examples of every epoch. Epochs before the first selection are as long: whole passes over the
             training set, and the rest at random.
         seconds: spent so far on looking at the training set, selecting and judging candidates.
-        selections: (epoch, indices, gamma) of every selection so far.
+        selections: how often examples were picked so far.
+        selection: epoch, indices and gamma of the last one; None before the first.
+        picked: int64 (n,), how often each row was picked. Earlier selections are not kept: each checkpoint would hold
+            them all.
 
     Raises:
         ValueError: a policy that does not fit the images, or a budget or a coreset that does not fit the labels.
@@ -157,7 +166,9 @@ class Mixer:
         self.size = self._budget()
         self.length = self._length()
         self.seconds = 0.0
-        self.selections: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self.selections = 0
+        self.selection: tuple[int, np.ndarray, np.ndarray] | None = None
+        self.picked = np.zeros(len(labels), np.int64)
         self._main = np.arange(len(labels))  # of the round
         self._choice = np.empty(0, np.int64)  # of the wu2020 candidates, one for each strong copy
         self._chosen_in = -1  # the epoch
@@ -183,15 +194,17 @@ class Mixer:
         if number < config.warm_epochs:
             return self._warm(number)
         start = number - (number - config.warm_epochs) % config.every  # of the round
-        if not self.selections or (self.selections[-1][0] != start and self.given is None):
+        if self.selection is None or (self.selection[0] != start and self.given is None):
             # At most one selection a round, also when the run goes on from the middle of one.
             assert number == start
             begin = time.perf_counter()
             coreset = self._select(number, look)
-            self.selections.append((number, coreset.indices, coreset.weights))
+            self.selection = number, coreset.indices, coreset.weights
+            self.selections += 1
+            self.picked[coreset.indices] += 1
             self._main = self._main_rows(number, coreset)
             self.seconds += time.perf_counter() - begin
-        _, picked, gamma = self.selections[-1]
+        _, picked, gamma = self.selection
         drawn = start if config.redraw == "round" else number
         plan = self._arrange(picked, gamma, drawn)
         assert len(plan.rows) == self.length
@@ -213,17 +226,18 @@ class Mixer:
         self._learned[rows] |= right
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs to go on."""
+        """What `restore` needs to go on; no two arrays share memory, also of mixers that were given one coreset."""
         state = {
-            "main": self._main,
+            "main": self._main.copy(),
             "choice": self._choice,
             "chosen_in": np.array(self._chosen_in),
             "seconds": np.array(self.seconds),
-            "epochs": np.array([epoch for epoch, _, _ in self.selections], np.int64),
-            "sizes": np.array([len(rows) for _, rows, _ in self.selections], np.int64),
-            "indices": np.concatenate([np.empty(0, np.int64), *(rows for _, rows, _ in self.selections)]),
-            "gamma": np.concatenate([np.empty(0, np.float32), *(gamma for _, _, gamma in self.selections)]),
+            "selections": np.array(self.selections),
+            "picked": self.picked.copy(),
         }
+        if self.selection:
+            epoch, indices, gamma = self.selection
+            state |= {"epoch": np.array(epoch), "indices": indices.copy(), "gamma": gamma.copy()}
         if self.counts:
             state |= {"hits": self._hits, "forgotten": self._forgotten, "learned": self._learned}
         if self._moments is not None:
@@ -234,10 +248,10 @@ class Mixer:
         """Go on from a `state` of a mixer that was made with the same arguments."""
         self._main, self._choice = state["main"], state["choice"]
         self._chosen_in, self.seconds = int(state["chosen_in"].item()), float(state["seconds"].item())
-        places = np.cumsum(state["sizes"])[:-1]
-        rows, gamma = np.split(state["indices"], places), np.split(state["gamma"], places)
-        epochs = state["epochs"].tolist()
-        self.selections = list(zip(epochs, rows, gamma, strict=True)) if epochs else []
+        self.selections, self.picked = int(state["selections"].item()), state["picked"].copy()
+        self.selection = None
+        if self.selections:
+            self.selection = int(state["epoch"].item()), state["indices"], state["gamma"]
         if self.counts:
             self._hits, self._forgotten = state["hits"].copy(), state["forgotten"].copy()
             self._learned = state["learned"].copy()

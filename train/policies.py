@@ -110,9 +110,14 @@ def choose(losses: Tensor, how: Literal["top", "proportional"], generator: torch
     losses = losses.cpu()
     if losses.ndim != 2 or losses.shape[1] < 1:
         raise ValueError(f"expected losses (n, K) of K >= 1 candidates, got {tuple(losses.shape)}")
-    bad = ~(losses.isfinite() & (losses >= 0)).all(1)
-    if bad.any():
-        raise ValueError(f"losses of the candidates of {int(bad.sum())} images are negative or not finite")
+    endless = int((~losses.isfinite()).any(1).sum())
+    if endless:
+        raise ValueError(
+            f"losses of the candidates of {endless} images are not finite: training has diverged; lower the learning "
+            "rate"
+        )
+    if (losses < 0).any():
+        raise ValueError(f"losses of the candidates of {int((losses < 0).any(1).sum())} images are negative")
     if how == "top":
         return losses.argmax(1)
     shares = losses.double().cumsum(1)  # (n, K)
@@ -263,7 +268,7 @@ class _AugMix(_Sequence):
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         self._check(images, draw)
-        share = draw["share"].to(images.device)[..., None, None, None]  # (B, 1 + width, 1, 1, 1)
+        share = draw["share"].to(images.device, non_blocking=True)[..., None, None, None]  # (B, 1 + width, 1, 1, 1)
         width = share.shape[1] - 1
         # All chains at once: fewer and larger groups. Chain after chain of one image, (B * width, depth).
         steps = {name: draw[name].reshape(len(images) * width, self._DEPTH) for name in ("code", "magnitude")}

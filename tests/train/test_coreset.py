@@ -7,6 +7,7 @@ import numpy as np
 import pydantic
 import pytest
 
+from train import coreset
 from train.coreset import (
     Coreset,
     CoresetConfig,
@@ -432,6 +433,37 @@ def test_adacores_averages_of_one_look_are_that_look_and_of_two_are_between(grad
     found = select_coreset(dataclasses.replace(second, moments=moments), config, 0).indices
     assert found.tolist() != select_coreset(first, config, 0).indices.tolist()
     assert found.tolist() != select_coreset(second, config, 0).indices.tolist()
+
+
+def test_adacores_last_layer_gradients_that_would_not_fit_are_refused_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = CoresetConfig(method="adacore", gradient="last_layer", fraction=0.3)
+    given = evidence()
+    alone = 4 * 17 * 3 * (4 + 1)  # the largest class has 17 examples
+    both = alone + 2 * 4 * 40 * 3 * (4 + 1)
+    monkeypatch.setattr(coreset, "_MOST_BYTES", both)
+    averaged = dataclasses.replace(given, moments=updated_moments(given, config))
+    select_coreset(averaged, config, 0)
+    monkeypatch.setattr(coreset, "_MOST_BYTES", both - 1)
+    for refused in (lambda: updated_moments(given, config), lambda: select_coreset(averaged, config, 0)):
+        with pytest.raises(ValueError, match="give gradient=logits"):
+            refused()
+    monkeypatch.setattr(coreset, "_MOST_BYTES", alone)
+    select_coreset(given, config, 0)
+    monkeypatch.setattr(coreset, "_MOST_BYTES", alone - 1)
+    with pytest.raises(ValueError, match="give gradient=logits"):
+        select_coreset(given, config, 0)
+    select_coreset(given, config.model_copy(update={"gradient": "logits"}), 0)
+
+
+def test_adacore_names_the_gib_it_would_take() -> None:
+    """2,200 examples of one class x 1,000 x 2,049 numbers of 4 bytes."""
+    zeros = np.zeros((2200, 1), np.float32)
+    labels = np.zeros(2200, np.int64)
+    wide = Evidence(np.broadcast_to(zeros, (2200, 1000)), labels, np.broadcast_to(zeros, (2200, 2048)))
+    with pytest.raises(ValueError, match=r"write out 16\.8 GiB of the last layer's gradients, more than 16 GiB"):
+        select(wide, "adacore", gradient="last_layer", fraction=0.01)
 
 
 # --- matching and validation -----------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
 """What the examples of an epoch look like on the device, against the same done image by image."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batches import Pixels, epoch_order
 from data.images import LabeledImages
@@ -13,7 +17,7 @@ from train.coreset import CoresetConfig
 from train.epoch import Epoch
 from train.fit import FitConfig, fit
 from train.mixing import EpochRows, Mixer, StrongConfig
-from train.policies import PolicyConfig, make_policy, mixed
+from train.policies import PolicyConfig, PolicyName, make_policy, mixed
 from train.step import Batch
 
 CONFIG = FitConfig(epochs=2, batch_size=4, crop_padding=2, lr=0.1, momentum=0, weight_decay=0, schedule="constant")
@@ -163,6 +167,46 @@ class Watched(nn.Module):
         return self.linear(x.flatten(1))
 
 
+class Sent(TorchDispatchMode):
+    """Whether each copy to another device was sent without waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") not in (None, args[0].device):
+            self.waits.append(not kwargs.get("non_blocking"))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.5])
+@pytest.mark.parametrize("name", get_args(PolicyName))
+def test_an_epoch_on_a_device_never_waits_for_it(name: PolicyName, crop: float) -> None:
+    """On the meta device whatever needs a value fails: item, nonzero, masks as indices, bincount."""
+    meta, data, policy = torch.device("meta"), noise(), PolicyConfig(policy=name)
+
+    class Pixel(Pixels):
+        def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+            for own in rows:
+                yield torch.empty((len(own), 3, 16, 16), dtype=torch.uint8, device=meta)
+
+    pixels, made = Pixel(data, torch.device("cpu")), make_policy(policy, 3, 16, 16)
+    rows, draw = np.repeat(np.arange(10), 50), made.draw(250, torch_rng(1))  # all operations are among them
+    draw = made.candidate(draw, torch.zeros(250, dtype=torch.int64))
+    plan = EpochRows(rows, np.arange(500) >= 250, np.ones(500, np.float32), draw, 0)
+    config = CONFIG.model_copy(update={"resized_crop": crop})
+    labels, scale = torch.from_numpy(data.labels).to(meta), torch.ones(20, device=meta)
+    with Sent() as sent:
+        epoch = Epoch(pixels, labels, scale, ROWS, plan, made, config, seed=7)
+        (batch,) = epoch.batches([np.arange(500)])
+    assert batch.images.device == meta
+    assert batch.images.shape == (500, 3, 16, 16)
+    assert len(sent.waits) > 5
+    assert not any(sent.waits)
+
+
 def test_a_step_follows_the_weighted_mean_gradient() -> None:
     """One step of a linear model from zero: p = 1/3 each, so the gradient of an example is (1/3 - y) x, by hand."""
     data, model = noise(), Watched()
@@ -179,7 +223,8 @@ def test_a_step_follows_the_weighted_mean_gradient() -> None:
     assert mixer.length == 20
     config = CONFIG.model_copy(update={"batch_size": 20, "epochs": 1})
     fit([model], data, [rows], config, [4], mixers=[mixer])
-    ((_, picked, gamma),) = mixer.selections
+    assert mixer.selection
+    _, picked, gamma = mixer.selection
     order = epoch_order(20, 4, 0)
     of_place = np.concatenate([picked, picked])[order]  # main copies, then strong ones
     weight = torch.from_numpy(np.concatenate([gamma, gamma])[order] / gamma.mean())

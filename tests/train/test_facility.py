@@ -1,7 +1,9 @@
 import itertools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,3 +320,39 @@ def test_rows_on_demand_keep_memory_in_bounds(monkeypatch: pytest.MonkeyPatch) -
     found = facility_location(points("narrow", 1000), 20, memory_bytes=100_000)
     assert len(found.indices) == 20
     assert max(sizes) <= 64 * 1000
+
+
+def test_city_distances_are_never_written_out_by_coordinate() -> None:
+    """LCMat's memory is O(n^2 + n K): all |c_i - c_j| of 600 x 600 x 200 numbers would be 275 MiB.
+
+    By the highest resident size of a process of its own, which sees what numba and torch allocate too.
+    """
+    code = """
+import resource
+import sys
+import numpy as np
+import torch
+from train.facility import Points, facility_location
+
+torch.set_num_threads(1)
+unit = 1 if sys.platform == "darwin" else 1024
+rng = np.random.default_rng(0)
+
+def select(n, **way):
+    vectors, city = (rng.normal(size=(n, k)).astype(np.float32) for k in (10, 200))
+    facility_location(Points(vectors, None, city, 0.1), 30, **way)
+
+for way in ({}, {"memory_bytes": 0}, {"device": "cpu"}, {"device": "cpu", "memory_bytes": 0}):
+    select(60, **way)  # what compiling takes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    select(600, **way)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+"""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=True
+    )
+    grown = [int(line) for line in result.stdout.split()]
+    assert len(grown) == 4
+    assert max(grown) < 600 * 600 * 200 * 4 / 4

@@ -4,6 +4,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from train import image_ops
 from train.image_ops import CODES, OPERATIONS, apply_operations, mixed
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 21, 34)]  # colour, grey, and neither square nor even
@@ -114,6 +115,8 @@ def test_cutout_is_torchvisions_erase(length: float) -> None:
     images = pictures(12, (3, 9, 14))
     centers = torch.rand(12, 2, generator=torch.Generator().manual_seed(1))
     results = apply(images, "Cutout", torch.full((12,), length), centers=centers)
+    start = (centers * torch.tensor([9, 14])).long() - int(length) // 2
+    assert torch.equal(image_ops._masked(images, start, start + int(length)), results)  # as a GPU does it
     for image, (down, across), result in zip(images, centers.tolist(), results, strict=True):
         top, left = int(down * 9) - int(length) // 2, int(across * 14) - int(length) // 2
         high, wide = top + int(length), left + int(length)

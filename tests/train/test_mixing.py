@@ -1,5 +1,6 @@
 """Which examples an epoch shows strongly, how often and how much they weigh; the mixer without a network."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from train.coreset import Coreset, CoresetConfig
 from train.evaluate import losses_of
 from train.mixing import EpochRows, Mixer, StrongConfig
 from train.policies import PolicyConfig
+from train.scores import forgetting_events
 
 LABELS = np.arange(40) % 4  # ten of each class
 HALF = CoresetConfig(fraction=0.5)  # five of each class: B = 20
@@ -103,7 +105,8 @@ def test_in_place_shows_picked_examples_strongly_and_not_weakly() -> None:
 def test_on_the_coreset_alone_only_its_rows_are_seen() -> None:
     mixing = mixer(main="coreset")
     (plan,) = epochs(mixing, 1)
-    ((epoch, picked, gamma),) = mixing.selections
+    assert mixing.selection
+    epoch, picked, gamma = mixing.selection
     assert epoch == 0
     assert len(picked) == len(gamma) == 20
     assert set(plan.rows[~plan.strong]) == set(plan.rows[plan.strong]) == set(picked)
@@ -111,8 +114,11 @@ def test_on_the_coreset_alone_only_its_rows_are_seen() -> None:
 
 def test_a_random_main_set_has_the_coresets_size_and_is_not_it() -> None:
     mixing = mixer(main="random", every=2)
-    first, second, third = epochs(mixing, 3)
-    (_, picked, _), _ = mixing.selections
+    model = Model()
+    first, second = epochs(mixing, 2, model)
+    assert mixing.selection
+    picked = mixing.selection[1]
+    third = mixing.epoch(2, model, no_judge)
     main = first.rows[~first.strong]
     assert len(set(main)) == 20
     assert set(main) != set(picked)
@@ -124,7 +130,8 @@ def test_max_loss_is_the_top_by_cross_entropy() -> None:
     mixing = mixer(coreset=CoresetConfig(fraction=0.25, budget="none"))
     epochs(mixing, 1)
     losses = losses_of(Model()()[0], LABELS)
-    assert set(mixing.selections[0][1]) == set(np.argsort(-losses)[:10])
+    assert mixing.selection
+    assert set(mixing.selection[1]) == set(np.argsort(-losses)[:10])
 
 
 # --- when ------------------------------------------------------------------------------------------------------------
@@ -132,12 +139,14 @@ def test_max_loss_is_the_top_by_cross_entropy() -> None:
 
 def test_it_selects_every_so_many_epochs_after_the_warm_up_and_looks_at_no_other_time() -> None:
     model, mixing = Model(), mixer(every=3, warm_epochs=2)
-    looks = []
+    looks, selected = [], set()
     for number in range(10):
         mixing.epoch(number, model, no_judge)
         looks.append(model.looks)
+        selected |= {mixing.selection[0]} if mixing.selection else set()
     assert looks == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
-    assert [epoch for epoch, _, _ in mixing.selections] == [2, 5, 8]
+    assert selected == {2, 5, 8}
+    assert mixing.selections == 3
     assert mixing.seconds > 0
 
 
@@ -160,12 +169,31 @@ def test_epochs_before_the_first_selection_are_weak_and_as_long() -> None:
 
 def test_random_picks_others_each_round_and_for_each_seed() -> None:
     first, again, other = mixer(selector="random"), mixer(selector="random"), mixer(selector="random", seed=4)
+    found: list[list[np.ndarray]] = []
     for mixing in (first, again, other):
-        epochs(mixing, 2)
-    (_, one, _), (_, two, _) = first.selections
+        found.append([])
+        for number in range(2):
+            mixing.epoch(number, Model(), no_judge)
+            assert mixing.selection
+            found[-1].append(mixing.selection[1])
+    (one, two), same_again, others = found
     assert set(one) != set(two)
-    assert np.array_equal(again.selections[1][1], two)
-    assert set(other.selections[0][1]) != set(one)
+    assert np.array_equal(same_again, [one, two])
+    assert set(others[0]) != set(one)
+
+
+def test_a_mixer_keeps_its_last_selection_and_counts_the_picks_so_that_checkpoints_do_not_grow() -> None:
+    mixing, model, seen = mixer(), Model(), []
+    sizes = set()
+    for number in range(6):
+        mixing.epoch(number, model, no_judge)
+        assert mixing.selection
+        seen.append(mixing.selection[1])
+        assert np.array_equal(mixing.picked, np.bincount(np.concatenate(seen), minlength=40))
+        assert mixing.selections == number + 1
+        sizes.add(sum(value.nbytes for value in mixing.state().values()))
+    assert len(sizes) == 1
+    assert mixing.picked.sum() == 120
 
 
 def test_augmentation_is_drawn_anew_each_epoch() -> None:
@@ -197,7 +225,8 @@ def weighted(**settings: object) -> tuple[EpochRows, np.ndarray]:
     """An epoch, and the coreset's gamma for each of its rows (1 for those not picked)."""
     mixing = mixer(selector="craig", **settings)
     (plan,) = epochs(mixing, 1)
-    ((_, picked, gamma),) = mixing.selections
+    assert mixing.selection
+    _, picked, gamma = mixing.selection
     of_row = np.ones(40)
     of_row[picked] = gamma
     assert gamma.sum() == 40
@@ -225,9 +254,6 @@ def test_a_full_main_set_is_not_weighted() -> None:
     assert plan.weights is not None
     assert (plan.weights[~plan.strong] == 1).all()
     np.testing.assert_allclose(plan.weights[plan.strong], gamma[plan.strong] / 2)
-    plan, _ = weighted(weights="normalised")
-    assert plan.weights is not None
-    assert (plan.weights == 1).all()
 
 
 def test_gamma_over_r_makes_the_copies_of_all_picked_weigh_as_much_as_the_training_set() -> None:
@@ -274,7 +300,9 @@ def test_a_given_coreset_is_selected_once_and_its_size_is_the_budget(
     plans = epochs(mixing, 5, model)
     assert mixing.length == length
     assert [(len(plan.rows), int(plan.strong.sum())) for plan in plans] == [(length, 0), *[(length, strong)] * 4]
-    ((epoch, picked, gamma),) = mixing.selections
+    assert mixing.selections == 1
+    assert mixing.selection
+    epoch, picked, gamma = mixing.selection
     assert (epoch, picked.tolist(), gamma.tolist()) == (1, GIVEN.indices.tolist(), GIVEN.weights.tolist())
     assert all(set(plan.rows[plan.strong]) <= set(GIVEN.indices) for plan in plans[1:])
     assert model.looks == 0
@@ -317,6 +345,15 @@ def test_a_restored_mixer_goes_on_with_a_given_coreset() -> None:
             assert same(rest.epoch(number, Model(), no_judge), whole[number])
 
 
+def test_states_of_mixers_that_were_given_one_coreset_share_no_memory() -> None:
+    """One checkpoint holds them all, and safetensors refuses tensors that share memory."""
+    pair = [given(main="coreset") for _ in range(2)]
+    for mixing in pair:
+        epochs(mixing, 1)
+    arrays = [value for mixing in pair for value in mixing.state().values() if value.size]
+    assert not any(np.shares_memory(one, other) for one, other in itertools.combinations(arrays, 2))
+
+
 def test_a_coreset_is_given_where_the_selector_is_a_file_and_nowhere_else() -> None:
     with pytest.raises(ValueError, match="given for selector=file and for no other, which is file here"):
         given(None)
@@ -346,7 +383,8 @@ def test_forgetting_counts_right_to_wrong_and_takes_what_was_never_learned_for_e
         mixing.count(rows, np.array(right, bool))
     mixing.count(np.array([5]), np.array([False]))  # an epoch that saw only the last: 2 events
     mixing.epoch(1, Model(), no_judge)
-    assert set(mixing.selections[0][1]) == {3, 1, 5}
+    assert mixing.selection
+    assert set(mixing.selection[1]) == {3, 1, 5}
     restored = mixer(
         selector="forgetting", warm_epochs=1, coreset=CoresetConfig(fraction=0.5, budget="none"), labels=LABELS[:6]
     )
@@ -354,9 +392,21 @@ def test_forgetting_counts_right_to_wrong_and_takes_what_was_never_learned_for_e
     restored.count(np.array([4, 5]), np.array([False, True]))
     restored.count(np.array([5]), np.array([False]))
     restored.epoch(2, Model(), no_judge)
-    assert set(restored.selections[1][1]) == {3, 1, 5}
+    assert restored.selection
+    assert set(restored.selection[1]) == {3, 1, 5}
     assert mixing.counts
     assert not mixer().counts
+
+
+def test_the_mixer_counts_the_events_that_forgetting_events_finds_in_the_whole_record() -> None:
+    record = np.random.default_rng(0).uniform(size=(9, 40)) < np.linspace(0, 1, 40)  # from never right to always
+    mixing = mixer(selector="forgetting", warm_epochs=1)
+    for right in record:
+        mixing.count(np.arange(40), right)
+    state = mixing.state()
+    events = np.where(state["learned"], state["forgotten"], np.inf)
+    assert len(set(events)) > 3
+    assert np.array_equal(events, forgetting_events(record))
 
 
 # --- the loss-driven policy ------------------------------------------------------------------------------------------
@@ -436,10 +486,12 @@ def test_a_restored_mixer_goes_on_as_if_nothing_had_happened(settings: dict[str,
         for number in range(stop - again, 7):
             late = number + 50 * (number == stop - 1)  # what is seen amid an epoch must not matter
             assert same(rest.epoch(number, look_of(late), judge_of(late)), plans[number])
-        for (epoch, rows, gamma), expected in zip(rest.selections, whole.selections, strict=True):
-            assert epoch == expected[0]
-            np.testing.assert_array_equal(rows, expected[1], strict=True)
-            np.testing.assert_array_equal(gamma, expected[2], strict=True)
+        assert rest.selections == whole.selections
+        np.testing.assert_array_equal(rest.picked, whole.picked, strict=True)
+        assert rest.selection
+        assert whole.selection
+        for value, expected in zip(rest.selection, whole.selection, strict=True):
+            np.testing.assert_array_equal(value, expected, strict=True)
 
 
 # --- bad settings ----------------------------------------------------------------------------------------------------
@@ -453,6 +505,8 @@ def test_a_restored_mixer_goes_on_as_if_nothing_had_happened(settings: dict[str,
         ({"selector": "forgetting"}, "give warm_epochs of at least 1"),
         ({"selector": "file"}, "name its .npz as strong.file"),
         ({"weigh_strong": True}, "weigh_strong is for weights=normalised, not none"),
+        ({"weights": "normalised"}, "weights=normalised has no effect with main=full; give main=coreset"),
+        ({"weights": "normalised", "main": "random"}, "no effect with main=random"),
         ({"selector": "hardest"}, "selector"),
         ({"copies": 0}, "copies"),
         ({"every": 0}, "every"),

@@ -240,9 +240,16 @@ def test_nothing_to_choose_from_is_nothing_chosen() -> None:
     assert choose(torch.empty(0, 4), "top", seeded()).tolist() == []
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
-def test_losses_that_are_none_are_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="candidates of 1 images are negative or not finite"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (float("nan"), "not finite: training has diverged; lower the learning rate"),
+        (float("inf"), "not finite: training has diverged; lower the learning rate"),
+        (-1.0, "negative"),
+    ],
+)
+def test_losses_that_are_none_are_refused(bad: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"candidates of 1 images are {message}"):
         choose(torch.tensor([[0.0, 1.0], [bad, 1.0]]), "proportional", seeded())
 
 

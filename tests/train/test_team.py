@@ -51,7 +51,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Found:
     for process in processes:
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, errors
-    return {case: [load_file(folder / f"{case}-{rank}.safetensors") for rank in range(2)] for case in team_worker.CASES}
+    cases = [*team_worker.CASES, "apart"]
+    return {case: [load_file(folder / f"{case}-{rank}.safetensors") for rank in range(2)] for case in cases}
 
 
 @pytest.mark.parametrize("case", ["sgd", "sam global", "strong"])
@@ -73,7 +74,8 @@ def test_both_processes_hold_the_same_model_and_history_and_one_reports(pair: Fo
 def test_both_processes_select_the_same_as_one_alone(pair: Found) -> None:
     picked = [found["picked"].tolist() for found in pair["strong"]]
     assert picked[0] == picked[1] == team_worker.run("strong")["picked"].tolist()
-    assert len(picked[0]) == 24  # twelve at epoch 0, twelve at epoch 2
+    assert len(picked[0]) == 12
+    assert pair["strong"][0]["counts"].sum() == 24  # twelve at epoch 0, twelve at epoch 2
 
 
 def test_sam_local_ascends_by_each_processs_own_gradient(pair: Found) -> None:
@@ -132,6 +134,13 @@ def test_epochs_shorter_than_the_team_are_refused_before_any_process_waits(monke
     monkeypatch.setattr(Team, "__init__", lambda self: vars(self).update(size=4, rank=0))
     with pytest.raises(ValueError, match="4 processes need batches of as many images"):
         fit([team_worker.mlp()], data, [np.arange(24)], team_worker.BASE, [5], mixers=[mixer])
+
+
+def test_processes_that_would_start_at_different_steps_are_all_refused(pair: Found) -> None:
+    """Of a folder that is not shared only the leader finds its checkpoint, and the others wait in another step."""
+    for found in pair["apart"]:
+        message = bytes(found["message"].tolist()).decode()
+        assert message.startswith("the processes would go on from different steps, 0 to 4")
 
 
 def test_models_amid_their_epochs_resume_in_both_processes(pair: Found) -> None:
