@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pydantic
 import torch
 from pydantic import Field
@@ -16,11 +14,11 @@ from data.images import LabeledImages, concat
 from data.perturb import PerturbConfig
 from data.seeds import child_seed
 from data.sources import DataConfig
-from data.store import as_path, digest_file, digest_json, read_json, write_arrays, write_json
+from data.store import as_path, digest_file, digest_json, local_file, read_json, write_arrays, write_json
 from data.synthetic import State, SyntheticFolder
 from flows.config import ClassifierConfig, CompareConfig
 from flows.fitting import classifier_key, fit_all, fit_config_of, fit_key
-from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers
+from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers, usable_rows
 from flows.progress import say
 from flows.run import RunFolder
 from train.checkpoint import load_model, save_model
@@ -106,20 +104,19 @@ def check_coreset(config: CoresetRunConfig) -> None:
 def pick_coreset(run: RunFolder, config: CoresetRunConfig) -> dict[str, Any]:
     """Write coreset-METHOD.npz and coreset-METHOD.json into a folder; what the latter says.
 
-    The .npz has `indices` int64 (B,) into the pool, class after class in the order of the picks, their `labels` int64
-    and `weights` float32, and `source`: "real", or the item id of a synthetic image. The pool is the training images,
-    behind them the usable synthetic ones in the order of their data set.
+    The .npz has `indices` int64 (B,) into the pool, class after class in the order of the picks, their `labels` int64,
+    `weights` float32, the pictures' `sha256`, and `source`: "real", or the item id of a synthetic image. The pool is
+    the training images, behind them the usable synthetic ones in the order of their data set.
     """
     method = config.coreset.method
     pool, items = _pool(config)
-    models: list[nn.Module] = []
     forgotten: np.ndarray | None = None
     training = 0.0
     if config.trains:
         training = _train(run, config, pool)
         weights = [_trained(run, config) / f"seed-{number}.safetensors" for number in range(config.seeds)]
         if method == "forgetting":
-            with np.load(_trained(run, config) / "forgotten.npz") as arrays:
+            with local_file(_trained(run, config) / "forgotten.npz") as file, np.load(file) as arrays:
                 forgotten = arrays["forgotten"]
     else:
         weights = _weights(config)
@@ -143,9 +140,7 @@ def pick_coreset(run: RunFolder, config: CoresetRunConfig) -> dict[str, Any]:
         models = _loaded(config, pool, weights)
         looks = [features_of(model, pool) for model in models]
         looked = time.perf_counter() - begin
-        evidence = Evidence(
-            looks[0][0], pool.labels, looks[0][1], forgotten=forgotten, ensemble=tuple(looks[1:]), validation=None
-        )
+        evidence = Evidence(looks[0][0], pool.labels, looks[0][1], forgotten=forgotten, ensemble=tuple(looks[1:]))
         begin = time.perf_counter()
         picked = select_coreset(evidence, config.coreset, child_seed(config.seed, "coreset"))
         selecting = time.perf_counter() - begin
@@ -185,10 +180,7 @@ def _pool(config: CoresetRunConfig) -> tuple[LabeledImages, list[str]]:
     if not config.with_synthetic:
         return train, []
     folder = SyntheticFolder(as_path(config.run) / "synthetic")
-    table = folder.rows()
-    usable = table.filter(pc.is_in(table["state"], pa.array(config.states)))
-    if usable.num_rows == 0:
-        raise ValueError(f"none of the {table.num_rows} images in {folder.path} is {' or '.join(config.states)}")
+    usable = usable_rows(folder, folder.rows(), config.states)
     return concat(train, folder.images(usable, train)), usable["item_id"].to_pylist()
 
 
@@ -254,9 +246,8 @@ def _train(run: RunFolder, config: CoresetRunConfig, pool: LabeledImages) -> flo
             files.append(folder / f"seed-{number}.safetensors")
             save_model(files[-1], model)
         if mixers:
-            state = mixers[0].state()
             files.append(folder / "forgotten.npz")
-            write_arrays(files[-1], forgotten=np.where(state["learned"], state["forgotten"], np.inf))
+            write_arrays(files[-1], forgotten=mixers[0].forgotten)
     return float(run.record(name)["seconds"])
 
 

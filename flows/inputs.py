@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -16,6 +19,7 @@ from data.perturb import PerturbConfig, Perturbed, perturb
 from data.seeds import child_seed
 from data.sources import DataConfig, Splits, load
 from data.store import as_path, local_file, local_folder
+from data.synthetic import State, SyntheticFolder
 from flows.config import ClassifierConfig, CompareConfig, RunConfig
 from flows.processes import team_size
 from flows.run import RunFolder
@@ -49,6 +53,7 @@ __all__ = [
     "scorers_of",
     "selected",
     "selection_path",
+    "usable_rows",
 ]
 
 
@@ -216,3 +221,18 @@ def selected(run: RunFolder, method: Method, number: int) -> np.ndarray:
     """The indices that a method selected for a seed, int64 ascending."""
     with local_file(selection_path(run, method, number)) as file, np.load(file) as arrays:
         return arrays["indices"]
+
+
+def usable_rows(folder: SyntheticFolder, table: pa.Table, states: Sequence[State]) -> pa.Table:
+    """The rows of a synthetic data set's `table` that have one of these states, in their order.
+
+    Raises:
+        ValueError: none has.
+    """
+    usable = table.filter(pc.is_in(table["state"], pa.array(states)))
+    if usable.num_rows == 0:
+        raise ValueError(
+            f"none of the {table.num_rows} images in {folder.path} is {' or '.join(states)}; look at their states and "
+            "scores with `slowlane inspect`"
+        )
+    return usable

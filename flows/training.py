@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from torch import nn
 
 from data.images import LabeledImages, concat
@@ -16,7 +15,7 @@ from data.synthetic import SyntheticFolder
 from flows.arms import Pool, arm_rows
 from flows.config import CompareConfig, parse_arm
 from flows.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, strong_key
-from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers, selected
+from flows.inputs import classifier_seeds, device_of, early_folder, images_of, new_classifiers, selected, usable_rows
 from flows.picks import given_to, read_picks
 from flows.processes import leads
 from flows.progress import say
@@ -289,12 +288,7 @@ def _pool(run: RunFolder, config: CompareConfig, arms: set[str]) -> tuple[Labele
     folder = SyntheticFolder(run.path / "synthetic")
     table = folder.rows()
     _check_made(run, config, arms, table)
-    usable = table.filter(pc.is_in(table["state"], pa.array(config.train_states)))
-    if usable.num_rows == 0:
-        raise ValueError(
-            f"none of the {table.num_rows} images in {folder.path} is {' or '.join(config.train_states)}; look at "
-            "their states and scores with `slowlane inspect`"
-        )
+    usable = usable_rows(folder, table, config.train_states)
     tokens += [digest_bytes(image["bytes"]) for image in usable["image"].to_pylist()]
     return concat(train, folder.images(usable, train)), Pool.of(len(train), usable), tokens
 

@@ -182,6 +182,11 @@ class Mixer:
         """Whether `count` must be told what training got right."""
         return self.config.selector == "forgetting"
 
+    @property
+    def forgotten(self) -> np.ndarray:
+        """Forgetting events so far, float64 (n,); inf for rows that training never got right."""
+        return np.where(self._learned, self._forgotten, np.inf)
+
     def epoch(self, number: int, look: Look, judge: Judge) -> EpochRows:
         """The epoch `number` (from 0); selects first where that is due.
 
@@ -298,7 +303,7 @@ class Mixer:
             logits,
             self.labels,
             features,
-            forgotten=np.where(self._learned, self._forgotten, np.inf) if self.counts else None,
+            forgotten=self.forgotten if self.counts else None,
         )
         config = self._coreset_config()
         if selector == "adacore":
