@@ -18,6 +18,7 @@ __all__ = [
     "Kind",
     "Levels",
     "MakeBatch",
+    "MaxSeconds",
     "Model",
     "Optimizer",
     "Optimizers",
@@ -36,6 +37,7 @@ __all__ = [
     "StrongFraction",
     "TestLimit",
     "TrainLimit",
+    "Until",
     "WorkSize",
     "Workers",
     "option",
@@ -127,4 +129,10 @@ Arms = Annotated[
 ]
 Optimizers = Annotated[str | None, option("Of sgd,sam,adahessian one or more", "--optimizers")]
 Seeds = Annotated[int | None, option("Classifiers an arm", "--seeds")]
+MaxSeconds = Annotated[
+    int, option("Begin nothing that would not end within so many seconds; the same command goes on", "--max-seconds")
+]
+Until = Annotated[
+    str, option("The same until a time: 07:00, or 22:00-07:00 Europe/Berlin to work only within hours", "--until")
+]
 Workers = Annotated[int | None, option("Processes that train classifiers side by side", "--workers")]

@@ -4,7 +4,11 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import os
 import resource
+import shlex
+import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,8 +50,11 @@ class RunFolder:
         return Stage(self, name, digest_json({"stage": name, "version": version, "inputs": inputs}))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, holder: str = "") -> Iterator[None]:
         """Keep the folder, which is made, to this process for the block; one at a URL cannot be.
+
+        Args:
+            holder: what others are told is at work here; empty: this command.
 
         Raises:
             ValueError: another process has it.
@@ -60,13 +67,24 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(
-                    f"another slowlane command is at work in {self.path}; wait for it, or end it"
-                ) from None
+                raise ValueError(f"{self.signed()} is at work in {self.path}; wait for it, or end it") from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # some shared file systems have no locks
                     raise
+            self.sign(holder)
             yield
+
+    def sign(self, holder: str = "") -> None:
+        """Write down who is at work here, for those that `locked` refuses. It stays, and holds nothing by itself."""
+        name = holder or shlex.join(["slowlane", *sys.argv[1:]])
+        (self.path / LOCK).write_text(f"{name} (process {os.getpid()} on {socket.gethostname()})\n")
+
+    def signed(self) -> str:
+        """Who was the last to be at work here."""
+        try:
+            return (self.path / LOCK).read_text().strip() or "another command"
+        except FileNotFoundError:
+            return "another command"
 
     def record(self, name: str) -> dict[str, Any]:
         """The record of a stage that is done.
