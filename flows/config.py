@@ -29,6 +29,7 @@ __all__ = [
     "Arm",
     "ClassifierConfig",
     "CompareConfig",
+    "PartsConfig",
     "RunConfig",
     "demo_config",
     "one_setting",
@@ -44,8 +45,8 @@ class ClassifierConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     model: str = Field(
         "preact-resnet18",
-        description="small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10, vit-s4, torchvision:<name> "
-        "or timm:<name>",
+        description="small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10, vit-s4, torchvision:NAME "
+        "or timm:NAME",
     )
     width: int = Field(
         0, ge=0, le=4096, description="Channels of the first layer of our own, tokens' width of vit-s4; 0: as published"
@@ -53,6 +54,37 @@ class ClassifierConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     weights: str = Field(
         "", description="Pretrained weights to start from: path of a .safetensors or torchvision's .pth; empty: fresh"
     )
+
+
+class PartsConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Who makes the parts of the synthetic data set. Changes no image."""
+
+    runner: Literal["auto", "threads", "processes", "dask", "ray", "runs"] = Field(
+        "auto",
+        description="auto: a process a GPU, or this one; threads: this process, one part after the other; processes: "
+        "others; dask, ray: the workers of a cluster; runs: runs of a deployment, by the workers of its work pool. How "
+        "many at a time: generate.processes",
+    )
+    address: str = Field(
+        "",
+        description="Of the Dask scheduler, such as tcp://host:8786, or the Ray cluster, such as ray://host:10001; "
+        "empty: a cluster on this host for the time of the job",
+    )
+    parts_a_run: int = Field(4, ge=1, le=10_000, description="Parts that one run makes, 1 to 10,000; for runs")
+    deployment: str = Field(
+        "generate-part/part", pattern="^[^/]+/[^/]+$", description="Flow/name of the deployment; for runs"
+    )
+    limit: str = Field(
+        "",
+        description="Prefect's concurrency limit that a host holds while it generates, a slot a process, such as "
+        "gpu:{host}, where {host} stands for the host's name; empty: none",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _address_has_a_cluster(self) -> "PartsConfig":
+        if self.address and self.runner not in ("dask", "ray"):
+            raise ValueError(f"parts.address is for the runners dask and ray, not for {self.runner}; leave it empty")
+        return self
 
 
 class RunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -70,6 +102,7 @@ class RunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     sizes: SizeConfig = SizeConfig()
     prompts: PromptConfig = PromptConfig()
     diffusemix: DiffuseMixConfig = DiffuseMixConfig()
+    parts: PartsConfig = PartsConfig()
     scores: ScoreConfig = ScoreConfig()
     quality: QualityConfig = QualityConfig()
     train_states: tuple[State, ...] = Field(

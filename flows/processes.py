@@ -12,6 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from flows.transient import telling
+
 __all__ = ["Devices", "classifier_processes", "devices", "leads", "team_size"]
 
 
@@ -39,14 +41,16 @@ class Devices:
         count: of processes; with 1, calls are made in this one.
         gpus: how many GPUs there are: process i sees GPU i % gpus alone. With 0 they share the cores.
         on_images: told the number of images that a call, which gets a callback as its last argument, reports.
+        apart: a single process is another one too.
     """
 
-    def __init__(self, count: int, gpus: int, on_images: Callable[[int], None]) -> None:
+    def __init__(self, count: int, gpus: int, on_images: Callable[[int], None], apart: bool = False) -> None:
         self._gpus, self._count, self._on_images = gpus, count, on_images
+        self._here = count == 1 and not apart
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for place in range(count):
             self._free.put(place)
-        if count == 1:
+        if self._here:
             return
         self._context = multiprocessing.get_context("spawn")
         self._lock = threading.Lock()  # none starts once they are stopped
@@ -69,7 +73,7 @@ class Devices:
         """
         place = self._free.get()
         try:
-            if self._count == 1:
+            if self._here:
                 return function(*args, self._on_images)
             try:
                 return self._submit(place, function, args).result()
@@ -119,7 +123,7 @@ class Devices:
 
     def stop(self) -> None:
         """Kill the processes, whatever they are at: what is written is whole, and what is not is made again."""
-        if self._count > 1:
+        if not self._here:
             with self._lock:
                 self._stopped = True
                 for pool in self._pools.values():
@@ -129,7 +133,7 @@ class Devices:
         """End the processes; calls that wait for one are not made any more."""
         for _ in range(self._count):
             self._free.get()
-        if self._count > 1:
+        if not self._here:
             for pool in self._pools.values():
                 pool.shutdown(cancel_futures=True)
             self._reports.send(None)
@@ -144,9 +148,9 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 
 
 @contextmanager
-def devices(count: int, gpus: int, on_images: Callable[[int], None]) -> Iterator[Devices]:
+def devices(count: int, gpus: int, on_images: Callable[[int], None], apart: bool = False) -> Iterator[Devices]:
     """`Devices` that are closed at the end of the block, and stopped where it ends with an error or Ctrl-C."""
-    opened = Devices(count, gpus, on_images)
+    opened = Devices(count, gpus, on_images, apart)
     try:
         yield opened
     except BaseException:
@@ -160,7 +164,7 @@ _reports: Any = None  # the pipe of this process, when it is one of `Devices`
 
 
 def _reporting(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return function(*args, _reports.send)
+    return telling(function, *args, _reports.send)
 
 
 def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None) -> None:

@@ -33,6 +33,8 @@ __all__ = [
     "finish_synthetic",
     "make_one_part",
     "open_parts",
+    "part_keys",
+    "parts_left",
 ]
 
 
@@ -49,8 +51,8 @@ def open_parts(run: RunFolder, config: CompareConfig) -> PartsToMake:
     """Which parts of the synthetic data set are still to be made: missing, damaged, or of another plan."""
     plan = read_plan(run)
     folder = SyntheticFolder(run.path / "synthetic")
-    parts = _parts(plan, config)
-    kept = {n: folder.kept_part(n, _part_key(run, config, part)) for n, part in enumerate(parts)}
+    parts = part_keys(run, config)
+    kept = {n: folder.kept_part(n, key) for n, key in enumerate(parts)}
     todo = [n for n, record in kept.items() if record is None or record["failures"]]
     done = sum(record["rows"] for record in kept.values() if record and not record["failures"])
     said = f"generate: {done:,} of {plan.num_rows:,} images done before, {len(todo)} of {len(parts)} parts to make"
@@ -61,6 +63,28 @@ def open_parts(run: RunFolder, config: CompareConfig) -> PartsToMake:
             said += f"; {spare:,} images of an earlier plan are used again where they fit"
     say(said)
     return PartsToMake(todo, plan.num_rows, done)
+
+
+def parts_left(run: RunFolder, config: CompareConfig, numbers: list[int]) -> PartsToMake:
+    """The same of some parts only. Nothing is set aside: that is done where the whole job is.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    parts = _parts(read_plan(run), config)
+    beyond = [number for number in numbers if not 0 <= number < len(parts)]
+    if beyond:
+        raise ValueError(f"{run.path} has parts 0 to {len(parts) - 1}, not {beyond[0]}")
+    folder = SyntheticFolder(run.path / "synthetic")
+    kept = {number: folder.kept_part(number, _part_key(run, config, parts[number])) for number in numbers}
+    todo = [number for number, record in kept.items() if record is None or record["failures"]]
+    images = {number: parts[number].num_rows for number in numbers}
+    return PartsToMake(todo, sum(images.values()), sum(images[number] for number in numbers if number not in todo))
+
+
+def part_keys(run: RunFolder, config: CompareConfig) -> list[str]:
+    """Under which key `SyntheticFolder.kept_part` finds each part of the plan."""
+    return [_part_key(run, config, part) for part in _parts(read_plan(run), config)]
 
 
 def check_space(run: RunFolder, config: CompareConfig, number: int) -> None:
@@ -126,6 +150,9 @@ def make_one_part(
         drawn = draw(generator, train, part, config.sizes, batch_sizes(run, config, generator), on_images, known=known)
         # All of the part at once, also what was there: its scores must not tell when it was made.
         rows = describe(generator, train, part, drawn, config.quality, scorers)
+    already = folder.kept_part(number, key)
+    if already and not already["failures"]:
+        return already  # a worker that was taken for lost, or this one, was: the data set may be finished by now
     if kept:
         cost["seconds"] += kept["cost"].get("seconds", 0)
     names = part["item_id"].to_pylist()
@@ -138,7 +165,7 @@ def finish_synthetic(run: RunFolder, config: CompareConfig) -> str:
     plan = read_plan(run)
     train = images_of(config).train
     folder = SyntheticFolder(run.path / "synthetic")
-    keys = [_part_key(run, config, part) for part in _parts(plan, config)]
+    keys = part_keys(run, config)
     records = []
     for number, key in enumerate(keys):
         record = folder.kept_part(number, key)

@@ -40,7 +40,7 @@ _FLAT = 2.0
 
 
 class ScoreConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Who scores images. The scores say nothing yet; thresholds on them (`QualityConfig`) do."""
+    """Who scores images. The scores say nothing yet; the thresholds of `quality` do."""
 
     judge: str = Field(
         "",

@@ -1,0 +1,95 @@
+"""One job a GPU: slots of Prefect's global concurrency limits, held on a host while it generates."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
+
+from flows.progress import say
+
+__all__ = ["GPU_LIMIT", "ensure_limits", "limit_on_this_host", "slots"]
+
+GPU_LIMIT = "gpu:{host}"
+# The slots of a job that died are free after this time; one that lives renews them in good time.
+LEASE_SECONDS = 120.0
+
+
+def limit_on_this_host(name: str) -> str:
+    """A limit's name with this host's in the place of {host}."""
+    return name.replace("{host}", socket.gethostname())
+
+
+@contextmanager
+def slots(name: str, count: int) -> Iterator[None]:
+    """Hold slots of a global concurrency limit for the block, once they are free.
+
+    Args:
+        name: of the limit; {host} in it stands for this host's name. Empty: nothing is held.
+        count: how many slots, 1 or more.
+
+    Raises:
+        ValueError: there is no such limit, or it will never have so many slots.
+    """
+    if not name:
+        yield
+        return
+    limit = limit_on_this_host(name)
+    with get_client(sync_client=True) as client:
+        _check(client, limit, count)
+    run = runtime.flow_run.id
+    holder = ConcurrencyLeaseHolder(type="flow_run", id=run) if run else None
+    # A server that is away for a while must not end hours of work, so a lease that cannot be renewed is only told.
+    with concurrency(
+        limit, count, strict=True, lease_duration=LEASE_SECONDS, holder=holder, raise_on_lease_renewal_failure=False
+    ):
+        yield
+
+
+def _check(client: SyncPrefectClient, limit: str, count: int) -> None:
+    """Refuse what would never begin, and say what will have to wait."""
+    try:
+        found = client.read_global_concurrency_limit_by_name(limit)
+    except ObjectNotFound:
+        raise ValueError(
+            f"Prefect has no concurrency limit {limit!r}; make it with `prefect gcl create {limit} --limit {count}`, "
+            "or leave parts.limit empty"
+        ) from None
+    if found.limit < count:
+        raise ValueError(
+            f"concurrency limit {limit!r} has {found.limit} slots and {count} processes are to generate; give it more "
+            f"with `prefect gcl update {limit} --limit {count}`, or lower generate.processes"
+        )
+    if found.limit - found.active_slots < count:
+        say(
+            f"waits for a slot of {limit}: {found.active_slots} of {found.limit} are taken; at work now: "
+            f"{', '.join(_running(client)) or 'no other run'}"
+        )
+
+
+def _running(client: SyncPrefectClient) -> list[str]:
+    """The names of the other runs at work, a few of them: one of them holds the slot."""
+    running: Any = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running), limit=5)
+    return [run.name for run in runs if str(run.id) != runtime.flow_run.id]
+
+
+def ensure_limits() -> str:
+    """Make this host's limit, a slot a GPU and at least one, where there is none yet; its name."""
+    import torch
+
+    limit = limit_on_this_host(GPU_LIMIT)
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(limit)  # what a person set it to stays
+        except ObjectNotFound:
+            create = GlobalConcurrencyLimitCreate(name=limit, limit=max(1, torch.cuda.device_count()))
+            client.create_global_concurrency_limit(create)
+    return limit
