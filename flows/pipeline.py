@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.futures import as_completed
 
 from data.store import as_path
-from flows import generator, stages, synthesis, tasks, training
+from flows import generator, locks, runners, tasks, training, watching
+from flows.budget import Budget, Deadline, Unfinished
 from flows.config import CompareConfig, RunConfig, one_setting
 from flows.coreset import CoresetRunConfig, check_coreset
 from flows.generator import FitGeneratorConfig
@@ -30,6 +31,8 @@ __all__ = [
     "retrain",
     "select",
 ]
+
+_NO_END = Budget()
 
 
 @flow(name="augment-and-retrain", flow_run_name="{out}")
@@ -85,13 +88,22 @@ def plan(config: CompareConfig, out: str) -> str:
 
 
 @flow(name="generate", flow_run_name="{out}")
-def generate(config: CompareConfig, out: str) -> str:
-    """Make the synthetic data set."""
+def generate(config: CompareConfig, out: str, budget: Budget = _NO_END) -> str:
+    """Make the synthetic data set.
+
+    Args:
+        config: the setting, the arms, the optimizers, the number of seeds.
+        out: the run folder; an unfinished run in it goes on.
+        budget: how long this run may work; the next one goes on.
+    """
+    deadline = Deadline.of(budget, runtime.flow_run.scheduled_start_time)
+    if not deadline.allows(0):
+        raise Unfinished(f"this is no time to work (until: {budget.until}), so nothing was begun; the next run goes on")
     with _opened(config, out, "generate") as run:
         tasks.train_early(run, config)
         tasks.select_examples(run, config)
         tasks.plan_images(run, config)
-        _generate(run, config)
+        _generate(run, config, deadline)
         return str(run / "synthetic")
 
 
@@ -119,30 +131,30 @@ def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
         out: the folder that gets coreset-METHOD.npz and coreset-METHOD.json; may be a run folder.
     """
     check_coreset(config)
-    with RunFolder(as_path(out)).locked():
+    with locks.held(RunFolder(as_path(out))):
         return tasks.pick_coreset(as_path(out), config)
 
 
 @flow(name="fit-generator", flow_run_name="{out}")
 def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     """Train a small class-conditional pixel generator on a data set."""
-    return generator.fit_and_save(config, as_path(out))
+    with watching.watched_progress():
+        return generator.fit_and_save(config, as_path(out))
 
 
 @contextmanager
 def _opened(config: CompareConfig, out: str, kind: str) -> Iterator[Path]:
     """The run folder, checked, and locked while the flow works in it."""
-    tasks.check_inputs(config, kind)
-    stages.check_folder(config, out, kind)
-    with RunFolder(as_path(out)).locked():
-        yield stages.open_run(config, out).path
+    tasks.check_inputs(config, out, kind)
+    with locks.held(RunFolder(as_path(out))), watching.watched_progress():
+        yield tasks.open_run(config, out)
 
 
-def _generate(run: Path, config: CompareConfig) -> None:
-    todo = synthesis.open_parts(RunFolder(run), config)
+def _generate(run: Path, config: CompareConfig, deadline: Deadline | None = None) -> None:
+    todo = tasks.open_parts(run, config)
     if todo.parts:
-        with meter("generate", todo.images, "images", todo.images_done) as bar:
-            tasks.make_parts(run, config, todo.parts, bar)
+        with meter("generate", todo.images, "images", todo.images_done, in_parts=True) as bar:
+            runners.make_parts(run, config, todo.parts, bar, deadline)
     tasks.finish_synthetic(run, config)
 
 

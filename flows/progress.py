@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from flows.processes import leads
 
-__all__ = ["Meter", "duration", "meter", "say", "warn"]
+__all__ = ["Meter", "duration", "meter", "say", "shown_by", "warn"]
 
 PLAIN_INTERVAL = 5.0
 
@@ -28,10 +29,14 @@ def warn(text: str) -> None:
 
 
 class Meter:
-    """Counts what is done of one piece of work and says so: rate, time to go, and counts by name (states, say)."""
+    """Counts what is done of one piece of work and says so: rate, time to go, and counts by name (states, say).
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        self.title, self.total, self.unit = title, total, unit
+    Args:
+        in_parts: whether it is done in parts of minutes, whose counts come at their end.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, in_parts: bool = False) -> None:
+        self.title, self.total, self.unit, self.in_parts = title, total, unit, in_parts
         self.done = self.before = done
         self.counts: dict[str, int] = {}
         self.begin = self.last = time.monotonic()
@@ -73,11 +78,11 @@ class Meter:
 class _BarMeter(Meter):
     """The same on a terminal, as a live bar."""
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, in_parts: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        super().__init__(title, total, unit, done)
+        super().__init__(title, total, unit, done, in_parts)
         self.bar = Progress(
             BarColumn(bar_width=20), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
         )
@@ -92,12 +97,25 @@ class _BarMeter(Meter):
         super().close()
 
 
+_plain: ContextVar[type[Meter]] = ContextVar("plain", default=Meter)
+
+
 @contextmanager
-def meter(title: str, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+def shown_by(kind: type[Meter]) -> Iterator[None]:
+    """Within the block meters are of this kind where there is no terminal to draw a bar on."""
+    before = _plain.set(kind)
+    try:
+        yield
+    finally:
+        _plain.reset(before)
+
+
+@contextmanager
+def meter(title: str, total: int, unit: str, done: int = 0, *, in_parts: bool = False) -> Iterator[Meter]:
     """A meter for the block; its last line stays on the screen."""
     # A live bar for one process only: others beside it would write over it.
     live = sys.stderr.isatty() and multiprocessing.parent_process() is None
-    made = (_BarMeter if live else Meter)(title, total, unit, done)
+    made = (_BarMeter if live else _plain.get())(title, total, unit, done, in_parts)
     try:
         yield made
     finally:

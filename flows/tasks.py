@@ -1,33 +1,28 @@
 """Thin Prefect tasks around the stages. Paths and configs go in, small values come out, never arrays.
 
-Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code.
+Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code. They
+also go on where they were, so a task that lost its storage or the hub is tried again.
 """
 
-import errno
-import functools
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from traceback import format_exception
 from typing import Any
 
-import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, as_completed
 
-from flows import coreset, planning, stages, summary, synthesis, training
+from flows import coreset, planning, stages, summary, synthesis, training, watching
 from flows.config import CompareConfig
 from flows.coreset import CoresetRunConfig
-from flows.inputs import device_of, forget_generator
-from flows.processes import Devices, classifier_processes, devices
-from flows.progress import Meter
+from flows.processes import classifier_processes
+from flows.retries import RETRIES
 from flows.run import RunFolder
+from flows.transient import telling
 
 __all__ = [
     "check_inputs",
     "finish_synthetic",
-    "make_part",
-    "make_parts",
+    "open_parts",
+    "open_run",
     "pick_coreset",
     "plan_images",
     "retrain_arm",
@@ -37,116 +32,74 @@ __all__ = [
 ]
 
 
-@task(task_run_name="check inputs", cache_policy=NO_CACHE)
-def check_inputs(config: CompareConfig, kind: str) -> None:
+@task(task_run_name="check inputs", cache_policy=NO_CACHE, **RETRIES)
+def check_inputs(config: CompareConfig, out: str, kind: str) -> None:
     """Refuse what cannot work before anything is trained."""
     stages.check_inputs(config, kind)
+    stages.check_folder(config, out, kind)
 
 
-@task(task_run_name="train early classifiers", cache_policy=NO_CACHE)
+@task(task_run_name="open the run folder", cache_policy=NO_CACHE, **RETRIES)
+def open_run(config: CompareConfig, out: str) -> Path:
+    """Make the run folder, and write down in it what was asked; its path."""
+    return stages.open_run(config, out).path
+
+
+@task(task_run_name="train early classifiers", cache_policy=NO_CACHE, **RETRIES)
 def train_early(run: Path, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch."""
     training.train_early(RunFolder(run), config)
+    watching.stage_done(RunFolder(run), "early")
 
 
-@task(task_run_name="select slow examples", cache_policy=NO_CACHE)
+@task(task_run_name="select slow examples", cache_policy=NO_CACHE, **RETRIES)
 def select_examples(run: Path, config: CompareConfig) -> None:
     """Choose the examples to augment from the early outputs."""
     stages.select_examples(RunFolder(run), config)
+    watching.stage_done(RunFolder(run), "select")
 
 
-@task(task_run_name="plan images", cache_policy=NO_CACHE)
+@task(task_run_name="plan images", cache_policy=NO_CACHE, **RETRIES)
 def plan_images(run: Path, config: CompareConfig) -> None:
     """Write the plan and say what it will cost."""
     planning.plan_images(RunFolder(run), config)
+    watching.stage_done(RunFolder(run), "plan")
 
 
-@task(task_run_name="make part {number}", cache_policy=NO_CACHE)
-def make_part(run: Path, config: CompareConfig, number: int, place: Any) -> dict[str, Any]:
-    """Make one part of the synthetic data set: minutes of work, kept once it is done. Its record."""
-    assert isinstance(place, Devices)
-    synthesis.check_space(RunFolder(run), config, number)
-    return place.call(synthesis.make_one_part, RunFolder(run), config, number)
+@task(task_run_name="look for parts that are made", cache_policy=NO_CACHE, **RETRIES)
+def open_parts(run: Path, config: CompareConfig) -> synthesis.PartsToMake:
+    """Which parts of the synthetic data set are still to be made."""
+    return synthesis.open_parts(RunFolder(run), config)
 
 
-# What ends the job at once, as more of it would meet the same: the folder takes nothing more.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-_FAILURES_IN_A_ROW = 3
-
-
-def make_parts(run: Path, config: CompareConfig, parts: list[int], bar: Meter) -> None:
-    """Make parts, on every device one at a time. What fails leaves the others alone.
-
-    Raises:
-        Partial: some images, or whole parts, could not be made.
-        OSError, MemoryError: nothing more can be made: a full disk, a folder that is read-only, too little memory.
-        Exception: that of the third part to fail in a row; it is no fault of the parts.
-    """
-    failed: dict[str, str] = {}
-    in_a_row = 0
-    count, on_gpu = min(planning.generator_processes(config), len(parts)), device_of(config.device).type == "cuda"
-    if count > 1:
-        forget_generator()  # each process loads its own
-    with devices(count, torch.cuda.device_count() if on_gpu else 0, bar.add) as place:
-        for number, result in _made(run, config, parts, place, count):
-            try:
-                record = result()
-            except Exception as error:
-                in_a_row += 1
-                ends = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
-                if ends or in_a_row == _FAILURES_IN_A_ROW:
-                    raise
-                # The part's own fault: the others go on, and it is told in the end.
-                failed[f"part {number}"] = f"{type(error).__name__}: {error}\n{''.join(format_exception(error))}"
-            else:
-                in_a_row = 0
-                bar.add(0, record["states"])
-                failed |= record["failures"]
-    synthesis.check_failures(RunFolder(run), config, failed)
-
-
-def _made(
-    run: Path, config: CompareConfig, parts: list[int], place: Devices, count: int
-) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
-    """Each part when it is done, with what gives its record or raises what went wrong."""
-    if count == 1:  # in this very thread, where Ctrl-C ends it at once
-        for number in parts:
-            yield number, functools.partial(make_part, run, config, number, place)
-        return
-    rest = list(reversed(parts))
-    flying: dict[PrefectFuture[dict[str, Any]], int] = {}
-    while rest or flying:
-        while rest and len(flying) < count:
-            number = rest.pop()
-            flying[make_part.submit(run, config, number, place)] = number
-        future = next(as_completed(list(flying)))
-        yield flying.pop(future), future.result
-
-
-@task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE)
+@task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE, **RETRIES)
 def finish_synthetic(run: Path, config: CompareConfig) -> str:
     """Write the manifest, last; its digest."""
-    return synthesis.finish_synthetic(RunFolder(run), config)
+    digest = synthesis.finish_synthetic(RunFolder(run), config)
+    watching.synthetic_done(RunFolder(run), config)
+    return digest
 
 
-@task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE)
+@task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE, **RETRIES)
 def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> None:
     """Train one arm with one optimizer for all seeds, in a process of its own where the config has several."""
     if config.workers == 1:
         training.retrain_arm(RunFolder(run), config, arm, optimizer)
     else:
-        classifier_processes(config.workers).submit(
-            training.retrain_arm, RunFolder(run), config, arm, optimizer
-        ).result()
+        pool = classifier_processes(config.workers)
+        pool.submit(telling, training.retrain_arm, RunFolder(run), config, arm, optimizer).result()
+    watching.stage_done(RunFolder(run), f"retrain-{arm}-{optimizer}")
 
 
-@task(task_run_name="pick a coreset", cache_policy=NO_CACHE)
+@task(task_run_name="pick a coreset", cache_policy=NO_CACHE, **RETRIES)
 def pick_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
     """Pick a coreset and write it; what its record says."""
     return coreset.pick_coreset(RunFolder(out), config)
 
 
-@task(task_run_name="write the report", cache_policy=NO_CACHE)
+@task(task_run_name="write the report", cache_policy=NO_CACHE, **RETRIES)
 def write_report(run: Path, config: CompareConfig) -> str:
     """Write report.json and report.html; the path of the latter."""
-    return str(summary.write(RunFolder(run), config))
+    page = str(summary.write(RunFolder(run), config))
+    watching.report_done(RunFolder(run))
+    return page

@@ -204,6 +204,8 @@ def retrain_arm(run: RunFolder, config: CompareConfig, arm_name: str, optimizer:
         write_json(folder / "config.json", job.inputs)
         outputs.append(folder / "config.json")
         facts["errors"] = errors
+        if arm.kind == "synthetic":
+            facts["synthetic"] = SyntheticFolder(run.path / "synthetic").manifest()["digest"]
         facts["images_added"] = [len(r) - len(splits.train) for r in job.rows]
         calls = run.record("plan")["facts"]["calls"] if arm.kind == "synthetic" else {}
         facts["denoiser_calls"] = [

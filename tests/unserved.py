@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from prefect import Flow, Task
 
-from flows import cli, pipeline, processes, tasks
+from flows import cli, pipeline, processes, runners, tasks
 
 __all__ = ["context", "start_command", "unserve"]
 
@@ -48,13 +48,13 @@ class _Plain:
 
 def unserve(set_attribute: Callable[[Any, str, Any], None]) -> None:
     """Take Prefect out of the flows. `set_attribute` is `setattr`, or pytest's `monkeypatch.setattr`."""
-    for module in (tasks, pipeline):
+    for module in (tasks, runners, pipeline):
         for name, value in list(vars(module).items()):
             if isinstance(value, Flow):
                 set_attribute(module, name, value.fn)
             elif isinstance(value, Task):
                 set_attribute(module, name, _Plain(value))
-        set_attribute(module, "as_completed", concurrent.futures.as_completed)
+    set_attribute(pipeline, "as_completed", concurrent.futures.as_completed)
     set_attribute(cli, "prepare_prefect", lambda: None)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from flows import progress
-from flows.progress import Meter, duration, meter, say
+from flows.progress import Meter, duration, meter, say, shown_by
 
 
 @pytest.fixture
@@ -165,3 +165,28 @@ def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("mind the step", "mind the gap", "mind the step"):
         progress.warn(text)
     assert capsys.readouterr().err == "warning: mind the step\nwarning: mind the gap\n"
+
+
+class Silent(Meter):
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_within_a_block_meters_can_be_shown_in_another_way(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_by(Silent), meter("generate", 2, "images", in_parts=True) as bar:
+        assert type(bar) is Silent
+        assert bar.in_parts
+        bar.add(2)
+    assert capsys.readouterr().err == ""
+    with meter("generate", 2, "images") as bar:
+        assert type(bar) is Meter
+        assert not bar.in_parts
+
+
+def test_on_a_terminal_there_is_a_bar_however_meters_are_shown_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with shown_by(Silent), meter("train", 2, "steps") as bar:
+        assert not isinstance(bar, Silent)
