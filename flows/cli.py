@@ -1,11 +1,13 @@
 """`slowlane ...`: the flows from a terminal. Heavy packages are imported when a command runs, not for `--help`."""
 
+import inspect
 import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +29,7 @@ from flows.options import (
     Kind,
     Levels,
     MakeBatch,
+    MaxSeconds,
     Model,
     Optimizer,
     Optimizers,
@@ -45,13 +48,16 @@ from flows.options import (
     StrongFraction,
     TestLimit,
     TrainLimit,
+    Until,
     Workers,
     WorkSize,
     option,
 )
-from flows.settings import names, nested, numbers, prepare_prefect, resolve
+from flows.serving_commands import add_serving_commands
+from flows.settings import RUN_ENVIRONMENT, names, nested, numbers, one_line, prepare_prefect, resolve
 
 if TYPE_CHECKING:
+    from flows.budget import Budget
     from flows.config import CompareConfig, RunConfig
 
 __all__ = ["app", "main"]
@@ -111,10 +117,15 @@ def _add_stage(stage: str, words: str) -> None:
         optimizers: Optimizers = None,
         seeds: Seeds = None,
         workers: Workers = None,
+        max_seconds: MaxSeconds = 0,
+        until: Until = "",
         config: ConfigFile = None,
         settings: Settings = None,
         as_json: Json = False,
     ) -> None:
+        from flows.budget import Budget
+
+        more = [Budget(max_seconds=max_seconds, until=until)] if stage == "generate" else []
         given = {
             "data.source": source or None,
             "generate.generator": generator,
@@ -147,15 +158,25 @@ def _add_stage(stage: str, words: str) -> None:
         resolved, folder = resolve(
             as_path(out) if out else None, nested(config, given, settings), stage, sampling, preset
         )
-        _run_flow(stage, resolved, folder, as_json)
+        _run_flow(stage, resolved, folder, as_json, *more)
 
+    if stage != "generate":
+        _leave_out(command, "max_seconds", "until")
     app.command(stage, help=words)(command)
+
+
+def _leave_out(command: Callable[..., None], *names: str) -> None:
+    """Hide arguments, which then keep their defaults, from Typer."""
+    signature = inspect.signature(command)
+    kept = [argument for name, argument in signature.parameters.items() if name not in names]
+    vars(command)["__signature__"] = signature.replace(parameters=kept)
 
 
 for _stage, _words in _STAGES.items():
     _add_stage(_stage, _words)
 add_coreset_command(app)
 add_dataset_commands(app)
+add_serving_commands(app)
 
 
 @app.command("presets")
@@ -223,7 +244,12 @@ def fit_generator(
     print(flow(resolved, out))
 
 
-def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_json: bool) -> None:
+def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_json: bool, *more: "Budget") -> None:
+    """Run a flow and print what came out.
+
+    Args:
+        more: what this flow takes beside its config and its run folder.
+    """
     from flows.config import CompareConfig, one_setting
     from flows.progress import say
     from flows.run import RunFolder
@@ -244,7 +270,7 @@ def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_j
     from flows import pipeline
 
     flow = pipeline.augment_and_retrain if kind == "run" else getattr(pipeline, kind)
-    result = flow(config, str(folder))
+    result = flow(config, str(folder), *more)
     if kind in ("run", "compare", "report"):
         print_report(folder, as_json)
     elif as_json:
@@ -280,18 +306,15 @@ def _joined(config: "CompareConfig", kind: str) -> bool:
 def main() -> None:
     """Run the command.
 
-    Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 3 for a synthetic data set that is
-    made but for some images; 130 for Ctrl-C, 143 for SIGTERM.
+    Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 3 for a synthetic data set of
+    which some images could not be made, or not in the time; 130 for Ctrl-C, 143 for SIGTERM.
     """
-    # Before torch is imported: on busy cores, threads that spin while they wait cost small networks a factor of ten.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", RUN_ENVIRONMENT["OMP_WAIT_POLICY"])  # before torch is imported
     with Interruption():
         _run_app()
 
 
 def _run_app() -> None:
-    import pydantic
-
     from flows.run import Partial
 
     try:
@@ -300,26 +323,15 @@ def _run_app() -> None:
         print(f"partial: {' '.join(str(partial).split())}", file=sys.stderr)
         print(f"make the rest: {shlex.join(['slowlane', *sys.argv[1:]])}", file=sys.stderr)
         sys.exit(3)
-    except pydantic.ValidationError as error:
-        _fail("; ".join(_one_error(e) for e in error.errors()))
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
-        _fail(str(error))
-
-
-def _one_error(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "there is no such setting"
-    given = "" if error["type"] in ("value_error", "extra_forbidden") else f", got {error['input']!r}"
-    return f"{place}: {message}{given}" if place else f"{message}{given}"
+        _fail(one_line(error))
 
 
 def _fail(message: str) -> None:
     from flows.processes import leads
 
     if leads():  # the others of its team meet the same
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -1,6 +1,5 @@
 """`slowlane export`, `inspect`, `filter` and `fidelity`: what is done with a synthetic data set once it is made."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -15,8 +14,6 @@ from flows.settings import nested
 
 if TYPE_CHECKING:
     from data.card import Summary
-    from data.synthetic import SyntheticFolder
-    from flows.config import CompareConfig
 
 __all__ = ["Moved", "add_dataset_commands", "move_thresholds"]
 
@@ -48,40 +45,14 @@ def _export(
     as_json: Json = False,
 ) -> None:
     """Write the synthetic data set for others to read, with a dataset card."""
-    from data.export import EXPORT_FORMATS, export
-    from flows.inputs import images_of
-    from flows.progress import Meter, meter
+    from data.export import EXPORT_FORMATS
+    from flows.exporting import export_run
 
     if kind not in EXPORT_FORMATS:
         raise typer.BadParameter(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {kind!r}")
-    folder, config = _located(as_path(source))
-    if with_real and config is None:
-        raise ValueError(f"{source} has no config.json, which says what the real images are; give the run folder")
     wanted = [state.strip() for state in states.split(",") if state.strip()]
-    total = sum(count for state, count in folder.manifest()["states"].items() if state in wanted)
-    real = images_of(config) if config and with_real else None
-    total += len(real.train) + len(real.test) if real else 0
+    counts = export_run(source, destination, kind, wanted, with_real, shard_images)
     target = as_path(destination)
-    with contextlib.ExitStack() as stack:
-        bar: Meter | None = None
-
-        def on_images(count: int) -> None:
-            nonlocal bar
-            bar = bar or stack.enter_context(
-                meter("export", total, "images")
-            )  # not before all that can be wrong is said
-            bar.add(count)
-
-        counts = export(
-            folder,
-            target,
-            kind,
-            states=wanted,
-            real=real,
-            source=Path(config.data.source).name if config else "",  # a card is for others: no path of this machine
-            shard_images=shard_images,
-            on_images=on_images,
-        )
     print(json.dumps({"path": str(target), "images": counts}, indent=2) if as_json else target)
 
 
@@ -96,12 +67,13 @@ def _inspect(
 ) -> None:
     """Show counts and scores of the synthetic data set, draw a contact sheet, or tell one image's story."""
     from data.card import summarise
+    from flows.exporting import located
     from flows.inspect import columns_of, sheet, tell
 
     if item and by:
         raise typer.BadParameter("give an item id or --sheet, not both")
     run = as_path(source)
-    folder, config = _located(run)
+    folder, config = located(run)
     manifest = folder.manifest()
     if not item and not by:
         summary = summarise(columns_of(folder), manifest["class_names"])
@@ -196,11 +168,12 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
     from data.store import write_json
     from data.synthetic import SyntheticFolder
     from flows.config import CompareConfig, read_config
+    from flows.exporting import existing
     from flows.inspect import columns_of
     from flows.run import RunFolder
     from flows.synthesis import finish_synthetic
 
-    run, config, folder = RunFolder(_existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
+    run, config, folder = RunFolder(existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
     settings = config.model_dump(mode="json")
     config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
     before = folder.manifest()["states"]
@@ -219,22 +192,6 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
         if (arm.kind == "synthetic" or arm.equal_steps_of) and f"retrain-{arm.name}-{optimizer}" in trained
     ]
     return Moved(before, folder.manifest()["states"], [] if same else out_of_date)
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path}")
-    return path
-
-
-def _located(path: Path) -> "tuple[SyntheticFolder, CompareConfig | None]":
-    """The data set of a run folder with the run's config, or a data set alone."""
-    from data.synthetic import SyntheticFolder
-    from flows.config import read_config
-
-    if (_existing(path) / "config.json").is_file():
-        return SyntheticFolder(path / "synthetic"), read_config(path)
-    return SyntheticFolder(path), None
 
 
 def _write_png(run: Path, name: str, picture: Any) -> Path:

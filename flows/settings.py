@@ -10,7 +10,26 @@ import typer
 
 from data.store import as_path
 
-__all__ = ["merge", "named_preset", "named_source", "names", "nested", "numbers", "prepare_prefect", "resolve"]
+__all__ = [
+    "RUN_ENVIRONMENT",
+    "merge",
+    "named_preset",
+    "named_source",
+    "names",
+    "nested",
+    "numbers",
+    "one_line",
+    "prepare_prefect",
+    "put",
+    "resolve",
+]
+
+# What every process that runs flows of deployments has in its environment, where the person has not set it.
+RUN_ENVIRONMENT = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation for lost runs waits for three of them
+    "PREFECT_CLIENT_MAX_RETRIES": "9",  # a server that is away for a quarter of an hour costs no night's work
+    "OMP_WAIT_POLICY": "PASSIVE",  # on busy cores, threads that spin cost small networks a factor of ten
+}
 
 
 def nested(file: str | None, given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
@@ -18,7 +37,7 @@ def nested(file: str | None, given: dict[str, Any], assignments: list[str] | Non
     settings = _read_settings(as_path(file)) if file else {}
     for key, value in given.items():
         if value is not None:
-            _put(settings, key, value)
+            put(settings, key, value)
     for assignment in assignments or []:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -29,7 +48,7 @@ def nested(file: str | None, given: dict[str, Any], assignments: list[str] | Non
             # A shell takes the quotation marks away: [ok,flat] is meant as ["ok", "flat"].
             listed = text.startswith("[") and text.endswith("]") and '"' not in text
             value = names(text[1:-1]) if listed else text
-        _put(settings, key, value)
+        put(settings, key, value)
     return settings
 
 
@@ -47,7 +66,8 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+def put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set the setting that a dotted key names, such as train.lr."""
     *path, last = key.split(".")
     for name in path:
         settings = settings.setdefault(name, {})
@@ -182,3 +202,21 @@ def prepare_prefect() -> None:
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     # Without PREFECT_API_URL a server starts with the flow; on a busy machine that takes longer than its default.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def one_line(error: BaseException) -> str:
+    """What a person is told of an error; of a config that was refused, each setting with what it got."""
+    import pydantic
+
+    if isinstance(error, pydantic.ValidationError):
+        return "; ".join(_one_setting(one) for one in error.errors())
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _one_setting(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "there is no such setting"
+    given = "" if error["type"] in ("value_error", "extra_forbidden") else f", got {error['input']!r}"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"

@@ -13,6 +13,7 @@ import pytest
 from rich.filesize import decimal
 
 from flows import cli, generator, stages, terminal
+from flows.budget import Budget
 from flows.config import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
 from flows.generator import FitGeneratorConfig
 from flows.presets import PRESETS, Preset
@@ -67,8 +68,8 @@ def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
     """The flows that were called, with what: nothing is checked, run or printed. The current folder is empty."""
     calls: list[SimpleNamespace] = []
 
-    def record(name: str, config: Any, out: str) -> None:
-        calls.append(SimpleNamespace(name=name, config=config, out=out))
+    def record(name: str, config: Any, out: str, *more: Any) -> None:
+        calls.append(SimpleNamespace(name=name, config=config, out=out, more=more))
 
     for name in FLOWS:
         setattr(fake_flows, name, functools.partial(record, name))
@@ -213,6 +214,15 @@ def test_a_command_calls_its_flow_with_config_and_folder(command: str, ask: Call
     assert type(call.config) is (RunConfig if command == "run" else CompareConfig)
     assert call.out == "here"
     assert call.config.seed == 4
+
+
+def test_only_generate_takes_a_time_budget(ask: Callable[..., SimpleNamespace], slowlane: Slowlane) -> None:
+    call = ask("generate", "digits", "--max-seconds", "60", "--until", "22:00-07:00 UTC")
+    assert call.more == (Budget(max_seconds=60, until="22:00-07:00 UTC"),)
+    assert ask("select", "digits").more == ()
+    outcome = slowlane("compare", "digits", "--until", "07:00")
+    assert outcome.code == 2
+    assert "--until" in outcome.err
 
 
 @pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
@@ -447,7 +457,7 @@ def test_the_report_as_json_is_report_json(
 def test_a_stage_as_json_is_its_result_and_the_records(
     command: str, slowlane: Slowlane, fake_flows: Any, unchecked: None, pristine: RunFolder
 ) -> None:
-    setattr(fake_flows, command, lambda _, out: f"{out}/thing")
+    setattr(fake_flows, command, lambda _, out, *_more: f"{out}/thing")
     outcome = slowlane(command, "--out", pristine.path, "--json")
     value = json.loads(outcome.out)
     assert value["result"] == f"{pristine.path}/thing"
