@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo up down test e2e check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole pipeline on scikit-learn's digits, with its report"
+	@echo "make up      the Prefect UI with all deployments (make up ARGS='--port 4300'); make down ends it"
 	@echo "make test    the tests (make test ARGS='-m slow' for the slow ones)"
+	@echo "make e2e     the tests that use the Prefect UI in a browser (Chromium, or SLOWLANE_CHROMIUM=its path)"
 	@echo "make check   lint, format, types, import rule"
 	@echo "make bench   benchmarks: ratios of two ways measured in one run"
 	@echo "make clean   remove .venv (runs/ stays)"
@@ -16,8 +18,17 @@ help:
 demo: .venv/.runtime
 	$(BIN)/slowlane demo
 
+up: .venv/.runtime
+	$(BIN)/slowlane up $(ARGS)
+
+down: .venv/.runtime
+	$(BIN)/slowlane down
+
 test: .venv/.dev
 	$(BIN)/pytest $(ARGS)
+
+e2e: .venv/.e2e
+	$(BIN)/pytest -m e2e tests/e2e $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -50,6 +61,11 @@ $(BIN)/uv:
 
 .venv/.dev: .venv/.runtime
 	$(UV) --group dev
+	@touch $@
+
+# The browser itself is the system's.
+.venv/.e2e: .venv/.dev
+	$(UV) --group e2e
 	@touch $@
 
 # What selection is compared with; nothing else needs it.

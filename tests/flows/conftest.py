@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from served import Server
 
 import flows
 from data.sources import DataConfig, load
@@ -24,6 +25,9 @@ from flows.progress import meter
 from flows.run import LOCK, RunFolder
 from synth.fit import GeneratorConfig, fit_generator, save_generator
 from synth.plan import PLAN_SCHEMA
+
+if TYPE_CHECKING:
+    from serving import Serving
 
 Tiny = Callable[..., CompareConfig]
 
@@ -242,3 +246,35 @@ def fake_flows(monkeypatch: pytest.MonkeyPatch) -> FakeFlows:
     monkeypatch.setitem(sys.modules, "flows.pipeline", fake)
     monkeypatch.setattr(flows, "pipeline", fake, raising=False)
     return fake
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Prefect server for all tests of the session; nothing in this process speaks to it yet."""
+    made = Server(tmp_path_factory.mktemp("prefect"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+def server(prefect_server: Server) -> Iterator[Server]:
+    """A Prefect server that this process and its subprocesses speak to while the test runs."""
+    with prefect_server.used():
+        yield prefect_server
+
+
+@pytest.fixture(scope="module")
+def serving(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Serving]":
+    """All deployments, limits and automations, as after `slowlane up`, for the tests of a module."""
+    from serving import Serving  # and with it Prefect, which most tests do without
+
+    made = Serving(prefect_server, tmp_path_factory.mktemp("serving"))
+    try:
+        with prefect_server.used():
+            made.set_up()
+        yield made
+    finally:
+        made.stop()

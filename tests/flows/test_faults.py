@@ -313,8 +313,8 @@ def test_two_commands_are_not_at_work_in_one_folder(
         assert other.stdout.readline() == b"held\n"
         outcome = command("generate", "--out", finished.path)
         assert outcome.code == 1
-        error = f"error: another slowlane command is at work in {finished.path}; wait for it, or end it"
-        assert outcome.err.splitlines()[-1] == error
+        assert f"(process {other.pid} on " in outcome.err.splitlines()[-1]
+        assert outcome.err.splitlines()[-1].endswith(f" is at work in {finished.path}; wait for it, or end it")
         assert story.times(finished.path) == before
         other.kill()
     assert command("generate", "--out", finished.path).code == 0
@@ -552,7 +552,7 @@ def test_a_disk_that_becomes_read_only_ends_it_in_one_line_and_once_it_is_not_it
     monkeypatch.setattr(synthesis, "draw", third_locks)
     with monkeypatch.context() as patch:
         # A disk with a file that is open for writing cannot be made read-only by hand.
-        patch.setattr(RunFolder, "locked", lambda _: contextlib.nullcontext())
+        patch.setattr(RunFolder, "locked", lambda *_: contextlib.nullcontext())
         outcome = command("generate", "--out", run.path)
     assert outcome.code == 1
     assert re.fullmatch(r"error: \[Errno 30\] Read-only file system: '.*part-00002.*'", outcome.err.splitlines()[-1])
