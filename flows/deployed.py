@@ -27,7 +27,7 @@ from flows.forms import Form
 from flows.generator import FitGeneratorConfig
 from flows.results import Report
 from flows.run import Partial, RunFolder
-from flows.settings import one_line, put, resolve
+from flows.settings import one_line, put, resolve, runs_root
 
 __all__ = [
     "COMPARE_FORM",
@@ -229,14 +229,13 @@ def _place(folder: str, kind: str, config: pydantic.BaseModel) -> str:
     path = as_path(folder)
     if is_remote(path) or path.is_absolute():
         return folder
-    root = os.environ.get("SLOWLANE_RUNS", "")
     context = FlowRunContext.get()
-    if not root and context and context.flow_run and context.flow_run.work_pool_name:
+    if not os.environ.get("SLOWLANE_RUNS") and context and context.flow_run and context.flow_run.work_pool_name:
         raise ValueError(
             f"the folder {folder!r} is relative, and a worker's own is gone after the run; give a whole path or a URL, "
             "or set SLOWLANE_RUNS where the worker runs"
         )
-    return str(as_path(root or "runs") / folder)
+    return str(runs_root() / folder)
 
 
 def _settled(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -13,9 +14,9 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
-from flows.progress import say
+from flows.progress import say, warn
 
-__all__ = ["GPU_LIMIT", "ensure_limits", "limit_on_this_host", "slots"]
+__all__ = ["GPU_LIMIT", "ensure_limits", "leased", "limit_on_this_host", "slots"]
 
 GPU_LIMIT = "gpu:{host}"
 # The slots of a job that died are free after this time; one that lives renews them in good time.
@@ -46,11 +47,25 @@ def slots(name: str, count: int) -> Iterator[None]:
         _check(client, limit, count)
     run = runtime.flow_run.id
     holder = ConcurrencyLeaseHolder(type="flow_run", id=run) if run else None
-    # A server that is away for a while must not end hours of work, so a lease that cannot be renewed is only told.
-    with concurrency(
-        limit, count, strict=True, lease_duration=LEASE_SECONDS, holder=holder, raise_on_lease_renewal_failure=False
-    ):
+    with leased(limit, count, lease_duration=LEASE_SECONDS, holder=holder):
         yield
+
+
+@contextmanager
+def leased(limit: str, count: int, **options: Any) -> Iterator[None]:
+    """Prefect's `concurrency` around hours of work, which a server that is away for a while must not end.
+
+    A lease that can be neither renewed nor given back is only told: the slots are free when it has run out.
+    """
+    held = concurrency(limit, count, strict=True, raise_on_lease_renewal_failure=False, **options)
+    held.__enter__()
+    try:
+        yield
+    finally:
+        try:
+            held.__exit__(None, None, None)
+        except httpx.HTTPError as error:
+            warn(f"the Prefect server did not take back the slot of {limit} ({type(error).__name__}); it does so soon")
 
 
 def _check(client: SyncPrefectClient, limit: str, count: int) -> None:

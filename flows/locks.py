@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from data.store import digest_json, is_remote
+from flows.limits import leased
 from flows.progress import say
 from flows.run import RunFolder
 
@@ -63,15 +63,8 @@ def _slot(run: RunFolder) -> Iterator[None]:
     with get_client(sync_client=True) as client:
         if _taken(client, name):
             say(f"waits {WAIT_SECONDS:.0f} s for {run.path}: {run.signed()} is at work in it")
-    # What is made is whole and has its digest also where two are at work. So a server that is away for a while, which
-    # costs the lease, ends no night's work.
-    slot = concurrency(
-        name,
-        timeout_seconds=WAIT_SECONDS,
-        lease_duration=LEASE_SECONDS,
-        strict=True,
-        raise_on_lease_renewal_failure=False,
-    )
+    # What is made is whole and has its digest also where two are at work, as when the lease was lost.
+    slot = leased(name, 1, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS)
     with ExitStack() as stack:
         try:
             stack.enter_context(slot)

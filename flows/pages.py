@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 from rich.filesize import decimal
 
-from data.store import as_path, is_remote, read_json
+from data.store import is_remote, read_json
 from data.synthetic import SyntheticFolder
 from flows import lineage
 from flows.charts import arm_charts
@@ -24,6 +24,7 @@ from flows.progress import duration
 from flows.report import report_table
 from flows.results import Report
 from flows.run import RunFolder
+from flows.settings import runs_root
 
 __all__ = ["lineage_page", "picture", "report_page", "stage_page", "synthetic_page"]
 
@@ -189,9 +190,9 @@ def _cell(text: str) -> str:
 
 def _link(path: Path) -> str:
     """A link to what lies below the root of run folders, where a browser can read that; else the path in words."""
-    base, root = os.environ.get("SLOWLANE_RUNS_URL", ""), as_path(os.environ.get("SLOWLANE_RUNS") or "runs")
+    base, root = os.environ.get("SLOWLANE_RUNS_URL", ""), runs_root()
     whole, root = (place if is_remote(place) else place.absolute() for place in (path, root))
-    if base and whole.is_relative_to(root):
+    if base and is_remote(path) == is_remote(root) and whole.is_relative_to(root):
         return f"[{path}]({base.rstrip('/')}/{quote(whole.relative_to(root).as_posix())})"
     return f"`{path}`"
 

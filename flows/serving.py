@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.store import is_remote
 from flows.progress import say
-from flows.settings import RUN_ENVIRONMENT
+from flows.settings import RUN_ENVIRONMENT, runs_root
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Background", "Place", "bring_down", "bring_up", "keep_what_a_person_set", "serve_deployments"]
 
 FOLDER = Path(".slowlane")
-RUNS = Path("runs")
 # As long as a cold start on a busy machine can take.
 _START_SECONDS = 180.0
 # Prefect gives a flow run 30 s to end before it kills it.
@@ -262,15 +262,19 @@ def _files(port: int) -> str:
     """The address at which a browser reads the folder of runs; links in the UI begin with it."""
     if given := os.environ.get("SLOWLANE_RUNS_URL"):
         return given
+    root = runs_root()
+    if is_remote(root):
+        say("SLOWLANE_RUNS is a URL: reports have no links in the UI until SLOWLANE_RUNS_URL says where they are read")
+        return ""
     files = Background("files")
     known = files.facts()
     if known is None:
-        RUNS.mkdir(exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         if not _free(port):
             with socket.socket() as listener:
                 listener.bind(("127.0.0.1", 0))
                 port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(RUNS), str(port)]
+        command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(root), str(port)]
         known = {"url": f"http://127.0.0.1:{port}"}
         files.start(command, dict(os.environ), known)
     return str(known["url"])

@@ -30,7 +30,8 @@ def _up(
     place = bring_up(port, limit)
     print(f"click      {place.ui}/deployments")
     print(f"terminal   export PREFECT_API_URL={place.api}")
-    print(f"reports    {place.runs}")
+    if place.runs:
+        print(f"reports    {place.runs}")
     print(f"logs       {FOLDER}/server.log, {FOLDER}/serve.log")
     print("end        slowlane down")
 

@@ -22,6 +22,7 @@ __all__ = [
     "prepare_prefect",
     "put",
     "resolve",
+    "runs_root",
 ]
 
 # What every process that runs flows of deployments has in its environment, where the person has not set it.
@@ -202,6 +203,11 @@ def prepare_prefect() -> None:
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     # Without PREFECT_API_URL a server starts with the flow; on a busy machine that takes longer than its default.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def runs_root() -> Path:
+    """Where run folders lie that are named without a whole path: SLOWLANE_RUNS, a path or URL, or the folder runs/."""
+    return as_path(os.environ.get("SLOWLANE_RUNS") or "runs")
 
 
 def one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from data.synthetic import SyntheticFolder
 from flows import pages
+from flows.automations import READY_EVENT, THEN_LABEL
 from flows.config import CompareConfig
 from flows.progress import Meter, say, shown_by, warn
 from flows.run import RunFolder
@@ -180,11 +181,11 @@ def emit_ready(run: RunFolder, then: str) -> None:
     folder = SyntheticFolder(run.path / "synthetic")
     manifest = folder.manifest()
     emit_event(
-        "slowlane.synthetic.ready",
+        READY_EVENT,
         resource={
             "prefect.resource.id": f"slowlane.synthetic.{manifest['digest']}",
             "prefect.resource.name": str(folder.path),
-            "slowlane.then": then,
+            THEN_LABEL: then,
             "slowlane.run": str(run.path),
         },
         payload={

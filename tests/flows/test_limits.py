@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from uuid import uuid4
 
 import pytest
 import torch
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
-from served import Server, wait_for
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from served import Server, free_port, wait_for
 
 from flows import limits
 from flows.limits import ensure_limits, slots
@@ -60,6 +62,12 @@ def test_a_slot_is_held_for_the_block_and_free_after_an_error_too(client: SyncPr
     with pytest.raises(RuntimeError, match="broken"), slots(limit, 1):
         raise RuntimeError("broken")
     assert taken(client, limit) == 0
+
+
+def test_a_server_that_is_away_at_the_end_costs_no_work(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with ExitStack() as after, slots(limit, 1):
+        after.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}))
+    assert f"the Prefect server did not take back the slot of {limit} (ConnectError)" in capsys.readouterr().err
 
 
 def test_the_hosts_name_stands_in_the_limits_name(client: SyncPrefectClient) -> None:
