@@ -16,7 +16,7 @@ LOST = "slowlane: a lost run becomes Crashed"
 CHAIN = "slowlane: retrain when generate is done"
 READY_EVENT = "slowlane.synthetic.ready"
 THEN_LABEL = "slowlane.then"  # of the event's resource: what is to come next
-RETRAIN = "retrain/run-folder"
+RETRAIN = "retrain/retrain"
 
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 # A run in one of these has no process that could be lost. Prefect itself refuses to change any other final state.

@@ -72,7 +72,7 @@ class PartsConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     parts_a_run: int = Field(4, ge=1, le=10_000, description="Parts that one run makes, 1 to 10,000; for runs")
     deployment: str = Field(
-        "generate-part/part", pattern="^[^/]+/[^/]+$", description="Flow/name of the deployment; for runs"
+        "generate-part/generate-part", pattern="^[^/]+/[^/]+$", description="Flow/name of the deployment; for runs"
     )
     limit: str = Field(
         "",

@@ -15,6 +15,7 @@ from prefect import flow, runtime
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 from pydantic import Field
+from rich.console import Console
 
 from data.export import ExportFormat
 from data.store import as_path, digest_json, is_remote, read_json
@@ -165,7 +166,7 @@ GENERATE_FORM = Form(
         "then": (
             Annotated[
                 Literal["nothing", "retrain"],
-                Field(description="What begins when the data set is whole: retrain runs retrain/run-folder on it"),
+                Field(description="What begins when the data set is whole: retrain runs retrain/retrain on it"),
             ],
             "nothing",
         ),
@@ -238,11 +239,17 @@ def _place(folder: str, kind: str, config: pydantic.BaseModel) -> str:
     return str(runs_root() / folder)
 
 
+def _say_nothing_more(console: Console) -> None:
+    """As rich does where nobody reads its lines any more, but this process goes on: serve was killed, its runs are not."""
+    console.quiet = True
+
+
 def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
     """The flow function whose expected errors become the final state, in one line."""
 
     @functools.wraps(work)
     def settled(**given: Any) -> Any:
+        Console.on_broken_pipe = _say_nothing_more  # type: ignore[assignment, method-assign]
         try:
             return work(**given)
         except Unfinished as unfinished:

@@ -88,13 +88,13 @@ _CONTINUE = DeploymentScheduleCreate(
 DEPLOYMENTS = (
     Deployment(
         deployed.augment_and_retrain,
-        "digits",
+        "augment-digits",
         f"{_STORY}**Costs** about half a minute on two cores, downloads nothing. Just press Submit. {_RESUMES}",
         ("story", "digits"),
     ),
     Deployment(
         deployed.augment_and_retrain,
-        "cifar10-paper",
+        "augment-cifar10-paper",
         f"{_STORY}CIFAR-10 with the settings of arXiv 2505.21574; give a class-conditional generator. **Costs** about "
         "100,000 images (k = 5) of 260 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
         f"{_RESUMES}",
@@ -103,7 +103,7 @@ DEPLOYMENTS = (
     ),
     Deployment(
         deployed.augment_and_retrain,
-        "your-folder",
+        "augment-your-folder",
         f"{_STORY}Give an image folder (`train/CLASS/*`, `test/CLASS/*`), a MedMNIST-style `.npz` or a folder of "
         "Hugging Face parquet, and a diffusers folder or hub id. **Costs** what the log line `plan:` forecasts; to "
         f"know before, run `slowlane plan`. {_RESUMES}",
@@ -112,7 +112,7 @@ DEPLOYMENTS = (
     ),
     Deployment(
         deployed.compare,
-        "digits",
+        "compare-digits",
         "Compares seven arms with each other over optimizers and seeds, among them the baselines that could embarrass "
         "the method. **Makes** a run folder with all classifiers and `report.html`. **Costs** one generation for all "
         f"arms and arms x optimizers x seeds trainings; the demo two minutes on two cores. {_RESUMES}",
@@ -120,21 +120,21 @@ DEPLOYMENTS = (
     ),
     Deployment(
         deployed.select,
-        "any",
+        "select",
         "Trains the early classifier and chooses the slow-learnable images. **Makes** `selection/` and `outputs.npz` "
         f"in a run folder, and no images. **Costs** a few epochs of training. {_RESUMES}",
         ("stage",),
     ),
     Deployment(
         deployed.generate,
-        "digits",
+        "generate-digits",
         f"{_SET}**Costs** what the log line `plan:` forecasts; seconds for the digits. {_RESUMES}",
         ("stage", "digits"),
     ),
     Deployment(
         deployed.generate,
-        "nightly",
-        f"{_SET}Every night from 22:00, until 07:00 at the latest, then `retrain/run-folder` on it. Its schedule is "
+        "generate-nightly",
+        f"{_SET}Every night from 22:00, until 07:00 at the latest, then `retrain/retrain` on it. Its schedule is "
         "paused: set your data set and generator, then switch it on. The next night goes on where a night stopped.",
         ("stage", "schedule"),
         schedule=_NIGHTLY,
@@ -142,7 +142,7 @@ DEPLOYMENTS = (
     ),
     Deployment(
         deployed.generate,
-        "continue",
+        "generate-continue",
         f"{_SET}Every 30 minutes it goes on with an unfinished plan, between 22:00 and 07:00 only, and does nothing "
         "when it is whole. Its schedule is paused. A run that would begin while another one works is cancelled.",
         ("stage", "schedule"),
@@ -152,28 +152,28 @@ DEPLOYMENTS = (
     ),
     Deployment(
         deployed.retrain,
-        "run-folder",
+        "retrain",
         "Retrains the classifiers of a run folder on its synthetic data set. **Makes** classifiers and `report.html` "
         f"in that folder. **Costs** arms x optimizers x seeds trainings. {_RESUMES}",
         ("stage",),
     ),
     Deployment(
         deployed.fit_generator,
-        "any",
+        "fit-generator",
         "Trains a small class-conditional pixel generator (`UNet2DModel`). **Makes** a diffusers folder. **Costs** a "
         "minute on two cores with the defaults (digits); it does not resume.",
         ("generator",),
     ),
     Deployment(
         deployed.export,
-        "run-folder",
+        "export",
         "Writes a synthetic data set as image folder, WebDataset or `.npz`, with a dataset card. **Costs** disk only.",
         ("data",),
         queue="cpu",
     ),
     Deployment(
         deployed.generate_part,
-        "part",
+        "generate-part",
         "Makes some parts of a run's synthetic data set. `generate` with the runner `runs` starts these for workers to "
         "share; nobody has to trigger one.",
         ("part",),

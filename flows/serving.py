@@ -5,7 +5,6 @@ the one that serves the deployments and starts their runs, and one through which
 loopback.
 """
 
-import asyncio
 import contextlib
 import fcntl
 import json
@@ -17,18 +16,15 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from data.store import is_remote
 from flows.progress import say
 from flows.settings import RUN_ENVIRONMENT, runs_root
 
-if TYPE_CHECKING:
-    from prefect.deployments.runner import RunnerDeployment
-
-__all__ = ["Background", "Place", "bring_down", "bring_up", "keep_what_a_person_set", "serve_deployments"]
+__all__ = ["Background", "Place", "bring_down", "bring_up"]
 
 FOLDER = Path(".slowlane")
 # As long as a cold start on a busy machine can take.
@@ -292,7 +288,7 @@ def _serve(api: str, runs: str, limit: int) -> None:
         return
     say("registering the deployments")
     before = _polled()
-    command = [sys.executable, "-m", "flows.serving", str(limit)]
+    command = [sys.executable, "-m", "flows.serve", str(limit)]
     serve.start(command, os.environ | {"SLOWLANE_RUNS_URL": runs}, {"api": api})
     serve.wait_until(lambda: _polled() != before)
 
@@ -322,54 +318,3 @@ def _runs(*states: str) -> dict[Any, str]:
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=wanted), sort=FlowRunSort.END_TIME_DESC)
     return {run.id: run.name for run in runs}
-
-
-def keep_what_a_person_set(deployments: "Iterable[RunnerDeployment]") -> None:
-    """Take out of deployments that the server knows what a person may have changed there since.
-
-    Schedules, whether they are active, the pause and the limit of a deployment are ours only the first time: Prefect
-    would set them back at each start.
-    """
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        for deployment in deployments:
-            with contextlib.suppress(ObjectNotFound):
-                client.read_deployment_by_name(deployment.full_name)
-                deployment.schedules = None
-                # Prefect sends what counts as set; an empty list of schedules would delete a person's.
-                deployment.model_fields_set.difference_update(
-                    {"schedules", "paused", "concurrency_limit", "concurrency_options"}
-                )
-
-
-def serve_deployments(limit: int) -> None:
-    """Serve all deployments from this process until SIGTERM, which cancels the runs that it started.
-
-    Args:
-        limit: flow runs at a time, at least 1.
-    """
-    from prefect.runner import Runner
-
-    from flows.deployments import runner_deployments
-
-    class Serve(Runner):
-        """What `prefect.serve` runs, with an end by SIGTERM that waits for the runs to end and says so of them.
-
-        That of Prefect 3.8 only leaves: it forgets to await, and the runs die unreported when they next log a line.
-        """
-
-        def handle_sigterm(self, *_: Any, **__: Any) -> None:
-            self._ending = asyncio.get_running_loop().create_task(self.astop())
-
-    deployments = runner_deployments()
-    keep_what_a_person_set(deployments)
-    runner = Serve(limit=limit, pause_on_shutdown=False)
-    for deployment in deployments:
-        runner.add_deployment(deployment)
-    asyncio.run(runner.start())
-
-
-if __name__ == "__main__":
-    serve_deployments(int(sys.argv[1]))

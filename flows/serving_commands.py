@@ -28,7 +28,7 @@ def _up(
     from flows.serving import FOLDER, bring_up
 
     place = bring_up(port, limit)
-    print(f"click      {place.ui}/deployments")
+    print(f"click      {place.ui}/v2/deployments")
     print(f"terminal   export PREFECT_API_URL={place.api}")
     if place.runs:
         print(f"reports    {place.runs}")

@@ -27,11 +27,11 @@ __all__ = ["Serving", "processes_of"]
 
 _START_SECONDS = 180.0  # a cold start on a busy machine
 _RUNS_AT_A_TIME = 4
-_LAST_ONE = "generate-part/part"
+_LAST_ONE = "generate-part/generate-part"
 
 
 class Serving:
-    """`python -m flows.serving` in a process group of its own. Use it while the server of the tests is in use.
+    """`python -m flows.serve` in a process group of its own. Use it while the server of the tests is in use.
 
     Args:
         folder: its working directory.
@@ -54,7 +54,7 @@ class Serving:
     def start(self) -> None:
         """Start it, and wait until it asks for runs."""
         before = _polled()
-        command = [sys.executable, "-m", "flows.serving", str(_RUNS_AT_A_TIME)]
+        command = [sys.executable, "-m", "flows.serve", str(_RUNS_AT_A_TIME)]
         with self.log.open("ab") as log:
             self._process = process = subprocess.Popen(
                 command, env=self._env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True

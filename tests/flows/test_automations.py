@@ -58,7 +58,7 @@ def started(client: SyncPrefectClient, deployment: Any) -> dict[str, Any]:
 def test_a_chain_without_its_deployment_is_refused(server: Server, client: SyncPrefectClient) -> None:
     for known in client.read_deployments():
         client.delete_deployment(known.id)
-    with pytest.raises(ValueError, match=r"knows no deployment retrain/run-folder; `slowlane up` registers it"):
+    with pytest.raises(ValueError, match=r"knows no deployment retrain/retrain; `slowlane up` registers it"):
         ensure_automations()
 
 

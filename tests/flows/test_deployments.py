@@ -76,9 +76,9 @@ def test_the_parameters_of_a_deployment_and_its_schedule_are_valid(one: Deployme
 
 @EACH
 def test_a_description_says_what_is_made_and_what_it_costs_or_who_starts_it(one: Deployment) -> None:
-    if one.name in ("nightly", "continue"):
+    if one.schedule:
         assert "paused" in one.description
-    elif one.name == "part":
+    elif one.name == "generate-part":
         assert "nobody has to trigger one" in one.description
     else:
         assert "**Makes**" in one.description or one.queue == "cpu"
@@ -95,15 +95,15 @@ LIMIT = {"parts": {"limit": "gpu:{host}"}}
 
 
 def test_submit_of_an_untouched_form_is_the_digits_demo() -> None:
-    assert asked(by_name("augment-and-retrain/digits")) == RunConfig(**merge(preset("digits"), LIMIT))
+    assert asked(by_name("augment-and-retrain/augment-digits")) == RunConfig(**merge(preset("digits"), LIMIT))
     demo = demo_config().model_dump()
-    assert asked(by_name("compare/digits")) == CompareConfig(**merge(demo, LIMIT))
+    assert asked(by_name("compare/compare-digits")) == CompareConfig(**merge(demo, LIMIT))
 
 
 def test_the_papers_setting_and_that_of_a_folder_are_the_configs_defaults() -> None:
-    paper = asked(by_name("augment-and-retrain/cifar10-paper"), generator="sd")
+    paper = asked(by_name("augment-and-retrain/augment-cifar10-paper"), generator="sd")
     assert paper == RunConfig(**merge(LIMIT, {"data": {"source": "cifar10"}, "generate": {"generator": "sd"}}))
-    yours = asked(by_name("augment-and-retrain/your-folder"), source="a", generator="b")
+    yours = asked(by_name("augment-and-retrain/augment-your-folder"), source="a", generator="b")
     assert yours == RunConfig(**merge(LIMIT, {"data": {"source": "a"}, "generate": {"generator": "b"}}))
     assert (paper.train.epochs, paper.classifier.model, paper.plan.steps(100)) == (
         200,
@@ -114,7 +114,7 @@ def test_the_papers_setting_and_that_of_a_folder_are_the_configs_defaults() -> N
 
 def test_schedules_are_paused_and_one_run_at_a_time() -> None:
     scheduled = [one for one in DEPLOYMENTS if one.schedule]
-    assert [one.full_name for one in scheduled] == ["generate/nightly", "generate/continue"]
+    assert [one.full_name for one in scheduled] == ["generate/generate-nightly", "generate/generate-continue"]
     for one in scheduled:
         assert one.schedule
         assert one.schedule.active is False

@@ -64,7 +64,7 @@ class Imagined:
         pass
 
     def read_deployment_by_name(self, name: str) -> None:
-        if name != "generate-part/part":
+        if name != "generate-part/generate-part":
             raise ObjectNotFound(Exception(name))
 
     def run_deployment(self, name: str, **asked: Any) -> FlowRun:
@@ -188,7 +188,7 @@ def test_after_three_runs_a_part_has_failed_and_the_last_one_says_why(
     imagined.moves["1-1"] = [imagined.makes(4)]
     assert ask(finished, config, Handout([0, 4])) == {
         4: "made",
-        0: "3 runs of generate-part/part did not make it; the last ended as Failed: no GPU",
+        0: "3 runs of generate-part/generate-part did not make it; the last ended as Failed: no GPU",
     }
     assert len(imagined.runs) == 4
 

@@ -228,7 +228,7 @@ def test_a_part_that_another_has_made_meanwhile_is_not_written_again(
 
 @pytest.fixture
 def two_workers(server: Server, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Two `prefect worker start` of a work pool that has the deployment generate-part/part."""
+    """Two `prefect worker start` of a work pool that has the deployment generate-part/generate-part."""
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="parts", type="process"))
     RunnerDeployment.from_flow(

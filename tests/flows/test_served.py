@@ -23,7 +23,7 @@ from flows.deployments import DEPLOYMENTS
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("server")]
 
-CONTINUE = "generate/continue"
+CONTINUE = "generate/generate-continue"
 
 
 def filled(settings: dict[str, Any], folder: Path, **extras: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_submit_makes_a_data_set_and_the_state_says_where(
     serving: Serving, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     """The one test here that is quick enough for every day."""
-    run = serving.submit("generate/digits", filled(settings, tmp_path / "run"))
+    run = serving.submit("generate/generate-digits", filled(settings, tmp_path / "run"))
     state = serving.ended(run)
     assert (state.type, state.name) == (StateType.COMPLETED, "Completed"), state.message
     assert state.message == f"the synthetic data set is in {tmp_path}/run/synthetic"
@@ -48,7 +48,7 @@ def test_generate_is_followed_by_retrain_where_that_was_asked(
     serving: Serving, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = {then: filled(settings, tmp_path / then, then=then) for then in ("nothing", "retrain")}
-    first = [serving.submit("generate/digits", parameters) for parameters in asked.values()]
+    first = [serving.submit("generate/generate-digits", parameters) for parameters in asked.values()]
     assert [serving.ended(run).name for run in first] == ["Completed", "Completed"]
 
     def chained() -> list[FlowRun]:
@@ -97,7 +97,7 @@ def test_a_schedule_fires_and_while_a_run_works_the_next_is_cancelled(
         assert [run.id for run in in_state(runs, StateType.RUNNING)] == [working.id]
         assert all(run.auto_scheduled for run in runs)
         assert {run.state.message for run in cancelled() if run.state} == {"Deployment concurrency limit reached."}
-        assert serving.runs("generate/nightly") == []  # its schedule is paused
+        assert serving.runs("generate/generate-nightly") == []  # its schedule is paused
     finally:
         schedule(CONTINUE, False)
     wait_for(lambda: not in_state(serving.runs(CONTINUE), StateType.SCHEDULED), 60, "no more runs to be scheduled")
@@ -116,7 +116,7 @@ def prefect(server: Server, *words: str) -> str:
 def test_prefect_lists_the_deployments_and_their_schedules_as_paused(serving: Serving, server: Server) -> None:
     listed = prefect(server, "deployment", "ls")
     assert [one.full_name for one in DEPLOYMENTS if one.full_name not in listed] == []
-    for name, timing in (("generate/nightly", "0 22 * * *"), (CONTINUE, "interval")):
+    for name, timing in (("generate/generate-nightly", "0 22 * * *"), (CONTINUE, "interval")):
         (line,) = [row for row in prefect(server, "deployment", "schedule", "ls", name).splitlines() if timing in row]
         print(line)
         assert "False" in line

@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.schedules import CronSchedule
-from prefect.schedules import Cron
 from served import Server, free_port, wait_for
 
 from flows import serving
-from flows.serving import Background, bring_down, bring_up, keep_what_a_person_set
+from flows.serving import Background, bring_down, bring_up
 
 _SLEEPS = "import time; print('a line', flush=True); time.sleep(600)"
 
@@ -168,52 +164,6 @@ def test_a_persons_own_server_is_spoken_to_with_that_persons_settings(folder: Pa
     assert serving._environment(api, own=True)["PREFECT_HOME"] == str(folder / ".slowlane/prefect")
 
 
-# ------------------------------------------------------------------------------------------------- with a server
-
-
-@flow(name="tended")
-def tended(run: str = "") -> None:
-    """Stands for a flow with a schedule."""
-
-
-def deploy(name: str) -> Any:
-    """As at each `slowlane up`; the deployment as the server has it then."""
-    scheduled = tended.to_deployment(name, schedule=Cron("0 22 * * *", active=False, slug="nightly"))
-    plain = tended.to_deployment(f"{name}-plain", concurrency_limit=1)
-    keep_what_a_person_set([scheduled, plain])
-    for deployment in (scheduled, plain):
-        deployment.apply()
-    with get_client(sync_client=True) as client:
-        return [client.read_deployment_by_name(f"tended/{one}") for one in (name, f"{name}-plain")]
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
-
-
-def test_what_a_person_set_in_the_ui_outlives_the_next_start(client: SyncPrefectClient) -> None:
-    scheduled, plain = deploy("kept")
-    assert [(one.slug, one.active) for one in scheduled.schedules] == [("nightly", False)]
-    client.update_deployment_schedule(scheduled.id, scheduled.schedules[0].id, active=True)
-    client.create_deployment_schedules(plain.id, [(CronSchedule(cron="0 5 * * *"), True)])
-    client.pause_deployment(plain.id)
-
-    again, plain_again = deploy("kept")
-    assert [(one.slug, one.active) for one in again.schedules] == [("nightly", True)]
-    assert again.schedules[0].id == scheduled.schedules[0].id
-    assert [one.schedule.cron for one in plain_again.schedules] == ["0 5 * * *"]
-    assert (again.paused, plain_again.paused) == (False, True)
-
-
-def test_a_schedule_that_a_person_deleted_stays_deleted(client: SyncPrefectClient) -> None:
-    scheduled, _ = deploy("deleted")
-    client.delete_deployment_schedule(scheduled.id, scheduled.schedules[0].id)
-    again, _ = deploy("deleted")
-    assert again.schedules == []
-
-
 # ------------------------------------------------------------------------------------------------- really up and down
 
 
@@ -248,15 +198,15 @@ def test_up_and_down(place: Path) -> None:
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     up = command("up", "--port", str(port), "--limit", "2")
-    assert f"click      http://127.0.0.1:{port}/deployments" in up.stdout
+    assert f"click      http://127.0.0.1:{port}/v2/deployments" in up.stdout
     assert f"terminal   export PREFECT_API_URL={api}" in up.stdout
     first = pids()
     assert set(first) == {"server", "files", "serve"}
 
     ours = os.environ | {"PREFECT_API_URL": api}
     listed = subprocess.run(["prefect", "deployment", "ls"], env=ours, capture_output=True, text=True, check=True)
-    assert "augment-and-retrain/digits" in listed.stdout
-    assert "generate/nightly" in listed.stdout
+    assert "augment-and-retrain/augment-digits" in listed.stdout
+    assert "generate/generate-nightly" in listed.stdout
 
     # What links in the UI begin with is the folder of runs.
     (place / "runs" / "one").mkdir(parents=True)
@@ -279,7 +229,7 @@ def test_up_and_down(place: Path) -> None:
     assert set(second) == {"server", "files", "serve"}
     assert second["files"] == first["files"]
 
-    subprocess.run(["prefect", "deployment", "run", "augment-and-retrain/digits"], env=ours, check=True)
+    subprocess.run(["prefect", "deployment", "run", "augment-and-retrain/augment-digits"], env=ours, check=True)
     wait_for(lambda: states(place) == ["Running"], 120, "the run to begin")
     down = command("down")
     assert "ended the run" in down.stdout
