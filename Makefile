@@ -1,5 +1,7 @@
 # Everything here sets itself up: a .venv, uv inside it, the pinned install. A second call starts at once.
 PYTHON ?= python3
+# Processes that test side by side; 0: none beside the first. What is killed or timed (-m slow) is tested alone.
+JOBS ?= $(if $(findstring slow,$(ARGS)),0,2)
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
 
@@ -25,7 +27,7 @@ down: .venv/.runtime
 	$(BIN)/slowlane down
 
 test: .venv/.dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 e2e: .venv/.e2e
 	$(BIN)/pytest -m e2e tests/e2e $(ARGS)

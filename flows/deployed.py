@@ -240,7 +240,7 @@ def _place(folder: str, kind: str, config: pydantic.BaseModel) -> str:
 
 
 def _say_nothing_more(console: Console) -> None:
-    """As rich does where nobody reads its lines any more, but this process goes on: serve was killed, its runs are not."""
+    """In place of what rich does when nobody reads its lines any more, which ends the process: a run outlives serve."""
     console.quiet = True
 
 

@@ -1,4 +1,4 @@
-"""The process that serves all deployments and starts their runs, `python -m flows.serve LIMIT`: `slowlane up` has one."""
+"""The process of `slowlane up` that serves all deployments and starts their runs: `python -m flows.serve LIMIT`."""
 
 import asyncio
 import contextlib
