@@ -10,13 +10,19 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
-__all__ = ["CHAIN", "LOST", "READY_EVENT", "RETRAIN", "THEN_LABEL", "chain", "ensure_automations", "lost"]
+__all__ = ["CHAIN", "FLOWS", "LOST", "READY_EVENT", "RETRAIN", "THEN_LABEL", "chain", "ensure_automations", "lost"]
 
 LOST = "slowlane: a lost run becomes Crashed"
 CHAIN = "slowlane: retrain when generate is done"
 READY_EVENT = "slowlane.synthetic.ready"
 THEN_LABEL = "slowlane.then"  # of the event's resource: what is to come next
 RETRAIN = "retrain/retrain"
+
+# The runs that the automations are about; a server may have others, whose heartbeats are slower.
+FLOWS = (
+    *("augment-and-retrain", "compare", "select", "plan", "generate", "retrain", "report"),
+    *("coreset", "fit-generator", "export", "generate-part"),
+)
 
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 # A run in one of these has no process that could be lost. Prefect itself refuses to change any other final state.
@@ -35,6 +41,7 @@ def lost(window: int = 90) -> AutomationCore:
         description=f"A run that has sent a heartbeat sends another one, or ends, within {window} seconds.",
         trigger=EventTrigger(
             match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)},
             for_each={"prefect.resource.id"},
             after={_HEARTBEAT},
             expect={_HEARTBEAT, *(f"prefect.flow-run.{state}" for state in _AT_REST)},

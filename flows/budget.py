@@ -66,6 +66,10 @@ class Deadline:
         """Whether work that takes about so many seconds still fits."""
         return self.clock() + seconds < self.end
 
+    def left(self) -> float:
+        """Seconds until then; 0: it has passed."""
+        return max(0.0, self.end - self.clock())
+
 
 @dataclasses.dataclass(frozen=True)
 class _Hours:

@@ -4,7 +4,6 @@ What a person can mend ends a run as Failed with one line, as it ends a command 
 """
 
 import functools
-import os
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -24,7 +23,7 @@ from flows import pipeline, runners, watching
 from flows.budget import Budget, Unfinished
 from flows.config import CompareConfig, RunConfig, demo_config, one_setting, preset
 from flows.exporting import export_run
-from flows.forms import Form
+from flows.forms import Form, differences
 from flows.generator import FitGeneratorConfig
 from flows.results import Report
 from flows.run import Partial, RunFolder
@@ -130,7 +129,7 @@ _DEMO = {**preset("digits"), "parts": {"limit": "gpu:{host}"}}
 
 RUN_FORM = Form(
     RunConfig,
-    {**_MAKING, **_CLASSIFYING, "optimizer": "train.optimizer", **_LAST},
+    {**_MAKING, **_CLASSIFYING, "optimizer": "train.optimizer", **_LAST, "train_states": "train_states"},
     {**_EARLY_GROUPS, **_MAKING_GROUPS, **_STRONG_GROUPS},
     _DEMO,
     _FOLDER,
@@ -145,6 +144,7 @@ COMPARE_FORM = Form(
         **_MAKING,
         **_CLASSIFYING,
         **_LAST,
+        "train_states": "train_states",
     },
     {**_EARLY_GROUPS, **_MAKING_GROUPS, **_STRONG_GROUPS},
     {**_DEMO, "seeds": demo_config().seeds, "workers": demo_config().workers},
@@ -222,21 +222,38 @@ def _place(folder: str, kind: str, config: pydantic.BaseModel) -> str:
         ValueError: it would be in a folder that goes with the run.
     """
     if not folder:
-        settings = config.model_dump(mode="json", exclude={"parts", "device"})  # they change nothing that is made
+        settings = config.model_dump(mode="json")
         names = [kind, _last(settings["data"]["source"])]
         names += [_last(settings["generate"]["generator"])] if "generate" in settings else []
         plain = re.sub(r"[^\w.-]+", "-", "-".join([*names, f"seed{settings['seed']}"]))
-        folder = f"{plain}-{digest_json(settings)[:8]}"
+        folder = f"{plain}-{digest_json(_decisive(config))[:8]}"
+    return _whole(folder)
+
+
+def _decisive(config: pydantic.BaseModel) -> dict[str, Any]:
+    """What decides what is made, as far as it is not the default: a default that a new version adds changes nothing."""
+    exclude: Any = {"parts": True, "device": True, "workers": True, "generate": {"processes"}}
+    asked, default = (one.model_dump(mode="json", exclude=exclude) for one in (config, type(config)()))
+    return differences(asked, default)
+
+
+def _whole(folder: str) -> str:
+    """A folder that a form names: as it stands, or below the root of run folders where it is relative.
+
+    Raises:
+        ValueError: it would be in a folder that goes with the run.
+    """
     path = as_path(folder)
     if is_remote(path) or path.is_absolute():
         return folder
-    context = FlowRunContext.get()
-    if not os.environ.get("SLOWLANE_RUNS") and context and context.flow_run and context.flow_run.work_pool_name:
+    root, context = runs_root(), FlowRunContext.get()
+    in_a_pool = context is not None and context.flow_run is not None and bool(context.flow_run.work_pool_name)
+    if in_a_pool and not (is_remote(root) or root.is_absolute()):
         raise ValueError(
             f"the folder {folder!r} is relative, and a worker's own is gone after the run; give a whole path or a URL, "
-            "or set SLOWLANE_RUNS where the worker runs"
+            "or set SLOWLANE_RUNS to one where the worker runs"
         )
-    return str(runs_root() / folder)
+    return str((root if is_remote(root) else root.absolute()) / folder)
 
 
 def _say_nothing_more(console: Console) -> None:
@@ -307,7 +324,7 @@ def retrain(asked: RetrainRequest) -> Any:
     nested_settings: dict[str, Any] = {}
     for name, value in settings.items():
         put(nested_settings, _RETRAIN_SETTINGS.get(name, name), value)
-    config, folder = resolve(as_path(asked.run), nested_settings, "retrain")
+    config, folder = resolve(as_path(_whole(asked.run)), nested_settings, "retrain")
     pipeline.retrain.fn(config, str(folder))
     return _reported(pipeline.report.fn(config, str(folder)))
 
@@ -326,8 +343,10 @@ def fit_generator(config: FitGeneratorConfig, folder: str) -> Any:
 @EXPORT_FORM
 def export(asked: ExportRequest) -> Any:
     """Write a synthetic data set for others to read, with a dataset card."""
-    counts = export_run(asked.run, asked.destination, asked.format, asked.states, asked.with_real)
-    return Completed(message=f"{sum(counts.values()):,} images in {asked.destination}")
+    destination = _whole(asked.destination)
+    with watching.watched_progress():
+        counts = export_run(_whole(asked.run), destination, asked.format, asked.states, asked.with_real)
+    return Completed(message=f"{sum(counts.values()):,} images in {destination}")
 
 
 @flow(name="generate-part", flow_run_name=_name, log_prints=True)
@@ -335,7 +354,7 @@ def export(asked: ExportRequest) -> Any:
 @PART_FORM
 def generate_part(asked: PartRequest) -> Any:
     """Make some parts of the synthetic data set of a run; `generate` with the runner `runs` starts these."""
-    runners.make_numbered(asked.run, list(asked.numbers), asked.limit)
+    runners.make_numbered(_whole(asked.run), list(asked.numbers), asked.limit)
 
 
 def _reported(page: str) -> Any:

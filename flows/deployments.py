@@ -32,7 +32,7 @@ class Deployment:
 
     Attributes:
         description: Markdown, what it makes and what that costs.
-        queue: work queue in the pool; workers with a GPU poll `gpu`.
+        queue: work queue in the pool; workers with a GPU poll `gpu` and `parts`. A job on `gpu` may wait for `parts`.
         one_at_a_time: a run that would begin while another one runs is cancelled, which suits schedules.
     """
 
@@ -177,6 +177,7 @@ DEPLOYMENTS = (
         "Makes some parts of a run's synthetic data set. `generate` with the runner `runs` starts these for workers to "
         "share; nobody has to trigger one.",
         ("part",),
+        queue="parts",
     ),
 )
 

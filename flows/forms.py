@@ -86,12 +86,18 @@ class Form:
         return made
 
     def values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What nested settings over the config's own defaults change of the form as it is shown first."""
+        """What nested settings over the config's own defaults change of the form as it is shown first.
+
+        Raises:
+            ValueError: the form does not show one of them.
+        """
         changed = differences(merge(_defaults(self._config), dict(settings)), self._defaults)
         # The innermost first: what a field or group of its own shows is in no other group.
         fields = sorted((self._plain | self._groups).items(), key=lambda field: -field[1].count("."))
         found = {name: _pop(changed, setting) for name, setting in fields if setting not in self._groups.values()}
         found |= {name: _pop(changed, setting) for name, setting in fields if setting in self._groups.values()}
+        if left := [name for name, rest in changed.items() if name in settings and rest != {}]:
+            raise ValueError(f"this form has no fields for {', '.join(left)}")
         return {name: found[name] for name in (self._plain | self._groups) if found[name] not in (None, {})}
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which part is begun next, and whether there is time for it. No Prefect in here."""
 
 from collections.abc import Callable, Generator, Sequence
+from math import isinf
 from typing import Any
 
 from flows.budget import Deadline
@@ -27,6 +28,11 @@ class Handout:
         """Whether there is no time for another, where each takes as long as the longest so far."""
         return self._deadline is not None and not self._deadline.allows(self._longest)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None: there is none."""
+        return None if self._deadline is None or isinf(self._deadline.end) else self._deadline.left()
+
     def take(self, block: int = 1) -> list[int]:
         """The next part, with those of its block that are left too; empty: nothing is to be begun any more.
 
@@ -45,5 +51,5 @@ class Handout:
         self.left = sorted([*self.left, *numbers])
 
     def took(self, seconds: float) -> None:
-        """What was taken together took so long, from its begin."""
+        """What was taken together took so many seconds of work; what it waited for a slot or a worker is left out."""
         self._longest = max(self._longest, seconds)

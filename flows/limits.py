@@ -1,6 +1,7 @@
 """One job a GPU: slots of Prefect's global concurrency limits, held on a host while it generates."""
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +14,17 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 
 from flows.progress import say, warn
 
 __all__ = ["GPU_LIMIT", "ensure_limits", "leased", "limit_on_this_host", "slots"]
 
 GPU_LIMIT = "gpu:{host}"
-# The slots of a job that died are free after this time; one that lives renews them in good time.
-LEASE_SECONDS = 120.0
+# The slots of a job that died are free after this time. One that lives renews them when three quarters of it are over,
+# so a server may be away for the last quarter.
+LEASE_SECONDS = 300.0
+_AWAY_SECONDS = (5, 10, 15, 30, 60, 60, 120)  # between tries to reach a server: five minutes in all
 
 
 def limit_on_this_host(name: str) -> str:
@@ -29,25 +33,26 @@ def limit_on_this_host(name: str) -> str:
 
 
 @contextmanager
-def slots(name: str, count: int) -> Iterator[None]:
+def slots(name: str, count: int, timeout_seconds: float | None = None) -> Iterator[None]:
     """Hold slots of a global concurrency limit for the block, once they are free.
 
     Args:
         name: of the limit; {host} in it stands for this host's name. Empty: nothing is held.
         count: how many slots, 1 or more.
+        timeout_seconds: how long to wait for them; None: as long as it takes.
 
     Raises:
-        ValueError: there is no such limit, or it will never have so many slots.
+        ValueError: there is no such limit, it will never have so many slots, or the server stays away.
+        TimeoutError: they were not free in this time.
     """
     if not name:
         yield
         return
     limit = limit_on_this_host(name)
-    with get_client(sync_client=True) as client:
-        _check(client, limit, count)
+    _check_once_there_is_a_server(limit, count)
     run = runtime.flow_run.id
     holder = ConcurrencyLeaseHolder(type="flow_run", id=run) if run else None
-    with leased(limit, count, lease_duration=LEASE_SECONDS, holder=holder):
+    with leased(limit, count, timeout_seconds=timeout_seconds, lease_duration=LEASE_SECONDS, holder=holder):
         yield
 
 
@@ -66,6 +71,22 @@ def leased(limit: str, count: int, **options: Any) -> Iterator[None]:
             held.__exit__(None, None, None)
         except httpx.HTTPError as error:
             warn(f"the Prefect server did not take back the slot of {limit} ({type(error).__name__}); it does so soon")
+
+
+def _check_once_there_is_a_server(limit: str, count: int) -> None:
+    """One that is started again just now ends no job."""
+    for wait in (*_AWAY_SECONDS, None):
+        try:
+            with get_client(sync_client=True) as client:
+                return _check(client, limit, count)
+        except httpx.ConnectError:
+            if wait is None:
+                raise ValueError(
+                    f"the Prefect server with the concurrency limit {limit!r} stays away: no answer from "
+                    f"{PREFECT_API_URL.value()}; start it with `slowlane up`, or leave parts.limit empty"
+                ) from None
+            say(f"the Prefect server does not answer, trying again in {wait} s")
+            time.sleep(wait)
 
 
 def _check(client: SyncPrefectClient, limit: str, count: int) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from flows.processes import leads
@@ -19,7 +19,8 @@ PLAIN_INTERVAL = 5.0
 def say(text: str) -> None:
     """A line for the person who runs this, on standard error: standard output is for results."""
     if leads():
-        print(text, file=sys.stderr, flush=True)
+        with suppress(BrokenPipeError):  # nobody reads it any more: the process that serves deployments was killed
+            print(text, file=sys.stderr, flush=True)
 
 
 @functools.cache

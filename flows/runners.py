@@ -8,11 +8,10 @@ import importlib
 import os
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from time import monotonic
 from traceback import format_exception
 from types import ModuleType
 from typing import Any
@@ -36,6 +35,7 @@ from flows.processes import Devices, devices
 from flows.progress import Meter, meter
 from flows.retries import RETRIES
 from flows.run import Partial, RunFolder
+from flows.watching import watched_progress
 
 __all__ = ["make_numbered", "make_part", "make_part_there", "make_parts"]
 
@@ -88,7 +88,7 @@ def make_parts(
         Exception: that of the third part to fail in a row; it is no fault of the parts.
     """
     handout = Handout(parts, deadline)
-    failed = _collected(_RUNNERS[config.parts.runner](run, config, handout, bar), bar)
+    failed = _collected(_RUNNERS[config.parts.runner](run, config, handout, bar), handout, bar)
     synthesis.check_failures(RunFolder(run), config, failed)
     if handout.left:
         raise Unfinished(
@@ -120,14 +120,15 @@ def make_numbered(run: str, numbers: list[int], limit: str) -> None:
     todo = synthesis.parts_left(folder, here, numbers)
     if not todo.parts:
         return
-    with meter("generate", todo.images, "images", todo.images_done) as bar:
-        failed = _collected(_where_it_is(folder.path, here, Handout(todo.parts), bar), bar)
+    handout = Handout(todo.parts)
+    with watched_progress(), meter("generate", todo.images, "images", todo.images_done, in_parts=True) as bar:
+        failed = _collected(_where_it_is(folder.path, here, handout, bar), handout, bar)
     whole = [f"{name}: {error.partition(chr(10))[0]}" for name, error in failed.items() if name.startswith("part ")]
     if whole:
         raise Partial(f"{len(whole)} of {len(numbers)} parts could not be made; the first is {whole[0]}")
 
 
-def _collected(made: Made, bar: Meter) -> dict[str, str]:
+def _collected(made: Made, handout: Handout, bar: Meter) -> dict[str, str]:
     """Count what is made; what could not be, by item id or part."""
     failed: dict[str, str] = {}
     in_a_row = 0
@@ -144,6 +145,7 @@ def _collected(made: Made, bar: Meter) -> dict[str, str]:
                 failed[f"part {number}"] = f"{type(error).__name__}: {error}\n{''.join(format_exception(error))}"
             else:
                 in_a_row = 0
+                handout.took(record["cost"]["seconds"])
                 bar.add(0, record["states"])
                 failed |= record["failures"]
     return failed
@@ -165,11 +167,18 @@ def _in_processes(run: Path, config: CompareConfig, handout: Handout, bar: Meter
 def _on_devices(
     run: Path, config: CompareConfig, handout: Handout, bar: Meter, count: int, apart: bool = False
 ) -> Made:
+    if handout.is_over:
+        return
     count = min(count, len(handout.left))
     gpus = _gpus(config)
     if count > 1 or apart:
         forget_generator()  # each process loads its own
-    with slots(config.parts.limit, count), devices(count, gpus, bar.add, apart) as place:
+    with ExitStack() as held:
+        try:
+            held.enter_context(slots(config.parts.limit, count, handout.seconds_left))
+        except TimeoutError:  # the deadline came while others had them: nothing is begun
+            return
+        place = held.enter_context(devices(count, gpus, bar.add, apart))
         if count == 1:
             yield from _one_by_one(run, config, handout, place)
         else:
@@ -184,26 +193,22 @@ def _gpus(config: CompareConfig) -> int:
 def _one_by_one(run: Path, config: CompareConfig, handout: Handout, place: Devices) -> Made:
     """In this very thread, where Ctrl-C ends it at once."""
     while taken := handout.take():
-        begin = monotonic()
         yield taken[0], partial(make_part, run, config, taken[0], place)
-        handout.took(monotonic() - begin)
 
 
 def _side_by_side(submit: Callable[[int], PrefectFuture[dict[str, Any]]], width: int, handout: Handout) -> Made:
     """So many parts at a time; each when it is done."""
-    flying: dict[PrefectFuture[dict[str, Any]], tuple[int, float]] = {}
+    flying: dict[PrefectFuture[dict[str, Any]], int] = {}
     done: SimpleQueue[PrefectFuture[dict[str, Any]]] = SimpleQueue()
     while True:
         while len(flying) < width and (taken := handout.take()):
             future = submit(taken[0])
-            flying[future] = taken[0], monotonic()
+            flying[future] = taken[0]
             future.add_done_callback(done.put)
         if not flying:
             return
         future = done.get()
-        number, begin = flying.pop(future)
-        handout.took(monotonic() - begin)
-        yield number, future.result
+        yield flying.pop(future), future.result
 
 
 def _on_dask(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:

@@ -20,8 +20,8 @@ __all__ = ["keep_what_a_person_set", "serve_deployments"]
 def keep_what_a_person_set(deployments: Iterable[RunnerDeployment]) -> None:
     """Take out of deployments that the server knows what a person may have changed there since.
 
-    Schedules, whether they are active, the pause and the limit of a deployment are ours only the first time: Prefect
-    would set them back at each start.
+    Parameters, schedules, whether these are active, the pause and the limit of a deployment are ours only the first
+    time: Prefect would set them back at each start.
     """
     with get_client(sync_client=True) as client:
         for deployment in deployments:
@@ -30,7 +30,7 @@ def keep_what_a_person_set(deployments: Iterable[RunnerDeployment]) -> None:
                 deployment.schedules = None
                 # Prefect sends what counts as set; an empty list of schedules would delete a person's.
                 deployment.model_fields_set.difference_update(
-                    {"schedules", "paused", "concurrency_limit", "concurrency_options"}
+                    {"parameters", "schedules", "paused", "concurrency_limit", "concurrency_options"}
                 )
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "runs_root",
 ]
 
-# What every process that runs flows of deployments has in its environment, where the person has not set it.
+# What every process that runs flows has in its environment, where the person has not set it.
 RUN_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation for lost runs waits for three of them
     "PREFECT_CLIENT_MAX_RETRIES": "9",  # a server that is away for a quarter of an hour costs no night's work
@@ -198,6 +198,8 @@ def prepare_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in RUN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         # The log of a server that ends with the command is for nobody, and what cannot be sent to it is complained of.
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")

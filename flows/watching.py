@@ -96,11 +96,10 @@ class ArtifactMeter(Meter):
 
     def _keep_showing(self) -> None:
         shown = self._now()
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # the next one comes soon
-            while not self._closed.wait(ARTIFACT_INTERVAL):
-                if shown != self._now():
-                    shown = self._now()
-                    self._show()
+        while not self._closed.wait(ARTIFACT_INTERVAL):
+            if shown != self._now():
+                shown = self._now()
+                self._show()
 
     def _show(self) -> None:
         with self.lock:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import Flow, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.events import emit_event
 from served import Server, wait_for
 
-from flows.automations import CHAIN, LOST, READY_EVENT, RETRAIN, THEN_LABEL, ensure_automations
+from flows import deployed, pipeline
+from flows.automations import CHAIN, FLOWS, LOST, READY_EVENT, RETRAIN, THEN_LABEL, ensure_automations
 
 
 @flow(name="retrain")
@@ -76,6 +77,11 @@ def test_each_automation_is_there_once_and_stays_as_a_person_set_it(client: Sync
     client.resume_automation(paused.id)
 
 
+def test_the_runs_of_all_our_flows_are_watched() -> None:
+    ours = {value.name for module in (pipeline, deployed) for value in vars(module).values() if isinstance(value, Flow)}
+    assert ours == set(FLOWS)
+
+
 def test_what_is_up_to_date_is_not_sent_again(
     client: SyncPrefectClient, deployment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +110,7 @@ _LOST_FLOW = """
 import time
 from prefect import flow
 
-@flow(name="to-be-lost")
+@flow(name="generate")
 def lives() -> None:
     time.sleep(600)
 

@@ -143,7 +143,7 @@ def folder_of(story: Story, **given: Any) -> str:
 
 def test_without_a_folder_the_settings_name_it(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     first = folder_of(story, generator="/models/My net", seed=7)
-    assert first.startswith("runs/generate-digits-My-net-seed7-")
+    assert first.startswith(f"{Path.cwd()}/runs/generate-digits-My-net-seed7-")
     assert folder_of(story, generator="/models/My net", seed=7) == first  # the same parameters go on with it
     assert folder_of(story, generator="/models/My net", seed=7, epochs=31) != first
     monkeypatch.setenv("SLOWLANE_RUNS", "s3://bucket/runs")
@@ -152,7 +152,8 @@ def test_without_a_folder_the_settings_name_it(story: Story, monkeypatch: pytest
     assert folder_of(story, folder="memory://a/b") == "memory://a/b"
 
 
-def test_a_time_budget_and_what_comes_then_do_not_name_the_folder(story: Story) -> None:
+def test_what_changes_no_image_does_not_name_the_folder(story: Story) -> None:
+    assert folder_of(story, generate={"processes": 2}, parts={"runner": "threads"}, device="cpu") == folder_of(story)
     assert folder_of(story, max_seconds=5, then="retrain", until="07:00") == folder_of(story)
 
 
@@ -164,6 +165,10 @@ def test_a_relative_folder_in_a_work_pool_is_refused(story: Story, monkeypatch: 
     assert "'mine' is relative" in state.message
     assert "SLOWLANE_RUNS" in state.message
     assert story.calls == []
+    monkeypatch.setenv("SLOWLANE_RUNS", "shared")
+    assert "'mine' is relative" in deployed.generate.fn(folder="mine").message
+    assert "'out' is relative" in deployed.export.fn(run="/a", destination="out").message
+    assert "'mine' is relative" in deployed.retrain.fn(run="mine").message
     monkeypatch.setenv("SLOWLANE_RUNS", "/shared")
     assert folder_of(story, folder="mine") == "/shared/mine"
 

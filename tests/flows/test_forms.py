@@ -117,6 +117,11 @@ def test_a_preset_names_only_what_it_changes_of_the_form() -> None:
     assert bake(**values)[0] == Cake(name="tart", filling=Filling(oven=Oven(fan="on")))
 
 
+def test_a_preset_of_what_the_form_does_not_show_is_refused() -> None:
+    with pytest.raises(ValueError, match="this form has no fields for filling"):
+        Form(Cake, {"eggs": "eggs"}).values({"filling": {"fruit": ["plum"]}})
+
+
 def test_a_preset_of_what_the_form_shows_anyway_is_empty() -> None:
     assert FORM.values({"filling": {"oven": {"degrees": 200}}}) == {}
 

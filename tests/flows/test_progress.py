@@ -1,4 +1,5 @@
 import io
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -190,3 +191,14 @@ def test_on_a_terminal_there_is_a_bar_however_meters_are_shown_elsewhere(monkeyp
     monkeypatch.setattr(sys, "stderr", Terminal())
     with shown_by(Silent), meter("train", 2, "steps") as bar:
         assert not isinstance(bar, Silent)
+
+
+def test_a_line_that_nobody_reads_any_more_ends_nothing() -> None:
+    script = "import os, sys; os.read(0, 1); from flows.progress import say; say('a line'); os._exit(7)"
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stderr
+    assert child.stdin
+    child.stderr.close()
+    child.stdin.write(b".")
+    child.stdin.close()
+    assert child.wait(60) == 7

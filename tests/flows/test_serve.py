@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.schedules import Cron
 from served import Server
@@ -41,12 +42,14 @@ def test_what_a_person_set_in_the_ui_outlives_the_next_start(client: SyncPrefect
     client.update_deployment_schedule(scheduled.id, scheduled.schedules[0].id, active=True)
     client.create_deployment_schedules(plain.id, [(CronSchedule(cron="0 5 * * *"), True)])
     client.pause_deployment(plain.id)
+    client.update_deployment(plain.id, DeploymentUpdate(parameters={"run": "mine"}))
 
     again, plain_again = deploy("kept")
     assert [(one.slug, one.active) for one in again.schedules] == [("nightly", True)]
     assert again.schedules[0].id == scheduled.schedules[0].id
     assert [one.schedule.cron for one in plain_again.schedules] == ["0 5 * * *"]
     assert (again.paused, plain_again.paused) == (False, True)
+    assert plain_again.parameters == {"run": "mine"}
 
 
 def test_a_schedule_that_a_person_deleted_stays_deleted(client: SyncPrefectClient) -> None:
