@@ -203,6 +203,8 @@ PART_FORM = Form(PartRequest, {name: name for name in PartRequest.model_fields})
 def _name() -> str:
     """What a run works on: data set, generator, seed."""
     given = runtime.flow_run.parameters
+    if "numbers" in given:
+        return f"{_last(given['run'])} parts {', '.join(map(str, given['numbers']))}"
     if "run" in given:
         return _last(given["run"])
     parts = [_last(given["source"])]

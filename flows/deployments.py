@@ -89,7 +89,7 @@ DEPLOYMENTS = (
     Deployment(
         deployed.augment_and_retrain,
         "augment-digits",
-        f"{_STORY}**Costs** about half a minute on two cores, downloads nothing. Just press Submit. {_RESUMES}",
+        f"{_STORY}**Costs** about half a minute on two cores, downloads nothing. Quick run starts it. {_RESUMES}",
         ("story", "digits"),
     ),
     Deployment(

@@ -78,7 +78,7 @@ def _check_once_there_is_a_server(limit: str, count: int) -> None:
     for wait in (*_AWAY_SECONDS, None):
         try:
             with get_client(sync_client=True) as client:
-                return _check(client, limit, count)
+                _check(client, limit, count)
         except httpx.ConnectError:
             if wait is None:
                 raise ValueError(
@@ -87,6 +87,8 @@ def _check_once_there_is_a_server(limit: str, count: int) -> None:
                 ) from None
             say(f"the Prefect server does not answer, trying again in {wait} s")
             time.sleep(wait)
+        else:
+            return
 
 
 def _check(client: SyncPrefectClient, limit: str, count: int) -> None:
@@ -105,8 +107,8 @@ def _check(client: SyncPrefectClient, limit: str, count: int) -> None:
         )
     if found.limit - found.active_slots < count:
         say(
-            f"waits for a slot of {limit}: {found.active_slots} of {found.limit} are taken; at work now: "
-            f"{', '.join(_running(client)) or 'no other run'}"
+            f"waits for a slot of {limit}: {found.active_slots} of {found.limit} are taken; other runs now: "
+            f"{', '.join(_running(client)) or 'none'}"
         )
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
@@ -161,7 +161,7 @@ class PartRuns:
         if not self._taken and time.monotonic() - begin > UNTAKEN_SECONDS:
             self._taken = True
             say(
-                f"generate: no worker has taken the {len(runs)} runs of {self._parts.deployment} yet; they need room "
+                f"generate: no worker has begun any of the runs of {self._parts.deployment} yet; they need room "
                 "beside this run: slowlane up --limit 2, or another worker (docs/operations.md)"
             )
 
@@ -185,7 +185,7 @@ class PartRuns:
             if state.is_scheduled() and handout.is_over:
                 self._give_back(asked, handout)
             elif state.is_cancelling() and now - asked.since > CANCELLING_SECONDS:
-                ended = Cancelled(message="no worker has ended it")
+                ended: State[Any] = Cancelled(message="no worker has ended it")
                 self._client.set_flow_run_state(asked.id, ended, force=True)
             elif self._is_lost(asked, run):
                 say(f"generate: {asked.name} has shown no sign of life for long; its parts are asked for again")

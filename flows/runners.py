@@ -92,8 +92,8 @@ def make_parts(
     synthesis.check_failures(RunFolder(run), config, failed)
     if handout.left:
         raise Unfinished(
-            f"{len(parts) - len(handout.left)} of {len(parts)} parts were made in the time; "
-            "the same command makes the rest"
+            f"{len(parts) - len(handout.left)} of {len(parts)} missing parts were made in the time; "
+            "the same again makes the rest"
         )
 
 

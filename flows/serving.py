@@ -286,11 +286,28 @@ def _serve(api: str, runs: str, limit: int) -> None:
     if known is not None:
         say("the deployments are served already")
         return
+    if pooled := _in_a_pool():
+        raise ValueError(
+            f"{pooled} on this server belongs to a work pool, by `prefect deploy`: start workers for it "
+            "(docs/operations.md), or delete the deployments of `prefect deploy` first"
+        )
     say("registering the deployments")
     before = _polled()
     command = [sys.executable, "-m", "flows.serve", str(limit)]
     serve.start(command, os.environ | {"SLOWLANE_RUNS_URL": runs}, {"api": api})
     serve.wait_until(lambda: _polled() != before)
+
+
+def _in_a_pool() -> str:
+    """A deployment of ours that workers take the runs of; its runs would be taken by both. Empty: there is none."""
+    from prefect.client.orchestration import get_client
+
+    from flows.automations import FLOWS
+
+    with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows() if flow.name in FLOWS}
+        pooled = [one for one in client.read_deployments() if one.work_pool_name and one.flow_id in flows]
+    return f"{flows[pooled[0].flow_id]}/{pooled[0].name}" if pooled else ""
 
 
 def _polled() -> Any:

@@ -33,7 +33,7 @@ def _up(
     if place.runs:
         print(f"reports    {place.runs}")
     print(f"logs       {FOLDER}/server.log, {FOLDER}/serve.log")
-    print("end        slowlane down")
+    print("end        slowlane down, or make down")
 
 
 def _down() -> None:

@@ -32,13 +32,13 @@ RUNNERS = ("threads", "processes", "dask", "ray")
 
 def nothing(*_: Any) -> dict[str, Any]:
     """In the place of a part."""
-    return {"rows": 0, "states": {}, "failures": {}}
+    return {"rows": 0, "states": {}, "failures": {}, "cost": {"seconds": 0.0}}
 
 
 @task(task_run_name="make part {number}", cache_policy=NO_CACHE)
 def nothing_there(run: Path, config: CompareConfig, number: int) -> dict[str, Any]:
     """The same for the workers of Dask and Ray, which are sent it whole."""
-    return {"rows": 0, "states": {}, "failures": {}}
+    return {"rows": 0, "states": {}, "failures": {}, "cost": {"seconds": 0.0}}
 
 
 @flow

@@ -49,6 +49,10 @@ def test_seconds_are_counted_from_the_start_and_work_that_would_not_fit_is_not_b
     assert not limit.allows(0)
 
 
+def test_the_seconds_that_are_left_are_never_below_none() -> None:
+    assert [Deadline(100, lambda now=now: now).left() for now in (70.0, 100.0, 130.0)] == [30, 0, 0]
+
+
 def test_the_earlier_of_two_ends_counts() -> None:
     late = deadline(Budget(max_seconds=7200, until="07:00 Europe/Berlin"), "2026-06-01 06:00")
     early = deadline(Budget(max_seconds=1800, until="07:00 Europe/Berlin"), "2026-06-01 06:00")
@@ -193,11 +197,11 @@ def test_a_generation_stops_at_a_parts_end_and_the_next_one_ends_with_the_same_d
 
     def timed(run: RunFolder, config: Any, number: int, on_images: Any) -> Any:
         made.append(number)
-        now[0] += next(durations)
-        return real(run, config, number, on_images)
+        seconds = next(durations)
+        now[0] += seconds
+        return real(run, config, number, on_images) | {"cost": {"seconds": seconds}}
 
     monkeypatch.setattr(synthesis, "make_one_part", timed)
-    monkeypatch.setattr("flows.runners.monotonic", lambda: now[0])
     monkeypatch.setattr(Deadline, "of", lambda *_: Deadline(100.0, lambda: now[0]))
     # Begun at 0, at 30 (+30 < 100), not at 70: the longest took 40, and 110 > 100.
     with pytest.raises(Unfinished, match="2 of 4 parts"):
@@ -228,7 +232,7 @@ def test_a_budget_on_the_command_line(slowlane: Any, fake_flows: Any, generator:
 
     def generate(config: Any, out: str, budget: Budget) -> None:
         asked.append(budget)
-        raise Unfinished("2 of 4 parts were made in the time; the same command makes the rest")
+        raise Unfinished("2 of 4 missing parts were made in the time; the same again makes the rest")
 
     fake_flows.generate = generate
     words = ("generate", "digits", "--generator", generator, "--out", tmp_path / "run")
@@ -236,7 +240,7 @@ def test_a_budget_on_the_command_line(slowlane: Any, fake_flows: Any, generator:
     assert (outcome.code, outcome.out) == (3, "")
     assert asked == [Budget(max_seconds=100, until="07:00 Europe/Berlin")]
     assert outcome.err.splitlines()[1:] == [
-        "partial: 2 of 4 parts were made in the time; the same command makes the rest",
+        "partial: 2 of 4 missing parts were made in the time; the same again makes the rest",
         f"make the rest: slowlane generate digits --generator {generator} --out {tmp_path}/run --max-seconds 100 "
         "--until '07:00 Europe/Berlin'",
     ]

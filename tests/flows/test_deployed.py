@@ -200,3 +200,5 @@ def test_runs_are_named_by_data_set_generator_and_seed(monkeypatch: pytest.Monke
     assert deployed._name() == "digits seed 3"
     given["run"] = "runs/nightly"
     assert deployed._name() == "nightly"
+    given["numbers"] = [3, 4]
+    assert deployed._name() == "nightly parts 3, 4"

@@ -32,6 +32,11 @@ def test_no_part_begins_that_would_end_after_the_deadline(now: float, given: lis
     assert handout.left == ([1] if given else [0, 1])
 
 
+def test_the_time_until_the_deadline_is_told_where_there_is_one() -> None:
+    assert Handout([0], Deadline(100, lambda: 40.0)).seconds_left == 60
+    assert [Handout([0]).seconds_left, Handout([0], Deadline(float("inf"))).seconds_left] == [None, None]
+
+
 def test_the_first_part_is_begun_while_there_is_any_time() -> None:
     assert Handout([0], Deadline(100, lambda: 99.9)).take() == [0]
     assert Handout([0], Deadline(100, lambda: 100.0)).take() == []

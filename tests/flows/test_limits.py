@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -70,6 +71,38 @@ def test_a_server_that_is_away_at_the_end_costs_no_work(limit: str, capsys: pyte
     assert f"the Prefect server did not take back the slot of {limit} (ConnectError)" in capsys.readouterr().err
 
 
+def test_slots_that_are_not_free_in_the_time_are_not_waited_for_any_longer(
+    client: SyncPrefectClient, limit: str
+) -> None:
+    with slots(limit, 1), pytest.raises(TimeoutError), slots(limit, 1, timeout_seconds=1):
+        pass
+    with slots(limit, 1, timeout_seconds=60):
+        assert taken(client, limit) == 1
+
+
+def test_a_server_that_is_away_at_the_begin_is_waited_for(
+    server: Server, limit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as away:
+        away.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}))
+        monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=lambda _: away.close()))  # it is there again
+        with slots(limit, 1):
+            pass
+    assert capsys.readouterr().err == "the Prefect server does not answer, trying again in 5 s\n"
+
+
+def test_a_server_that_stays_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=waits.append))
+    with (
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}),
+        pytest.raises(ValueError, match=r"^the Prefect server .* stays away: no answer from http://127.*start it with"),
+        slots("gpu:here", 1),
+    ):
+        pass
+    assert sum(waits) == 300
+
+
 def test_the_hosts_name_stands_in_the_limits_name(client: SyncPrefectClient) -> None:
     name = f"disk-{uuid4()}:{{host}}"
     client.create_global_concurrency_limit(
@@ -102,7 +135,7 @@ def test_the_second_job_waits_says_so_once_and_begins_when_the_first_has_ended(
         )
         assert second.stderr is not None
         waits = second.stderr.readline()
-        assert waits == f"waits for a slot of {limit}: 1 of 1 are taken; at work now: no other run\n"
+        assert waits == f"waits for a slot of {limit}: 1 of 1 are taken; other runs now: none\n"
         time.sleep(3)
         assert second.poll() is None
         first.stdin.write("\n")

@@ -12,9 +12,10 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelled, Completed, Failed, Pending, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Failed, Pending, Running, Scheduled
 from prefect.types._datetime import now
 
+from data.store import read_json
 from flows import part_runs
 from flows.budget import Deadline
 from flows.config import CompareConfig
@@ -71,7 +72,9 @@ class Imagined:
         assert asked["timeout"] == 0
         run = FlowRun(flow_id=uuid4(), name=asked["flow_run_name"], state=Scheduled(), parameters=asked["parameters"])
         run.idempotency_key = asked["idempotency_key"]
-        assert run.idempotency_key not in [other.idempotency_key for other in self.runs]
+        for other in self.runs:
+            if other.idempotency_key == run.idempotency_key:
+                return other  # as the real one does
         self.runs.append(run)
         return run
 
@@ -90,7 +93,9 @@ class Imagined:
         return SimpleNamespace(events=self.beats[:limit])
 
     def set_flow_run_state(self, flow_run_id: UUID, state: State, force: bool = False) -> None:
-        (run,) = [run for run in self.runs if run.id == flow_run_id]
+        run = next((run for run in self.runs if run.id == flow_run_id), None)
+        if run is None:
+            raise ObjectNotFound(Exception(str(flow_run_id)))
         self.told.append((key_of(run), state.name))
         run.state = state
 
@@ -233,6 +238,113 @@ def test_a_run_of_an_earlier_command_is_taken_over_and_ended_ones_are_not(
     imagined.moves = {"0-3": [imagined.makes(0, 1)]}  # both have ended by now, and a person removed what they made
     assert ask(finished, config, Handout([0, 1])) == {0: "made", 1: "made"}
     assert len(imagined.runs) == 3
+
+
+@pytest.fixture
+def earlier(imagined: Imagined, finished: RunFolder, config: CompareConfig) -> Callable[..., None]:
+    """What an earlier command asked for and left: a run of the first block in each of these states."""
+
+    def asks(*states: State) -> None:
+        with temporary_settings({PREFECT_API_URL: Imagined.api_url}):
+            before = PartRuns(finished, config)
+        before._client = imagined  # type: ignore[assignment]
+        for state in states:
+            before._ask([0], f"{before._job}-0x4", 1)
+            imagined.runs[-1].state = state
+
+    return asks
+
+
+def test_a_run_of_an_earlier_command_that_is_being_cancelled_is_not_taken_over(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig, earlier: Callable[..., None]
+) -> None:
+    earlier(Cancelling())
+    imagined.moves = {"0-2": [imagined.makes(0)]}
+    assert ask(finished, config, Handout([0])) == {0: "made"}
+
+
+def test_a_run_that_nobody_ends_when_it_is_cancelled_is_cancelled_by_the_job(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig
+) -> None:
+    cancelling = Cancelling()
+    imagined.moves = {"0-1": [running] + [lambda _: cancelling] * 100}
+    assert "ended as Cancelled: no worker has ended it" in ask(finished, config, Handout([0]))[0]
+    assert imagined.told == [("0-1", "Cancelled")]
+
+
+def test_what_was_to_be_made_by_runs_that_are_deleted_is_asked_for_again_but_not_for_ever(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, looks = imagined.read_flow_runs, itertools.count()
+
+    def deleted(**asked: Any) -> list[FlowRun]:
+        if asked["flow_run_filter"].id:
+            assert next(looks) < 100, "a job that never ends"
+            imagined.runs.clear()
+        return read(**asked)
+
+    imagined.read_flow_runs = deleted  # type: ignore[method-assign]
+    assert ask(finished, config, Handout([0])) == {
+        0: "3 runs of generate-part/generate-part did not make it; the last was deleted"
+    }
+    assert "run parts 0 was deleted; what it did not make is asked for again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ended", "deleted", "next_one"), [(2, 1, 3), (100, 0, 101), (230, 99, 231)])
+def test_a_new_run_has_a_key_that_no_run_of_an_earlier_command_has(
+    ended: int,
+    deleted: int,
+    next_one: int,
+    imagined: Imagined,
+    finished: RunFolder,
+    config: CompareConfig,
+    earlier: Callable[..., None],
+) -> None:
+    earlier(*[Failed() for _ in range(ended)])
+    del imagined.runs[:deleted]
+    imagined.moves = {f"0-{next_one}": [imagined.makes(0)]}
+    assert ask(finished, config, Handout([0])) == {0: "made"}
+    assert key_of(imagined.runs[-1]) == f"0-{next_one}"
+
+
+def test_where_no_worker_takes_a_run_a_person_is_told_once_what_is_missing(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for state in (Scheduled(), Running()):
+        imagined.runs.clear()
+        shutil.rmtree(imagined.synthetic, ignore_errors=True)
+        stays: list[Move] = [lambda _, state=state: state] * 50  # type: ignore[misc]
+        imagined.moves = {"0-1": [*stays, imagined.makes(0)], "1-1": [*stays, imagined.makes(4)]}
+        ask(finished, config, Handout([0, 4]))
+        told.append(
+            capsys.readouterr().err.count("no worker has begun any of the runs of generate-part/generate-part yet")
+        )
+    assert told == [1, 0]
+
+
+def test_what_a_run_waits_for_a_slot_does_not_count_as_the_time_that_parts_take(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig
+) -> None:
+    imagined.moves = {"0-1": [running] * 50 + [imagined.makes(0, 1)]}
+    handout = Handout([0, 1])
+    ask(finished, config, handout)
+    records = [read_json(imagined.synthetic / f".parts/part-0000{number}.json") for number in (0, 1)]
+    assert handout._longest == sum(record["cost"]["seconds"] for record in records) < 500
+
+
+def test_a_run_that_cannot_be_cancelled_hides_no_error_and_the_others_are_cancelled(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imagined.moves = {"0-1": [imagined.makes(0, then=Running)]}
+    with temporary_settings({PREFECT_API_URL: Imagined.api_url}):
+        made = PartRuns(finished, config).made(Handout([0, 1, 4]))
+        next(made)
+        del imagined.runs[0]
+        with pytest.raises(OSError, match="full"):
+            made.throw(OSError("the disk is full"))
+    assert imagined.told == [("1-1", "Cancelling")]
+    assert "run parts 0 to 1 was not cancelled (ObjectNotFound)" in capsys.readouterr().err
 
 
 def test_another_run_folder_is_another_job(imagined: Imagined, finished: RunFolder, config: CompareConfig) -> None:

@@ -26,7 +26,7 @@ from data.store import read_json
 from flows import runners, stages, synthesis
 from flows.budget import Deadline, Unfinished
 from flows.config import CompareConfig, PartsConfig
-from flows.progress import Meter, meter
+from flows.progress import Meter, meter, shown_by
 from flows.run import Partial, RunFolder
 
 TESTS = Path(__file__).parents[1]
@@ -126,7 +126,9 @@ def test_when_the_time_is_over_what_is_made_stays_and_the_rest_is_told(
     shutil.rmtree(finished.path / "synthetic")
     todo = synthesis.open_parts(finished, tiny())
     deadline = Deadline(500, lambda: 0 if len(story.data_set(finished)) < 2 else 1000)
-    with pytest.raises(Unfinished, match=r"^2 of 12 parts were made in the time; the same command makes the rest$"):
+    with pytest.raises(
+        Unfinished, match=r"^2 of 12 missing parts were made in the time; the same again makes the rest$"
+    ):
         runners.make_parts(finished.path, tiny(), todo.parts, Meter("", todo.images, "images"), deadline)
     made = story.data_set(finished)
     assert set(made) == {"part-00000.parquet", "part-00001.parquet"}
@@ -139,8 +141,8 @@ def test_the_limit_is_held_while_parts_are_made(
     held: list[Any] = []
 
     @contextlib.contextmanager
-    def slots(name: str, count: int) -> Iterator[None]:
-        held.append((name, count))
+    def slots(name: str, count: int, timeout_seconds: float | None) -> Iterator[None]:
+        held.append((name, count, timeout_seconds))
         yield
         held.append("free")
 
@@ -148,10 +150,62 @@ def test_the_limit_is_held_while_parts_are_made(
     monkeypatch.setattr(synthesis, "make_one_part", lambda *asked: held.append(asked[2]) or RECORD)
     config = tiny({"parts.runner": "threads", "parts.limit": "gpu:{host}"})
     runners.make_parts(finished.path, config, [0, 3], Meter("", 14, "images"))
-    assert held == [("gpu:{host}", 1), 0, 3, "free"]
+    assert held == [("gpu:{host}", 1, None), 0, 3, "free"]
 
 
-RECORD: dict[str, Any] = {"rows": 7, "states": {"ok": 7}, "failures": {}}
+RECORD: dict[str, Any] = {"rows": 7, "states": {"ok": 7}, "failures": {}, "cost": {"seconds": 20.0}}
+
+
+def test_a_slot_is_waited_for_until_the_deadline_and_no_longer(
+    no_prefect: None, finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float | None] = []
+
+    @contextlib.contextmanager
+    def slots(name: str, count: int, timeout_seconds: float | None) -> Iterator[None]:
+        waited.append(timeout_seconds)
+        raise TimeoutError
+        yield
+
+    monkeypatch.setattr(runners, "slots", slots)
+    config = tiny({"parts.runner": "threads", "parts.limit": "gpu:{host}"})
+    for now in (40.0, 100.0):  # after the deadline none is asked for
+        with pytest.raises(Unfinished, match=r"^0 of 2 missing parts were made in the time"):
+            runners.make_parts(
+                finished.path, config, [0, 3], Meter("", 14, "images"), Deadline(100, lambda now=now: now)
+            )
+    assert waited == [60]
+
+
+def test_parts_take_as_long_as_their_records_say_and_not_what_they_waited_for_a_slot(
+    no_prefect: None, finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(synthesis, "make_one_part", lambda *asked: made.append(asked[2]) or RECORD)
+    with pytest.raises(Unfinished, match=r"^1 of 3 parts"):  # another of 20 s does not fit into the last 15
+        runners.make_parts(
+            finished.path,
+            tiny({"parts.runner": "threads"}),
+            [0, 1, 2],
+            Meter("", 21, "images"),
+            Deadline(100, lambda: 85.0),
+        )
+    assert made == [0]
+
+
+def test_the_meter_of_numbered_parts_is_that_of_the_ui(
+    no_prefect: None, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (finished.path / "synthetic/part-00002.parquet").unlink()
+    meters: list[bool] = []
+
+    class Shown(Meter):
+        def close(self) -> None:
+            meters.append(self.in_parts)
+
+    monkeypatch.setattr(runners, "watched_progress", lambda: shown_by(Shown))
+    runners.make_numbered(str(finished.path), [2], "")
+    assert meters == [True]
 
 
 def test_numbered_parts_are_made_and_no_others(

@@ -260,6 +260,6 @@ def test_out_of_its_time_it_ends_as_unfinished_and_the_next_run_makes_the_rest(
     state = serving.ended(serving.submit(DEPLOYMENT, {**parameters, "max_seconds": half}))
     print(f"in {half} s: {state.message}")
     assert (state.type, state.name) == (StateType.COMPLETED, "Unfinished")
-    assert f"{len(parts(run))} of 20 parts were made in the time" in (state.message or "")
+    assert f"{len(parts(run))} of 20 missing parts were made in the time" in (state.message or "")
     assert not (run.path / "synthetic/manifest.json").exists()
     go_on(parameters)
