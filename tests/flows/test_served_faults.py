@@ -240,26 +240,29 @@ def test_after_a_power_cut_a_run_does_not_stay_running(
     go_on(given)
 
 
-def test_two_runs_on_one_folder_the_second_says_who_holds_it(
+def test_in_a_folder_that_another_run_holds_it_fails_and_says_who_holds_it(
     serving: Serving, run: RunFolder, parameters: dict[str, Any], whole: dict[str, bytes], story: Story
 ) -> None:
-    first = serving.submit(DEPLOYMENT, parameters)
-    more_parts(run, 1)
-    second = serving.ended(serving.submit(DEPLOYMENT, parameters))
+    with run.locked("flow run 'first'"):
+        second = serving.ended(serving.submit(DEPLOYMENT, parameters))
     assert second.name == "Failed"
-    holder = rf"flow run 'digits by tiny seed 0' \(process {processes_of(first)[0]} on .+\)"
+    holder = rf"flow run 'first' \(process {os.getpid()} on .+\)"
     assert re.fullmatch(rf"{holder} is at work in {run.path}; wait for it, or end it", second.message or "")
-    assert serving.ended(first).name == "Completed"
+    again = serving.ended(serving.submit(DEPLOYMENT, parameters))
+    assert again.name == "Completed", again.message
     assert story.data_set(run) == whole
 
 
 def test_out_of_its_time_it_ends_as_unfinished_and_the_next_run_makes_the_rest(
     serving: Serving, run: RunFolder, parameters: dict[str, Any], quiet_day: Story, go_on: Callable[..., None]
 ) -> None:
-    half = math.ceil(quiet_day.seconds / 2)
-    state = serving.ended(serving.submit(DEPLOYMENT, {**parameters, "max_seconds": half}))
-    print(f"in {half} s: {state.message}")
-    assert (state.type, state.name) == (StateType.COMPLETED, "Unfinished")
+    """The time counts from the start of the run, so it is given more and more until some parts, not all, are made."""
+    seconds = 15
+    while not parts(run):
+        seconds += math.ceil(quiet_day.seconds / 2)
+        state = serving.ended(serving.submit(DEPLOYMENT, {**parameters, "max_seconds": seconds}))
+        print(f"in {seconds} s: {state.message}")
+        assert (state.type, state.name) == (StateType.COMPLETED, "Unfinished")
     assert f"{len(parts(run))} of 20 missing parts were made in the time" in (state.message or "")
     assert not (run.path / "synthetic/manifest.json").exists()
     go_on(parameters)
