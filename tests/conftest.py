@@ -44,5 +44,6 @@ def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_endpoint)
     name = f"bucket-{next(_bucket_numbers)}"
+    S3FileSystem.clear_instance_cache()  # one that a test before had made may ask another endpoint
     S3FileSystem().mkdir(name)
     return f"s3://{name}"

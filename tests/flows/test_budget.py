@@ -204,7 +204,7 @@ def test_a_generation_stops_at_a_parts_end_and_the_next_one_ends_with_the_same_d
     monkeypatch.setattr(synthesis, "make_one_part", timed)
     monkeypatch.setattr(Deadline, "of", lambda *_: Deadline(100.0, lambda: now[0]))
     # Begun at 0, at 30 (+30 < 100), not at 70: the longest took 40, and 110 > 100.
-    with pytest.raises(Unfinished, match="2 of 4 parts"):
+    with pytest.raises(Unfinished, match="2 of 4 missing parts"):
         pipeline.generate(tiny(), str(finished.path), Budget(max_seconds=100))
     assert made == [2, 3]
     whole = story.data_set(pristine)

@@ -56,6 +56,7 @@ def test_a_good_password_starts_a_server_that_asks_for_it(script):
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200",
         "PREFECT_SERVER_UI_API_URL": "http://127.0.0.1:4200/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -65,7 +66,7 @@ def test_prefect_knows_every_setting_by_that_name():
     from prefect import settings
 
     exported = re.findall(r"^export (PREFECT_\w+)=", SCRIPT.read_text(), re.MULTILINE)
-    assert len(exported) == 6
+    assert len(exported) == 7
     assert [name for name in exported if not hasattr(settings, name)] == []
 
 
