@@ -250,9 +250,7 @@ def test_of_numbered_parts_that_fail_the_others_are_made_and_what_lies_in_the_fo
         return real(run, config, number, on_images)
 
     monkeypatch.setattr(synthesis, "make_one_part", fails)
-    with pytest.raises(
-        Partial, match=r"^1 of 3 missing parts could not be made; the first is part 3: RuntimeError: no such$"
-    ):
+    with pytest.raises(Partial, match=r"^1 of 3 parts could not be made; the first is part 3: RuntimeError: no such$"):
         runners.make_numbered(str(finished.path), [2, 3, 4], "")
     assert [n for n in (2, 3, 4) if (finished.path / f"synthetic/part-0000{n}.parquet").exists()] == [2, 4]
     assert not (finished.path / "synthetic/failures.json").exists()  # it is the job's
