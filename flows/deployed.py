@@ -25,6 +25,7 @@ from flows.config import CompareConfig, RunConfig, demo_config, one_setting, pre
 from flows.exporting import export_run
 from flows.forms import Form, differences
 from flows.generator import FitGeneratorConfig
+from flows.limits import GPU_LIMIT
 from flows.results import Report
 from flows.run import Partial, RunFolder
 from flows.settings import one_line, put, resolve, runs_root
@@ -43,13 +44,11 @@ __all__ = [
     "select",
 ]
 
-_RUN = Field(min_length=1, description="Run folder, path or URL, of an earlier run")
-
 
 class RetrainRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What to retrain; what is left at 0 or empty is as the run folder says."""
 
-    run: str = _RUN
+    run: str = Field(min_length=1, description="Run folder, path or URL, of an earlier run")
     arms: tuple[str, ...] = Field(
         (), description="Arms to compare, such as original, random-5, ours-5; empty: as in the run folder"
     )
@@ -92,7 +91,7 @@ class PartRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
     run: str = Field(min_length=1, description="Run folder, path or URL, that every worker reaches")
     numbers: tuple[int, ...] = Field(min_length=1, description="Numbers of the parts, from 0")
     limit: str = Field(
-        "gpu:{host}",
+        GPU_LIMIT,
         description="Prefect concurrency limit that is held meanwhile; {host} is the worker's name; empty: none",
     )
 
@@ -125,7 +124,7 @@ _MAKING_GROUPS = {
 _STRONG_GROUPS = {"strong": "strong", "coreset": "strong.coreset", "policy": "strong.policy"}
 _FOLDER: dict[str, tuple[Any, Any]] = {"folder": (Folder, "")}
 # Pressing Submit runs the digits demo; one job at a time generates on a host.
-_DEMO = {**preset("digits"), "parts": {"limit": "gpu:{host}"}}
+_DEMO = {**preset("digits"), "parts": {"limit": GPU_LIMIT}}
 
 RUN_FORM = Form(
     RunConfig,

@@ -19,6 +19,7 @@ from prefect.utilities.callables import ParameterSchema
 
 from flows import deployed
 from flows.config import preset
+from flows.limits import GPU_LIMIT
 from flows.settings import RUN_ENVIRONMENT, merge
 
 __all__ = ["DEPLOYMENTS", "WORK_POOL", "Deployment", "prefect_yaml", "runner_deployments"]
@@ -70,7 +71,7 @@ _SET = (
 )
 _YOURS = {"data": {"source": "path/to/images"}, "generate": {"generator": "path/to/diffusers-folder"}}
 _CIFAR = {"data": {"source": "cifar10"}, "generate": {"generator": "path/to/diffusers-folder"}}
-_LIMIT = {"parts": {"limit": "gpu:{host}"}}
+_LIMIT = {"parts": {"limit": GPU_LIMIT}}
 _NIGHTLY = DeploymentScheduleCreate(
     schedule=CronSchedule(cron="0 22 * * *", timezone="Europe/Berlin"),
     active=False,

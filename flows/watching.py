@@ -157,9 +157,8 @@ def _publish(key: str, markdown: str, description: str) -> None:
 def _sent(send: Callable[..., T], *args: Any) -> T | None:
     """What `send(*args)` returns; None where the server does not take it: no work of hours may end for a picture."""
     try:
-        with temporary_settings(
-            {PREFECT_CLIENT_MAX_RETRIES: 2}
-        ):  # seconds, not the minutes that a run's state is worth
+        # Seconds of trying, not the minutes that a run's state is worth.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
             return send(*args)
     except (httpx.HTTPError, ObjectNotFound) as error:  # away, busy, or a person has deleted the artifact
         warn(f"the Prefect server did not take an artifact ({type(error).__name__}); the work goes on without it")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from served import Server
 
 import flows
@@ -264,6 +265,13 @@ def server(prefect_server: Server) -> Iterator[Server]:
     """A Prefect server that this process and its subprocesses speak to while the test runs."""
     with prefect_server.used():
         yield prefect_server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[SyncPrefectClient]:
+    """A client of that server."""
+    with get_client(sync_client=True) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

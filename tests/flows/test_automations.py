@@ -7,13 +7,12 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import Flow, flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.events import emit_event
 from served import Server, wait_for
@@ -25,12 +24,6 @@ from flows.automations import CHAIN, FLOWS, LOST, READY_EVENT, RETRAIN, THEN_LAB
 @flow(name="retrain")
 def retrain(run: str = "") -> None:
     """Stands for the flow of the deployment; nobody runs it."""
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 import torch
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from served import Server, free_port, wait_for
@@ -30,12 +29,6 @@ with slots(sys.argv[1], 1):
     print("ends", flush=True)
 print("free", flush=True)
 """
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.fixture

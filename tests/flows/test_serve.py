@@ -1,15 +1,12 @@
 """The process that serves the deployments leaves alone what a person set in the UI."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.schedules import Cron
-from served import Server
 
 from flows.serve import keep_what_a_person_set
 
@@ -28,12 +25,6 @@ def deploy(name: str) -> Any:
         deployment.apply()
     with get_client(sync_client=True) as client:
         return [client.read_deployment_by_name(f"tended/{one}") for one in (name, f"{name}-plain")]
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 def test_what_a_person_set_in_the_ui_outlives_the_next_start(client: SyncPrefectClient) -> None:
