@@ -12,19 +12,19 @@ help:
 	@echo "make demo    the whole pipeline on scikit-learn's digits, with its report"
 	@echo "make up      the Prefect UI with all deployments (make up ARGS='--port 4300'); make down ends it"
 	@echo "make test    the tests (make test ARGS='-m slow' for the slow ones)"
-	@echo "make e2e     the tests that use the Prefect UI in a browser (Chromium, or SLOWLANE_CHROMIUM=its path)"
+	@echo "make e2e     the tests that use the Prefect UI in a browser (Chromium, or LATEBLOOM_CHROMIUM=its path)"
 	@echo "make check   lint, format, types, import rule"
 	@echo "make bench   benchmarks: ratios of two ways measured in one run"
 	@echo "make clean   remove .venv (runs/ stays)"
 
 demo: .venv/.runtime
-	$(BIN)/slowlane demo
+	$(BIN)/latebloom demo
 
 up: .venv/.runtime
-	$(BIN)/slowlane up $(ARGS)
+	$(BIN)/latebloom up $(ARGS)
 
 down: .venv/.runtime
-	$(BIN)/slowlane down
+	$(BIN)/latebloom down
 
 test: .venv/.dev
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
@@ -52,7 +52,7 @@ clean:
 	rm -rf .venv
 
 $(BIN)/uv:
-	@$(PYTHON) -c 'import sys; sys.exit("Slowlane needs Python 3.11 or newer, this is %d.%d; try make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Latebloom needs Python 3.11 or newer, this is %d.%d; try make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 

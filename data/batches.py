@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import EncodedImages, LabeledImages
-from data.seeds import numpy_rng
+from latebloom.data.images import EncodedImages, LabeledImages
+from latebloom.data.seeds import numpy_rng
 
 __all__ = ["Pixels", "cores", "epoch_order"]
 
@@ -79,7 +79,7 @@ class Pixels:
                 yield batch.permute(0, 3, 1, 2) if self.channels_last else batch  # (n, C, H, W)
 
     def _streamed(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="slowlane-decode")
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="latebloom-decode")
         under_way: collections.deque[tuple[Tensor, list[Future[None]]]] = collections.deque()
         try:
             for place in range(len(rows) + self.ahead):

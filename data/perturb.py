@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
-from data.images import LabeledImages
+from latebloom.data.images import LabeledImages
 
 __all__ = ["PerturbConfig", "Perturbed", "class_shares", "noise_targets", "perturb"]
 
@@ -71,7 +71,7 @@ def perturb(data: LabeledImages, config: PerturbConfig, seed: int) -> Perturbed:
 
     - Imbalance: of the n images of class c, floor(n * share_c) are drawn (`class_shares`), but one at least unless
       the share is 0. A class that is left without images (linear with linear_least 0) keeps its name and number,
-      so a model still has an output for it; reading a data set with such a class is refused (`data.sources`).
+      so a model still has an output for it; reading a data set with such a class is refused (data/sources).
     - Symmetric noise: exactly round(p * n) of all images, drawn without regard to class (not stratified).
     - Asymmetric noise: exactly round(p * n_c) of the images of each affected class c (`noise_targets`).
 
@@ -124,7 +124,7 @@ def noise_targets(class_names: tuple[str, ...]) -> np.ndarray:
 
 
 def _kept(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    from data.seeds import numpy_rng  # torch: an import of seconds that help texts should not wait for
+    from latebloom.data.seeds import numpy_rng  # torch: an import of seconds that help texts should not wait for
 
     parts = []
     for c, share in enumerate(shares):
@@ -135,7 +135,7 @@ def _kept(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _noisy(labels: np.ndarray, class_names: tuple[str, ...], config: PerturbConfig, seed: int) -> np.ndarray:
-    from data.seeds import numpy_rng
+    from latebloom.data.seeds import numpy_rng
 
     num_classes = len(class_names)
     if num_classes < 2:

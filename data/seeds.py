@@ -1,6 +1,6 @@
 """Every random stream is a named child of one root seed.
 
-Nothing in Slowlane uses a global random state. A stream is found by its name, so it does not matter who draws
+Nothing in Latebloom uses a global random state. A stream is found by its name, so it does not matter who draws
 first, in which process, or after which restart.
 """
 

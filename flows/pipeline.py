@@ -11,14 +11,18 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.futures import as_completed
 
-from data.store import as_path
-from flows import generator, locks, runners, tasks, training, watching
-from flows.budget import Budget, Deadline, Unfinished
-from flows.config import CompareConfig, RunConfig, one_setting
-from flows.coreset import CoresetRunConfig, check_coreset
-from flows.generator import FitGeneratorConfig
-from flows.progress import meter
-from flows.run import RunFolder
+from latebloom.data.store.files import as_path
+from latebloom.flows import tasks
+from latebloom.flows.artifacts import publish
+from latebloom.flows.config.compare import CompareConfig, RunConfig, one_setting
+from latebloom.flows.run.budget import Budget, Deadline, Unfinished
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.progress import meter
+from latebloom.flows.runners import locks
+from latebloom.flows.runners import parts as runners
+from latebloom.flows.stages import training
+from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset
+from latebloom.flows.stages.fit_generator import FitGeneratorConfig, fit_and_save
 
 __all__ = [
     "augment_and_retrain",
@@ -138,15 +142,15 @@ def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
 @flow(name="fit-generator", flow_run_name="{out}")
 def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     """Train a small class-conditional pixel generator on a data set."""
-    with watching.watched_progress():
-        return generator.fit_and_save(config, as_path(out))
+    with publish.watched_progress():
+        return fit_and_save(config, as_path(out))
 
 
 @contextmanager
 def _opened(config: CompareConfig, out: str, kind: str) -> Iterator[Path]:
     """The run folder, checked, and locked while the flow works in it."""
     tasks.check_inputs(config, out, kind)
-    with locks.held(RunFolder(as_path(out))), watching.watched_progress():
+    with locks.held(RunFolder(as_path(out))), publish.watched_progress():
         yield tasks.open_run(config, out)
 
 

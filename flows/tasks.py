@@ -1,4 +1,4 @@
-"""Thin Prefect tasks around the stages. Paths and configs go in, small values come out, never arrays.
+"""Thin Prefect tasks around the checks. Paths and configs go in, small values come out, never arrays.
 
 Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code. They
 also go on where they were, so a task that lost its storage or the hub is tried again.
@@ -10,13 +10,15 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import coreset, planning, stages, summary, synthesis, training, watching
-from flows.config import CompareConfig
-from flows.coreset import CoresetRunConfig
-from flows.processes import classifier_processes
-from flows.retries import RETRIES
-from flows.run import RunFolder
-from flows.transient import telling
+from latebloom.flows.artifacts import publish
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report import gather
+from latebloom.flows.run.errors import telling
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.processes import classifier_processes
+from latebloom.flows.runners.retries import RETRIES
+from latebloom.flows.stages import checks, coreset, planning, select, synthesis, training
+from latebloom.flows.stages.coreset import CoresetRunConfig
 
 __all__ = [
     "check_inputs",
@@ -35,35 +37,35 @@ __all__ = [
 @task(task_run_name="check inputs", cache_policy=NO_CACHE, **RETRIES)
 def check_inputs(config: CompareConfig, out: str, kind: str) -> None:
     """Refuse what cannot work before anything is trained."""
-    stages.check_inputs(config, kind)
-    stages.check_folder(config, out, kind)
+    checks.check_inputs(config, kind)
+    checks.check_folder(config, out, kind)
 
 
 @task(task_run_name="open the run folder", cache_policy=NO_CACHE, **RETRIES)
 def open_run(config: CompareConfig, out: str) -> Path:
     """Make the run folder, and write down in it what was asked; its path."""
-    return stages.open_run(config, out).path
+    return checks.open_run(config, out).path
 
 
 @task(task_run_name="train early classifiers", cache_policy=NO_CACHE, **RETRIES)
 def train_early(run: Path, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch."""
     training.train_early(RunFolder(run), config)
-    watching.stage_done(RunFolder(run), "early")
+    publish.stage_done(RunFolder(run), "early")
 
 
 @task(task_run_name="select slow examples", cache_policy=NO_CACHE, **RETRIES)
 def select_examples(run: Path, config: CompareConfig) -> None:
     """Choose the examples to augment from the early outputs."""
-    stages.select_examples(RunFolder(run), config)
-    watching.stage_done(RunFolder(run), "select")
+    select.select_examples(RunFolder(run), config)
+    publish.stage_done(RunFolder(run), "select")
 
 
 @task(task_run_name="plan images", cache_policy=NO_CACHE, **RETRIES)
 def plan_images(run: Path, config: CompareConfig) -> None:
     """Write the plan and say what it will cost."""
     planning.plan_images(RunFolder(run), config)
-    watching.stage_done(RunFolder(run), "plan")
+    publish.stage_done(RunFolder(run), "plan")
 
 
 @task(task_run_name="look for parts that are made", cache_policy=NO_CACHE, **RETRIES)
@@ -76,7 +78,7 @@ def open_parts(run: Path, config: CompareConfig) -> synthesis.PartsToMake:
 def finish_synthetic(run: Path, config: CompareConfig) -> str:
     """Write the manifest, last; its digest."""
     digest = synthesis.finish_synthetic(RunFolder(run), config)
-    watching.synthetic_done(RunFolder(run), config)
+    publish.synthetic_done(RunFolder(run), config)
     return digest
 
 
@@ -88,7 +90,7 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
     else:
         pool = classifier_processes(config.workers)
         pool.submit(telling, training.retrain_arm, RunFolder(run), config, arm, optimizer).result()
-    watching.stage_done(RunFolder(run), f"retrain-{arm}-{optimizer}")
+    publish.stage_done(RunFolder(run), f"retrain-{arm}-{optimizer}")
 
 
 @task(task_run_name="pick a coreset", cache_policy=NO_CACHE, **RETRIES)
@@ -100,6 +102,6 @@ def pick_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
 @task(task_run_name="write the report", cache_policy=NO_CACHE, **RETRIES)
 def write_report(run: Path, config: CompareConfig) -> str:
     """Write report.json and report.html; the path of the latter."""
-    page = str(summary.write(RunFolder(run), config))
-    watching.report_done(RunFolder(run))
+    page = str(gather.write(RunFolder(run), config))
+    publish.report_done(RunFolder(run))
     return page

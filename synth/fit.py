@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.batches import Pixels
-from data.images import LabeledImages
-from data.seeds import torch_rng, torch_stream
-from data.store import write_bytes, write_json
-from synth.diffusers_folder import CARD_FILE
+from latebloom.data.batches import Pixels
+from latebloom.data.images import LabeledImages
+from latebloom.data.seeds import torch_rng, torch_stream
+from latebloom.data.store.files import write_bytes, write_json
+from latebloom.synth.generators.diffusers_folder import CARD_FILE
 
 __all__ = ["GeneratorConfig", "GeneratorFit", "fit_generator", "save_generator"]
 
@@ -174,7 +174,7 @@ def _prepare(images: Tensor, size: int, flip: bool, generator: torch.Generator) 
 def save_generator(folder: Path, fit: GeneratorFit, data: LabeledImages, config: GeneratorConfig, seed: int) -> None:
     """Write an ordinary diffusers folder (`DDPMPipeline.from_pretrained` loads it) with a model card.
 
-    Beside what diffusers knows, `slowlane.json` holds the class names and the digests of the images trained on, by
+    Beside what diffusers knows, `latebloom.json` holds the class names and the digests of the images trained on, by
     which a report can tell whether the generator saw anything the classifier did not.
     """
     import diffusers
@@ -217,8 +217,8 @@ pipeline_tag: unconditional-image-generation
 
 - Trained on: {data.origin}: {len(data):,} images of {width}x{height} with {channels} channel(s), {data.num_classes}
   classes ({", ".join(data.class_names[:20])}{", ..." if data.num_classes > 20 else ""}).
-- Make it again: `slowlane fit-generator` on the same images with {settings}, seed {seed}:
+- Make it again: `latebloom fit-generator` on the same images with {settings}, seed {seed}:
   {config.steps} steps of {config.batch_size}, mean loss of the last ones {loss:.4f}.
 - `{CARD_FILE}` lists the SHA-256 of every image it was trained on (of shape and pixels, as `LabeledImages.sha256`).
-- Meant for noising and denoising real images of these classes in Slowlane. It knows nothing else.
+- Meant for noising and denoising real images of these classes in Latebloom. It knows nothing else.
 """

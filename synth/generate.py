@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data.images import LabeledImages, cut, decode, encode_png
-from data.seeds import child_seed
-from data.synthetic import SYNTHETIC_SCHEMA
-from synth.denoiser import Generator, Made, Wanted
-from synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
-from synth.quality import (
+from latebloom.data.images import LabeledImages, cut, decode, encode_png
+from latebloom.data.seeds import child_seed
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
+from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
+from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
+from latebloom.synth.scoring.quality import (
     ClipScore,
     Judge,
     QualityConfig,
@@ -30,7 +30,7 @@ from synth.quality import (
     score,
     states,
 )
-from synth.sizes import Frame, SizeConfig, buckets
+from latebloom.synth.sizes import Frame, SizeConfig, buckets
 
 __all__ = ["Drawn", "Probe", "ScoreConfig", "Scorers", "describe", "draw", "probe", "reference"]
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pydantic
 from pydantic import Field
 
-from data.images import LabeledImages
-from data.seeds import child_seed
-from synth.levels import paper_levels
+from latebloom.data.images import LabeledImages
+from latebloom.data.seeds import child_seed
+from latebloom.synth.sampling.levels import paper_levels
 
 __all__ = ["PLAN_SCHEMA", "Forecast", "PlanConfig", "Request", "forecast", "item_id", "make_plan", "requests"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pydantic
 from pydantic import Field
 
-from data.folders import listed
-from data.seeds import child_seed
-from data.store import as_path
+from latebloom.data.seeds import child_seed
+from latebloom.data.sources.folders import listed
+from latebloom.data.store.files import as_path
 
 __all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
 

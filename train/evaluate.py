@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batches import Pixels
-from data.images import LabeledImages
+from latebloom.data.batches import Pixels
+from latebloom.data.images import LabeledImages
 
 __all__ = ["error_rate", "features_of", "logits_of", "look", "losses_of", "softmax"]
 

@@ -88,7 +88,7 @@ database=${PREFECT_SERVER_DATABASE_CONNECTION_URL:-}
 [[ -z $database || $database == postgresql+asyncpg://* || $database == sqlite+aiosqlite://* ]] ||
     refuse "PREFECT_SERVER_DATABASE_CONNECTION_URL begins with ${database%%:*}:, expected postgresql+asyncpg: or sqlite+aiosqlite:"
 
-command -v prefect >/dev/null || refuse "there is no prefect on PATH: activate the environment that Slowlane is installed in"
+command -v prefect >/dev/null || refuse "there is no prefect on PATH: activate the environment that Latebloom is installed in"
 
 export PREFECT_SERVER_API_AUTH_STRING=$auth
 export PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED=true

@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms import v2
 
-from train.policies import PolicyConfig, PolicyName, make_policy
+from latebloom.train.augment.policies import PolicyConfig, PolicyName, make_policy
 
 
 def peer(name: str, side: int) -> Any:

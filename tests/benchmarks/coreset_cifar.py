@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.images import LabeledImages
-from data.seeds import child_seed
-from data.sources import DataConfig, load
-from train.coreset import CoresetConfig
-from train.evaluate import error_rate, logits_of
-from train.fit import fit
-from train.fit_config import FitConfig
-from train.mixing import EpochRows, Judge, Look, Mixer, StrongConfig
-from train.models import build
-from train.policies import PolicyConfig
-from train.step import autocast
+from latebloom.data.images import LabeledImages
+from latebloom.data.seeds import child_seed
+from latebloom.data.sources.load import DataConfig, load
+from latebloom.train.augment.mixing import EpochRows, Judge, Look, Mixer, StrongConfig
+from latebloom.train.augment.policies import PolicyConfig
+from latebloom.train.evaluate import error_rate, logits_of
+from latebloom.train.loop.config import FitConfig
+from latebloom.train.loop.fit import fit
+from latebloom.train.loop.step import autocast
+from latebloom.train.models.build import build
+from latebloom.train.selection.coreset import CoresetConfig
 
 SELECTORS = {"coreset": "dea", "random": "random", "max-loss": "max_loss", "craig": "craig", "lcmat": "lcmat"}
 # Table 1, C10/R20: percent of the training images -> accuracy in percent.

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from train import facility
-from train.facility import Points, facility_location, facility_location_by_class
-from train.gradients import varying_curvature
+from latebloom.train.selection import facility
+from latebloom.train.selection.facility import Points, facility_location, facility_location_by_class
+from latebloom.train.selection.gradients import varying_curvature
 
 Case = tuple[str, int, int, int]
 CASES: list[Case] = [

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from data.sources import DataConfig, load
-from synth.load import generator_folder
-from synth.pixel import PixelDenoiser
-from synth.sample import SampleConfig, denoise
+from latebloom.data.sources.load import DataConfig, load
+from latebloom.synth.generators.load import generator_folder
+from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.sampling.sample import SampleConfig, denoise
 
 LEVELS = (40, 50, 70, 80)
 

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny_checkpoints import save_tiny_sd, save_tiny_tokenizer
 
-from synth.denoiser import Denoiser, Wanted
-from synth.latent import LatentDenoiser
-from synth.loop import LoopGenerator
-from synth.pixel import PixelDenoiser
-from synth.sample import SampleConfig
+from latebloom.synth.generators.latent import LatentDenoiser
+from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.sampling.denoiser import Denoiser, Wanted
+from latebloom.synth.sampling.loop import LoopGenerator
+from latebloom.synth.sampling.sample import SampleConfig
 
 LEVELS = (40, 50, 70, 80)
 PROMPTS = ("a photo of a top", "a photo of a middle")
@@ -92,7 +92,7 @@ def save_pixel(folder: Path, tiny: bool) -> Path:
         num_class_embeds=1001,
     )
     DDPMPipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(folder)
-    (folder / "slowlane.json").write_text('{"class_names": [' + ", ".join(f'"{i}"' for i in range(1000)) + "]}")
+    (folder / "latebloom.json").write_text('{"class_names": [' + ", ".join(f'"{i}"' for i in range(1000)) + "]}")
     return folder
 
 

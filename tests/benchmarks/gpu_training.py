@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.images import LabeledImages
-from data.sources import DataConfig, Splits, load
-from train.evaluate import error_rate, logits_of
-from train.facility import Points, facility_location_by_class
-from train.fit import FitConfig, fit
-from train.models import build
+from latebloom.data.images import LabeledImages
+from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.train.evaluate import error_rate, logits_of
+from latebloom.train.loop.fit import FitConfig, fit
+from latebloom.train.models.build import build
+from latebloom.train.selection.facility import Points, facility_location_by_class
 
 
 def noise(n: int) -> LabeledImages:

@@ -1,4 +1,4 @@
-"""What Prefect adds to a whole job: seconds of a small `slowlane compare` with it and without.
+"""What Prefect adds to a whole job: seconds of a small `latebloom compare` with it and without.
 
     python tests/benchmarks/prefect_overhead.py          three rounds
     python tests/benchmarks/prefect_overhead.py 5        five
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 sys.path.insert(0, str(TESTS))
 from served import Server  # noqa: E402
 
@@ -25,8 +25,8 @@ WORDS = ["compare", "digits", "--seeds", "3", "--optimizers", "sgd"]
 PLAIN = f"""
 import sys; sys.path.insert(0, {str(TESTS)!r})
 import unserved; unserved.unserve(setattr)
-from flows import cli
-cli.main()
+from latebloom.flows.cli import app
+app.main()
 """
 
 
@@ -43,7 +43,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    slowlane = [sys.executable, "-m", "flows.cli"]
+    latebloom = [sys.executable, "-m", "latebloom.flows.cli.app"]
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         server.start()
@@ -53,8 +53,8 @@ def main() -> None:
             }
             ways = {
                 "without Prefect": ([sys.executable, "-c", PLAIN], alone),
-                "its own server": (slowlane, alone),
-                "a server that is up": (slowlane, alone | {"PREFECT_API_URL": server.url}),
+                "its own server": (latebloom, alone),
+                "a server that is up": (latebloom, alone | {"PREFECT_API_URL": server.url}),
             }
             times = {name: [] for name in ways}
             for _ in range(rounds):

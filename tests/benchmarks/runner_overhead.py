@@ -18,13 +18,14 @@ import numpy as np
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from served import Server
 
-from flows import runners, synthesis
-from flows.config import CompareConfig
-from flows.handout import Handout
-from flows.progress import Meter
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.progress import Meter
+from latebloom.flows.runners import parts as runners
+from latebloom.flows.runners.queue import Handout
+from latebloom.flows.stages import synthesis
 
 PARTS = 40
 RUNNERS = ("threads", "processes", "dask", "ray")

@@ -15,10 +15,10 @@ import time
 import numpy as np
 import torch
 
-from data.sources import DataConfig, load
-from synth.load import generator_folder
-from synth.pixel import PixelDenoiser
-from synth.sample import SampleConfig, Sampler, denoise
+from latebloom.data.sources.load import DataConfig, load
+from latebloom.synth.generators.load import generator_folder
+from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.sampling.sample import SampleConfig, Sampler, denoise
 
 STEPS = (10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 300, 500)
 

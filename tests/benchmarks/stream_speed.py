@@ -27,8 +27,8 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import v2
 
-from data.batches import Pixels, epoch_order
-from data.sources import DataConfig, load
+from latebloom.data.batches import Pixels, epoch_order
+from latebloom.data.sources.load import DataConfig, load
 
 BATCH = 64
 

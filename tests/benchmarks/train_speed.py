@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from data.images import LabeledImages
-from data.seeds import torch_stream
-from train.fit import FitConfig, fit
-from train.models import build
+from latebloom.data.images import LabeledImages
+from latebloom.data.seeds import torch_stream
+from latebloom.train.loop.fit import FitConfig, fit
+from latebloom.train.models.build import build
 
 
 class PilImages(Dataset):

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import torch
 
-from data.sources import DataConfig, load
-from flows.config import preset
-from train.fit import FitConfig, fit
-from train.models import build
+from latebloom.data.sources.load import DataConfig, load
+from latebloom.flows.config.compare import preset
+from latebloom.train.loop.fit import FitConfig, fit
+from latebloom.train.models.build import build
 
 
 def main() -> None:

@@ -14,24 +14,25 @@ import time
 import numpy as np
 import torch
 
-from data.images import LabeledImages, concat
-from data.seeds import child_seed, numpy_rng
-from data.sources import DataConfig, digits_split, load
-from flows.arms import Pool, arm_rows
-from flows.config import parse_arm, preset
-from synth.fit import TRAIN_TIMESTEPS, GeneratorConfig, fit_generator
-from synth.generate import draw
-from synth.levels import paper_levels
-from synth.loop import LoopGenerator
-from synth.memory import BatchSizes
-from synth.pixel import PixelDenoiser
-from synth.plan import make_plan, requests
-from synth.sample import SampleConfig
-from synth.sizes import SizeConfig
-from train.evaluate import error_rate, logits_of
-from train.fit import FitConfig, fit
-from train.models import build
-from train.slow import select_slow
+from latebloom.data.images import LabeledImages, concat
+from latebloom.data.seeds import child_seed, numpy_rng
+from latebloom.data.sources.load import DataConfig, digits_split, load
+from latebloom.flows.config.arms import parse_arm
+from latebloom.flows.config.compare import preset
+from latebloom.flows.stages.arm_rows import Pool, arm_rows
+from latebloom.synth.fit import TRAIN_TIMESTEPS, GeneratorConfig, fit_generator
+from latebloom.synth.generate import draw
+from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.memory import BatchSizes
+from latebloom.synth.plan import make_plan, requests
+from latebloom.synth.sampling.levels import paper_levels
+from latebloom.synth.sampling.loop import LoopGenerator
+from latebloom.synth.sampling.sample import SampleConfig
+from latebloom.synth.sizes import SizeConfig
+from latebloom.train.evaluate import error_rate, logits_of
+from latebloom.train.loop.fit import FitConfig, fit
+from latebloom.train.models.build import build
+from latebloom.train.selection.slow import select_slow
 
 
 def all_but_test() -> LabeledImages:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from data import batches
-from data.batches import Pixels, epoch_order
-from data.images import EncodedImages, LabeledImages, encode_png
-from data.seeds import torch_stream
+from latebloom.data import batches
+from latebloom.data.batches import Pixels, epoch_order
+from latebloom.data.images import EncodedImages, LabeledImages, encode_png
+from latebloom.data.seeds import torch_stream
 
 CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 
 
 def decoders() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("slowlane-decode")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("latebloom-decode")]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -212,8 +212,8 @@ def test_who_stops_early_leaves_no_thread() -> None:
 def test_nothing_outlives_a_process_that_is_killed() -> None:
     code = """
 import numpy as np, torch
-from data.batches import Pixels
-from data.images import EncodedImages, LabeledImages, encode_png
+from latebloom.data.batches import Pixels
+from latebloom.data.images import EncodedImages, LabeledImages, encode_png
 blob = encode_png(np.zeros((64, 64, 3), np.uint8))
 files = EncodedImages([blob] * 100, ["x"] * 100, (64, 64, 3))
 data = LabeledImages(files, np.zeros(100, int), ("only",), "x")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import EncodedImages, LabeledImages, concat, cut, decode, encode_png
+from latebloom.data.images import EncodedImages, LabeledImages, concat, cut, decode, encode_png
 
 
 def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

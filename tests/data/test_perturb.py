@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.images import LabeledImages
-from data.perturb import PerturbConfig, class_shares, noise_targets, perturb
+from latebloom.data.images import LabeledImages
+from latebloom.data.perturb import PerturbConfig, class_shares, noise_targets, perturb
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

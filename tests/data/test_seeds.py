@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.seeds import child_seed, numpy_rng, torch_rng
+from latebloom.data.seeds import child_seed, numpy_rng, torch_rng
 
 
 def test_seeds_stay_what_they_were_in_every_version() -> None:

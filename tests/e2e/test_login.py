@@ -26,7 +26,7 @@ def test_the_password_opens_the_ui_and_a_wrong_one_does_not(secured, tmp_path):
         page.goto(secured.url)
         password = page.locator("input[type=password]")
 
-        password.fill("slowlane:wrong")
+        password.fill("latebloom:wrong")
         page.get_by_role("button", name="Login").click()
         sync_api.expect(page.get_by_text("Invalid credentials")).to_be_visible(timeout=60_000)
         assert "/login" in page.url

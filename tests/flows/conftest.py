@@ -16,16 +16,19 @@ import torch
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from served import Server
 
-import flows
-from data.sources import DataConfig, load
-from data.synthetic import SyntheticFolder
-from flows import cli, coreset_commands, planning, processes, stages, summary, synthesis, training
-from flows.config import CompareConfig, read_config
-from flows.inputs import images_of
-from flows.progress import meter
-from flows.run import LOCK, RunFolder
-from synth.fit import GeneratorConfig, fit_generator, save_generator
-from synth.plan import PLAN_SCHEMA
+from latebloom import flows
+from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.cli import app, coresets
+from latebloom.flows.config.compare import CompareConfig, read_config
+from latebloom.flows.report import gather
+from latebloom.flows.run import processes
+from latebloom.flows.run.folder import LOCK, RunFolder
+from latebloom.flows.run.progress import meter
+from latebloom.flows.stages import checks, planning, select, synthesis, training
+from latebloom.flows.stages.loaders import images_of
+from latebloom.synth.fit import GeneratorConfig, fit_generator, save_generator
+from latebloom.synth.plan import PLAN_SCHEMA
 
 if TYPE_CHECKING:
     from serving import Serving
@@ -99,9 +102,9 @@ def make_images(run: RunFolder, config: CompareConfig, *, backwards: bool = Fals
 
 def up_to_plan(path: Path, config: CompareConfig) -> RunFolder:
     """The stages before generation."""
-    run = stages.open_run(config, str(path))
+    run = checks.open_run(config, str(path))
     training.train_early(run, config)
-    stages.select_examples(run, config)
+    select.select_examples(run, config)
     planning.plan_images(run, config)
     return run
 
@@ -173,7 +176,7 @@ def pristine(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The tiny run, finished and reported, as it was left: read it, never write to it."""
     config = tiny()
     run = all_stages(tmp_path_factory.mktemp("pristine") / "run", config)
-    summary.write(run, config)
+    gather.write(run, config)
     return run
 
 
@@ -210,20 +213,20 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def slowlane(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Runs `slowlane WORD...` in this process."""
-    for module in (cli, coreset_commands):
+def latebloom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `latebloom WORD...` in this process."""
+    for module in (app, coresets):
         monkeypatch.setattr(module, "prepare_prefect", lambda: None)  # it changes the environment
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*words: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["slowlane", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["latebloom", *map(str, words)])
         # Else usage names `python -m pytest` where that is how the tests were started.
         monkeypatch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = int(end.code or 0)
         return Outcome(code, *capsys.readouterr())
@@ -232,7 +235,7 @@ def slowlane(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 class FakeFlows(types.ModuleType):
-    """Stands where flows.pipeline would be. A flow that it was not given must not be started."""
+    """Stands where latebloom.flows.pipeline would be. A flow that it was not given must not be started."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -243,8 +246,8 @@ class FakeFlows(types.ModuleType):
 @pytest.fixture
 def fake_flows(monkeypatch: pytest.MonkeyPatch) -> FakeFlows:
     """Keeps Prefect out: set attributes on it to be called in place of flows."""
-    fake = FakeFlows("flows.pipeline")
-    monkeypatch.setitem(sys.modules, "flows.pipeline", fake)
+    fake = FakeFlows("latebloom.flows.pipeline")
+    monkeypatch.setitem(sys.modules, "latebloom.flows.pipeline", fake)
     monkeypatch.setattr(flows, "pipeline", fake, raising=False)
     return fake
 
@@ -276,7 +279,7 @@ def client(server: Server) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="module")
 def serving(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Serving]":
-    """All deployments, limits and automations, as after `slowlane up`, for the tests of a module."""
+    """All deployments, limits and automations, as after `latebloom up`, for the tests of a module."""
     from serving import Serving  # and with it Prefect, which most tests do without
 
     made = Serving(prefect_server, tmp_path_factory.mktemp("serving"))

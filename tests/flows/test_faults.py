@@ -24,23 +24,24 @@ import safetensors.torch
 import torch
 import unserved
 
-from data.store import read_json, write_json
-from data.synthetic import STATES, SyntheticFolder
-from flows import processes, stages, synthesis
-from flows.config import CompareConfig
-from flows.inputs import generator_of
-from flows.run import RunFolder
+from latebloom.data.store.files import read_json, write_json
+from latebloom.data.synthetic.folder import STATES, SyntheticFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run import processes
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages import checks, synthesis
+from latebloom.flows.stages.loaders import generator_of
 
 Tiny = Callable[..., CompareConfig]
 Story = SimpleNamespace
-Slowlane = Callable[..., Any]
+Latebloom = Callable[..., Any]
 
 
 @pytest.fixture
-def command(slowlane: Slowlane, monkeypatch: pytest.MonkeyPatch) -> Slowlane:
-    """Runs `slowlane WORD...` in this process and without Prefect."""
+def command(latebloom: Latebloom, monkeypatch: pytest.MonkeyPatch) -> Latebloom:
+    """Runs `latebloom WORD...` in this process and without Prefect."""
     unserved.unserve(monkeypatch.setattr)
-    return slowlane
+    return latebloom
 
 
 @pytest.fixture
@@ -150,11 +151,11 @@ class Storm:
         return left
 
 
-# Slowlane, a second slower at each part.
+# Latebloom, a second slower at each part.
 SLOW_COMMAND = """
 import signal
 import mortal
-from flows import cli, synthesis
+from latebloom.flows.cli import app as cli; from latebloom.flows.stages import synthesis
 synthesis.make_one_part = mortal.make_one_part_slowly
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this is run in the background
 cli.main()
@@ -163,7 +164,7 @@ cli.main()
 HOLD = """
 import sys
 from pathlib import Path
-from flows.run import RunFolder
+from latebloom.flows.run.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()
@@ -220,7 +221,16 @@ def test_killed_with_prefect_and_all_a_command_ends_with_the_same_data_set(
     planned: RunFolder, pristine: RunFolder, story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    words = [sys.executable, "-m", "flows.cli", "generate", "--out", str(planned.path), "--processes", "2"]
+    words = [
+        sys.executable,
+        "-m",
+        "latebloom.flows.cli.app",
+        "generate",
+        "--out",
+        str(planned.path),
+        "--processes",
+        "2",
+    ]
 
     def start() -> Any:
         with (tmp_path / "log").open("ab") as log:
@@ -304,7 +314,7 @@ def test_a_signal_ends_a_command_with_prefect_and_all_in_seconds_and_in_one_line
 
 
 def test_two_commands_are_not_at_work_in_one_folder(
-    finished: RunFolder, command: Slowlane, story: Story, tmp_path: Path
+    finished: RunFolder, command: Latebloom, story: Story, tmp_path: Path
 ) -> None:
     before = story.times(finished.path)
     words = [sys.executable, "-c", HOLD, str(finished.path)]
@@ -328,7 +338,7 @@ def test_what_a_killed_command_left_is_removed_and_no_file_of_others(finished: R
     others = [finished.path / name for name in theirs]
     for file in (*strays, *others):
         file.touch()
-    stages.open_run(tiny(), str(finished.path))
+    checks.open_run(tiny(), str(finished.path))
     assert [file for file in strays if file.exists()] == []
     assert all(file.exists() for file in others)
 
@@ -351,7 +361,7 @@ def failing_at(parts: set[int], error: Exception, calls: list[int]) -> Callable[
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyError("x"), ValueError("no\nsuch")])
 def test_a_part_that_fails_leaves_the_others_alone_and_its_traceback(
-    error: Exception, planned: RunFolder, command: Slowlane, monkeypatch: pytest.MonkeyPatch
+    error: Exception, planned: RunFolder, command: Latebloom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(synthesis, "make_one_part", failing_at({0, 1, 3, 4, 11}, error, calls))  # never three in a row
@@ -377,7 +387,7 @@ def test_a_part_that_fails_leaves_the_others_alone_and_its_traceback(
     ],
 )
 def test_three_parts_in_a_row_or_a_folder_that_takes_no_more_end_it_with_that_error(
-    error: Exception, parts_tried: int, planned: RunFolder, command: Slowlane, monkeypatch: pytest.MonkeyPatch
+    error: Exception, parts_tried: int, planned: RunFolder, command: Latebloom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(synthesis, "make_one_part", failing_at(set(range(1, 12)), error, calls))
@@ -393,7 +403,7 @@ def test_images_that_a_model_cannot_make_are_marked_and_all_others_are_as_ever(
     finished: RunFolder,
     pristine: RunFolder,
     generator: Path,
-    command: Slowlane,
+    command: Latebloom,
     story: Story,
     tmp_path: Path,
 ) -> None:
@@ -449,7 +459,7 @@ def test_no_bit_of_a_record_can_flip_unseen(finished: RunFolder) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_a_part_with_a_wrong_record_is_made_again_and_no_other(
-    change: dict[str, Any], finished: RunFolder, pristine: RunFolder, command: Slowlane, story: Story
+    change: dict[str, Any], finished: RunFolder, pristine: RunFolder, command: Latebloom, story: Story
 ) -> None:
     times = story.times(finished.path / "synthetic")
     file = finished.path / "synthetic/.parts/part-00001.json"
@@ -466,7 +476,7 @@ def test_a_part_with_a_wrong_record_is_made_again_and_no_other(
     ["", "{", "[]", "null", "\0", '{"KEY": 3}', '{"KEY": {"make 8x8": 0}}', '{"KEY": {"make 8x8": "many"}}'],
 )
 def test_damaged_batch_sizes_are_removed_in_one_line_and_found_out_again(
-    content: str, planned: RunFolder, pristine: RunFolder, tiny: Tiny, command: Slowlane, story: Story
+    content: str, planned: RunFolder, pristine: RunFolder, tiny: Tiny, command: Latebloom, story: Story
 ) -> None:
     file = planned.path / "batch_sizes.json"
     file.write_text(content.replace("KEY", f"cpu {generator_of(tiny()).digest[:16]}"))
@@ -486,7 +496,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of two megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "slowlane-test", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "latebloom-test", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("needs the right to mount a small disk")
     yield folder
@@ -503,7 +513,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_on_a_disk_that_is_full_again_and_again_what_was_finished_stays(
-    disk: Path, planned: RunFolder, pristine: RunFolder, command: Slowlane, story: Story
+    disk: Path, planned: RunFolder, pristine: RunFolder, command: Latebloom, story: Story
 ) -> None:
     shutil.copytree(planned.path, disk / "run")
     run, whole = RunFolder(disk / "run"), story.data_set(pristine)
@@ -536,7 +546,7 @@ def test_a_disk_that_becomes_read_only_ends_it_in_one_line_and_once_it_is_not_it
     disk: Path,
     planned: RunFolder,
     pristine: RunFolder,
-    command: Slowlane,
+    command: Latebloom,
     story: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

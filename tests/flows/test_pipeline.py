@@ -14,29 +14,29 @@ import mortal
 import numpy as np
 import pytest
 
-from data import synthetic
-from data.images import encode_png
-from data.sources import DataConfig, load
-from data.store import read_json
-from data.synthetic import SyntheticFolder
-from flows.config import CompareConfig, RunConfig
-from flows.run import Partial, RunFolder
+from latebloom.data.images import encode_png
+from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.store.files import read_json
+from latebloom.data.synthetic import folder as synthetic
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.compare import CompareConfig, RunConfig
+from latebloom.flows.run.folder import Partial, RunFolder
 
 Tiny = Callable[..., CompareConfig]
 Story = SimpleNamespace
-Slowlane = Callable[..., Any]
+Latebloom = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def flows() -> Iterator[Any]:
-    """flows.pipeline with a server behind it."""
+    """latebloom.flows.pipeline with a server behind it."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
     # A heartbeat costs every flow run a second.
     quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "CRITICAL"})
     with prefect_test_harness(server_startup_timeout=120), quick:
-        from flows import pipeline
+        from latebloom.flows import pipeline
 
         yield pipeline
 
@@ -105,7 +105,7 @@ def test_the_stages_as_flows_of_their_own_are_the_whole_story(
 def test_generate_goes_on_after_a_part_failed(
     flows: Any, tiny: Tiny, pristine: RunFolder, finished: RunFolder, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import synthesis
+    from latebloom.flows.stages import synthesis
 
     for name in ("part-00001.parquet", "part-00003.parquet", "part-00005.parquet"):
         (finished.path / "synthetic" / name).unlink()
@@ -128,31 +128,31 @@ def test_generate_goes_on_after_a_part_failed(
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_left_for_the_next_time(
     flows: Any,
-    slowlane: Slowlane,
+    latebloom: Latebloom,
     pristine: RunFolder,
     finished: RunFolder,
     story: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flows import synthesis
+    from latebloom.flows.stages import synthesis
 
     for number, lives in ((2, "x"), (4, "xx")):  # no more parts than these: to start a process takes seconds
         (finished.path / f"synthetic/part-{number:05d}.parquet").unlink()
         mortal.deaths(finished, number).write_text(lives)
     monkeypatch.setattr(synthesis, "make_one_part", mortal.make_one_part)
     words = ("generate", "--out", str(finished.path), "--processes", "2")
-    outcome = slowlane(*words)
+    outcome = latebloom(*words)
     assert outcome.code == 3, outcome.err
     assert outcome.err.splitlines()[-2:] == [
         f"partial: 1 images or parts could not be made, listed in {finished.path}/synthetic/failures.json; the first "
         "is part 4: RuntimeError: two processes died making it (killed, or out of memory); see the system's log",
-        f"make the rest: slowlane {' '.join(words)}",
+        f"make the rest: latebloom {' '.join(words)}",
     ]
     assert mortal.deaths(finished, 2).read_text() == mortal.deaths(finished, 4).read_text() == ""
     made, whole = story.data_set(finished), story.data_set(pristine)
     assert whole.keys() - made.keys() == {"part-00004.parquet", "manifest.json"}
     assert made.keys() - whole.keys() == {"failures.json"}
-    outcome = slowlane(*words)
+    outcome = latebloom(*words)
     assert outcome.code == 0, outcome.err
     assert "generate: 77 of 84 images done before, 1 of 12 parts to make" in outcome.err.splitlines()
     assert story.data_set(finished) == whole  # byte for byte what one process makes
@@ -173,14 +173,14 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_made_when_it_is_back(
     flows: Any,
-    slowlane: Slowlane,
+    latebloom: Latebloom,
     tiny: Tiny,
     photos: Path,
     story: Story,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flows import synthesis
+    from latebloom.flows.stages import synthesis
 
     (tmp_path / "c.json").write_text(
         tiny({"data": {"source": str(photos)}, "arms": ("all-3",), "seeds": 1}).model_dump_json()
@@ -198,7 +198,7 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
 
     monkeypatch.setattr(synthesis, "draw", second_loses_files)
     words = ("generate", "--config", tmp_path / "c.json", "--out")
-    outcome = slowlane(*words, tmp_path / "run")
+    outcome = latebloom(*words, tmp_path / "run")
     assert outcome.code == 3, outcome.err
     assert "partial: 4 images or parts could not be made" in outcome.err.splitlines()[-2]
     failures = read_json(tmp_path / "run/synthetic/failures.json")
@@ -211,9 +211,9 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
     for file, content in contents.items():
         file.write_bytes(content)
     parts_before = len(drawn)
-    assert slowlane(*words, tmp_path / "run").code == 0
+    assert latebloom(*words, tmp_path / "run").code == 0
     assert sorted(item for items in drawn[parts_before:] for item in items) == lost
-    assert slowlane(*words, tmp_path / "undisturbed").code == 0
+    assert latebloom(*words, tmp_path / "undisturbed").code == 0
     assert story.data_set(RunFolder(tmp_path / "run")) == story.data_set(RunFolder(tmp_path / "undisturbed"))
 
 
@@ -221,13 +221,13 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
 def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_command_goes_on(
     failure: str,
     flows: Any,
-    slowlane: Slowlane,
+    latebloom: Latebloom,
     finished: RunFolder,
     pristine: RunFolder,
     story: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flows import synthesis
+    from latebloom.flows.stages import synthesis
 
     (finished.path / "synthetic/manifest.json").unlink()
     for number in (8, 9, 10):
@@ -254,7 +254,7 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
         else:
             patch.setattr(synthetic, "atomic_path", second_fails)
             error = r"error: \[Errno (28|13)\] (No space left on device|Permission denied): '.*part-00009.parquet'"
-        outcome = slowlane(*words)
+        outcome = latebloom(*words)
     assert outcome.code == 1
     assert re.fullmatch(error, outcome.err.splitlines()[-1])
     assert "Traceback" not in outcome.err
@@ -262,7 +262,7 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
     left = {f"part-{number:05d}.parquet" for number in (8, 9, 10)}
     assert whole.keys() - made.keys() - {"manifest.json"} == left - ({"part-00008.parquet"} if drawn else set())
     assert len(drawn) == (0 if failure == "no room for a part" else 2)
-    assert slowlane(*words).code == 0
+    assert latebloom(*words).code == 0
     assert story.data_set(finished) == whole
 
 
@@ -320,7 +320,7 @@ def test_arms_without_synthetic_images_need_no_generator(flows: Any, tiny: Tiny,
 
 
 def test_fit_generator_makes_one_that_a_run_can_use(flows: Any, tiny: Tiny, tmp_path: Path) -> None:
-    from flows.generator import FitGeneratorConfig
+    from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 
     config = FitGeneratorConfig(
         data={"train_limit": 20}, split="train", generator={"steps": 2, "channels": (8,), "batch_size": 4}
@@ -331,51 +331,51 @@ def test_fit_generator_makes_one_that_a_run_can_use(flows: Any, tiny: Tiny, tmp_
 
 
 def test_the_command_line_runs_the_flow_and_prints_nothing_but_its_result(
-    flows: Any, slowlane: Slowlane, finished: RunFolder
+    flows: Any, latebloom: Latebloom, finished: RunFolder
 ) -> None:
-    outcome = slowlane("compare", "--out", finished.path, "--json")
+    outcome = latebloom("compare", "--out", finished.path, "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out) == read_json(finished.path / "report.json")
-    outcome = slowlane("retrain", "--out", finished.path, "--set", "plan.levels=[4,5]")
+    outcome = latebloom("retrain", "--out", finished.path, "--set", "plan.levels=[4,5]")
     assert outcome.code == 1
     assert "was made with other settings" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
 
 
 def test_ctrl_c_within_a_flow_ends_the_command_as_one_would_expect(
-    flows: Any, slowlane: Slowlane, finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+    flows: Any, latebloom: Latebloom, finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import stages
+    from latebloom.flows.stages import checks
 
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "select_examples", pressed)
-        outcome = slowlane("select", "--out", finished.path)
+        patch.setattr(checks, "select_examples", pressed)
+        outcome = latebloom("select", "--out", finished.path)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
-    assert slowlane("select", "--out", finished.path).code == 0
+    assert latebloom("select", "--out", finished.path).code == 0
 
 
 def test_retrain_alone_trains_arms_of_real_images(
-    flows: Any, slowlane: Slowlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flows: Any, latebloom: Latebloom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("--train-limit", "60", "--test-limit", "50", "--epochs", "1", "--seeds", "1", "--optimizers", "sgd")
-    shown = slowlane("retrain", "digits", "--arms", "original,original+random", "--strong-fraction", "0.5", *words)
+    shown = latebloom("retrain", "digits", "--arms", "original,original+random", "--strong-fraction", "0.5", *words)
     assert shown.code == 0, shown.err
     run = RunFolder(tmp_path / "runs/digits")
     assert {record["stage"] for record in run.records()} == {"retrain-original-sgd", "retrain-original+random-sgd"}
     assert "original+random  sgd  " in shown.out
-    reported = slowlane("report", "--out", run.path)
+    reported = latebloom("report", "--out", run.path)
     assert reported.code == 0, reported.err
     assert "picked" in reported.out
 
 
-def test_a_coreset_is_picked_in_a_flow(flows: Any, slowlane: Slowlane, pristine: RunFolder, tmp_path: Path) -> None:
+def test_a_coreset_is_picked_in_a_flow(flows: Any, latebloom: Latebloom, pristine: RunFolder, tmp_path: Path) -> None:
     words = ("--train-limit", "60", "--epochs", "1", "--fraction", "0.2", "--method", "margin")
-    shown = slowlane("coreset", "digits", "--out", tmp_path / "run", *words)
+    shown = latebloom("coreset", "digits", "--out", tmp_path / "run", *words)
     assert shown.code == 0, shown.err
     assert shown.out.splitlines()[-1] == str(tmp_path / "run/coreset-margin.npz")
     assert not (tmp_path / "run/config.json").exists()  # what a run in this folder was asked for stays as it is

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
-from data.store import as_path, is_remote, read_json, write_bytes
-from flows import generator as generators
-from flows import summary
-from flows.config import CompareConfig, read_config
-from flows.generator import FitGeneratorConfig
-from flows.run import RunFolder
-from synth.load import generator_folder
+from latebloom.data.store.files import as_path, is_remote, read_json, write_bytes
+from latebloom.flows.config.compare import CompareConfig, read_config
+from latebloom.flows.report import gather
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages import fit_generator
+from latebloom.flows.stages.fit_generator import FitGeneratorConfig
+from latebloom.synth.generators.load import generator_folder
 
 Tiny = Callable[..., CompareConfig]
 
@@ -47,7 +47,7 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
     assert is_remote(run.path)
     assert read_config(run.path) == config
     assert stages_of(run) == stages_of(pristine)
-    page = summary.write(run, config)
+    page = gather.write(run, config)
     assert str(page) == f"{bucket}/run/report.html"
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     logs = {f"retrained/{arm}-sgd/log/seed-{number}/log.jsonl" for arm in config.arms for number in (0, 1)}
@@ -61,19 +61,19 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
 
 
 def test_a_finished_run_is_used_in_s3_as_on_disk(
-    bucket: str, slowlane: Any, story: SimpleNamespace, finished: RunFolder, tmp_path: Path
+    bucket: str, latebloom: Any, story: SimpleNamespace, finished: RunFolder, tmp_path: Path
 ) -> None:
     upload(finished.path, f"{bucket}/run")
     runs = [str(finished.path), f"{bucket}/run"]
     outs = [str(tmp_path / "out"), f"{bucket}/out"]
-    assert [slowlane("export", run, out).out for run, out in zip(runs, outs, strict=True)] == [f"{o}\n" for o in outs]
+    assert [latebloom("export", run, out).out for run, out in zip(runs, outs, strict=True)] == [f"{o}\n" for o in outs]
     here, there = (story.contents(as_path(out)) for out in outs)
     assert len(here) > 2
     assert there == here
-    assert f"{bucket}/out is not empty; export to a new folder" in slowlane("export", runs[1], outs[1]).err
+    assert f"{bucket}/out is not empty; export to a new folder" in latebloom("export", runs[1], outs[1]).err
 
     item = next(Path(name).stem for name in here if name.endswith(".png"))
-    stories = [json.loads(slowlane("inspect", run, item, "--json").out) for run in runs]
+    stories = [json.loads(latebloom("inspect", run, item, "--json").out) for run in runs]
     pictures = [told.pop("picture") for told in stories]
     assert stories[0] == stories[1]
     assert pictures[1] == f"{bucket}/run/inspect/{item}.png"
@@ -81,13 +81,13 @@ def test_a_finished_run_is_used_in_s3_as_on_disk(
 
     half = stories[0]["scores"]["label_probability"]
     words = ("--set", f"quality.min_label_probability={half}", "--json")
-    moved = [json.loads(slowlane("filter", run, *words).out) for run in runs]
+    moved = [json.loads(latebloom("filter", run, *words).out) for run in runs]
     assert moved[0] == moved[1]
     assert moved[1]["before"] != moved[1]["after"]
     manifests = [read_json(as_path(run) / "synthetic" / "manifest.json") for run in runs]
     assert manifests[0] == manifests[1]
 
-    scores = [json.loads(slowlane("fidelity", run, "--json").out) for run in runs]
+    scores = [json.loads(latebloom("fidelity", run, "--json").out) for run in runs]
     assert scores[0] == scores[1] == read_json(as_path(f"{bucket}/run/synthetic-fidelity.json"))
 
 
@@ -95,40 +95,40 @@ def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> 
     settings = {"steps": 2, "channels": (32,), "batch_size": 4, "size": 8}
     config = FitGeneratorConfig(data={"source": "digits"}, generator=settings, device="cpu")
     url = f"{bucket}/models/new"
-    assert generators.fit_and_save(config, as_path(url)) == url
-    _, there = generators.check_fit(config, as_path(url))
+    assert fit_generator.fit_and_save(config, as_path(url)) == url
+    _, there = fit_generator.check_fit(config, as_path(url))
     assert there
     copy = generator_folder(url)
     assert copy.is_relative_to(home)
     assert copy.name == "new"
-    assert len(read_json(copy / "slowlane.json")["trained_on_sha256"]) == 800
+    assert len(read_json(copy / "latebloom.json")["trained_on_sha256"]) == 800
     assert generator_folder(url) == copy
     with pytest.raises(ValueError, match=f"{url} is not empty and holds something else"):
-        generators.check_fit(config.model_copy(update={"seed": 1}), as_path(url))
+        fit_generator.check_fit(config.model_copy(update={"seed": 1}), as_path(url))
     with pytest.raises(ValueError, match=f"no generator at '{bucket}/models/old'"):
         generator_folder(f"{bucket}/models/old")
 
 
-def test_a_command_takes_urls(bucket: str, slowlane: Any, fake_flows: Any, tiny: Tiny) -> None:
+def test_a_command_takes_urls(bucket: str, latebloom: Any, fake_flows: Any, tiny: Tiny) -> None:
     asked: list[tuple[Any, str]] = []
     fake_flows.select = lambda config, out: asked.append((config, out))
     settings = tiny().model_dump(mode="json")
     write_bytes(as_path(f"{bucket}/settings.json"), json.dumps(settings).encode())
-    outcome = slowlane("select", "--config", f"{bucket}/settings.json", "--out", f"{bucket}/runs/a")
+    outcome = latebloom("select", "--config", f"{bucket}/settings.json", "--out", f"{bucket}/runs/a")
     assert (outcome.code, outcome.err.count("error")) == (0, 0), outcome.err
     assert asked == [(tiny(), f"{bucket}/runs/a")]
 
 
-def test_a_bucket_that_is_missing_is_one_line(bucket: str, slowlane: Any, fake_flows: Any) -> None:
-    outcome = slowlane("select", "digits", "--out", f"{bucket}-not/run")
+def test_a_bucket_that_is_missing_is_one_line(bucket: str, latebloom: Any, fake_flows: Any) -> None:
+    outcome = latebloom("select", "digits", "--out", f"{bucket}-not/run")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.splitlines()[-1] == (
         f"error: {bucket}-not/run: there is no such bucket; make it, or correct its name"
     )
 
 
-def test_a_file_cannot_be_a_run_folder(bucket: str, slowlane: Any, fake_flows: Any) -> None:
+def test_a_file_cannot_be_a_run_folder(bucket: str, latebloom: Any, fake_flows: Any) -> None:
     write_bytes(as_path(f"{bucket}/run"), b"")
-    outcome = slowlane("select", "digits", "--out", f"{bucket}/run")
+    outcome = latebloom("select", "digits", "--out", f"{bucket}/run")
     assert outcome.code == 1
     assert f"{bucket}/run is a file, so {bucket}/run cannot be a run folder" in outcome.err

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.images import LabeledImages
-from synth.denoiser import Made, PredictionType, Wanted
-from synth.levels import Level, NoiseGrid
+from latebloom.data.images import LabeledImages
+from latebloom.synth.sampling.denoiser import Made, PredictionType, Wanted
+from latebloom.synth.sampling.levels import Level, NoiseGrid
 
 # (x, abar, labels) -> the clean image that a denoiser believes in. abar is float64 (n, 1, 1, 1), one an image.
 Belief = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -271,7 +271,7 @@ def save_tiny(tiny_unet: Callable[..., Any]) -> Callable[..., Path]:
         settings = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"} | (scheduler or {})
         DDPMPipeline(tiny_unet(seed, **changes), DDPMScheduler(**settings)).save_pretrained(folder)
         if card:
-            (folder / "slowlane.json").write_text(json.dumps({"class_names": ["top", "middle", "bottom"]}))
+            (folder / "latebloom.json").write_text(json.dumps({"class_names": ["top", "middle", "bottom"]}))
         return folder
 
     return save

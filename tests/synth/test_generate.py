@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.images import EncodedImages, LabeledImages, decode, encode_png
-from data.seeds import child_seed
-from data.synthetic import SYNTHETIC_SCHEMA
-from synth.denoiser import Made, Wanted
-from synth.generate import Drawn, Probe, ScoreConfig, Scorers, describe, draw, probe, reference
-from synth.loop import LoopGenerator
-from synth.memory import BatchSizes
-from synth.plan import Request, make_plan, requests
-from synth.quality import QualityConfig, RealFeatures, fingerprints
-from synth.sample import SampleConfig
-from synth.sizes import SizeConfig
+from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
+from latebloom.data.seeds import child_seed
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
+from latebloom.synth.generate import Drawn, Probe, ScoreConfig, Scorers, describe, draw, probe, reference
+from latebloom.synth.memory import BatchSizes
+from latebloom.synth.plan import Request, make_plan, requests
+from latebloom.synth.sampling.denoiser import Made, Wanted
+from latebloom.synth.sampling.loop import LoopGenerator
+from latebloom.synth.sampling.sample import SampleConfig
+from latebloom.synth.scoring.quality import QualityConfig, RealFeatures, fingerprints
+from latebloom.synth.sizes import SizeConfig
 
 SAMPLE = SampleConfig(sampler="ddpm", grid=10, guidance_scale=1)
 AS_STORED = SizeConfig(returned="source")
@@ -609,7 +609,7 @@ def test_a_probe_stops_growing_where_that_takes_long(
     fakes: SimpleNamespace, tiny_images: LabeledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 2.0, 4.0])
-    monkeypatch.setattr("synth.generate.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("latebloom.synth.generate.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     generator = fakes.Generator()
     probe_of(generator, tiny_images, plan_of(tiny_images, requests(np.arange(16), (2, 5, 9))), BatchSizes(100))
     assert generator.timed == [1, 4]

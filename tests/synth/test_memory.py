@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from synth.memory import BatchSizes, attempt, in_batches, out_of_memory
+from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memory
 
 
 class Worker:

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pydantic
 import pytest
 
-from data.images import LabeledImages
-from synth.plan import PLAN_SCHEMA, PlanConfig, Request, forecast, item_id, make_plan, requests
+from latebloom.data.images import LabeledImages
+from latebloom.synth.plan import PLAN_SCHEMA, PlanConfig, Request, forecast, item_id, make_plan, requests
 
 SLOW = np.array([1, 5, 12])
 

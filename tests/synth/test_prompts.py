@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synth.prompts import PromptConfig, lint, names_of, prompt_of
+from latebloom.synth.prompts import PromptConfig, lint, names_of, prompt_of
 
 TREES = ("maple_tree", "oak_tree", "sea")
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from synth.sizes import Frame, SizeConfig, buckets, check_channels, work_size_warning
+from latebloom.synth.sizes import Frame, SizeConfig, buckets, check_channels, work_size_warning
 
 DEFAULT = SizeConfig()
 SIDES = st.integers(8, 60)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.images import LabeledImages
-from train.evaluate import error_rate, features_of, logits_of, losses_of, softmax
-from train.models import build
+from latebloom.data.images import LabeledImages
+from latebloom.train.evaluate import error_rate, features_of, logits_of, losses_of, softmax
+from latebloom.train.models.build import build
 
 
 def noise(n: int) -> LabeledImages:

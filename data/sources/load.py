@@ -1,0 +1,337 @@
+"""The data sets Latebloom reads, by name or by path: every one becomes the same `Splits` of `LabeledImages`.
+
+What is wrong with a data set is said here, by file or row, before any training begins.
+"""
+
+import dataclasses
+import difflib
+import functools
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+from PIL import Image
+
+from latebloom.data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
+from latebloom.data.sources.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
+from latebloom.data.sources.named import FOLDERS, NAMED, read_named, read_published
+from latebloom.data.store.files import as_path, is_remote, local_file
+
+__all__ = ["DataConfig", "Splits", "digits_split", "load"]
+
+# data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import, so the function that needs one
+# imports it: a terminal that only wants DataConfig for its help text should not wait.
+
+_NAMES = ("digits", *NAMED)
+_MIN_SIDE = 8
+
+
+class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Which images to learn from."""
+
+    source: str = pydantic.Field(
+        "digits",
+        min_length=1,
+        description=f"A name ({', '.join(_NAMES)}) or the path or URL of a folder or .npz file. For a folder that is "
+        "called like one of the names, write ./name.",
+    )
+    root: str = pydantic.Field(
+        "~/.cache/latebloom",
+        min_length=1,
+        description="The local folder where data sets with a name are looked for, and those that can be are "
+        f"downloaded to; {', '.join(FOLDERS)} may also be given by the path of their folder.",
+    )
+    image_size: int = pydantic.Field(
+        0,
+        ge=0,
+        le=2048,
+        description="0 leaves images as they are; 8 to 2048 resizes the shorter side to it and cuts out the centre "
+        "square.",
+    )
+    train_limit: int = pydantic.Field(
+        0,
+        ge=0,
+        description="0 keeps all training images; else exactly this many, a random subset stratified by class: from "
+        "the number of classes to the size of the split.",
+    )
+    test_limit: int = pydantic.Field(
+        0,
+        ge=0,
+        description="0 keeps all test images; else exactly this many, a random subset stratified by class: at most "
+        "the size of the split.",
+    )
+    subset_seed: int = pydantic.Field(
+        0, ge=0, le=2**31 - 1, description="The seed that draws the subsets of the two limits, 0 to 2147483647."
+    )
+
+    @pydantic.field_validator("image_size")
+    @classmethod
+    def _not_tiny(cls, size: int) -> int:
+        if 0 < size < _MIN_SIDE:
+            raise ValueError(f"image size {size} is too small; give {_MIN_SIDE} to 2048, or 0 to leave images as are")
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A data set. All parts have the same class names and image shape.
+
+    `generator` holds images kept for training a generator, in neither of the others; only `digits` has them.
+    """
+
+    train: LabeledImages
+    test: LabeledImages
+    generator: LabeledImages | None
+
+
+def load(config: DataConfig) -> Splits:
+    """Load a data set by name or path.
+
+    - `digits`: scikit-learn's 1,797 8x8 greys: 200 train, 800 generator, 797 test (`digits_split`).
+    - `cifar10`, `cifar100`: torchvision's; 50,000 train, 10,000 test.
+    - `flowers102`: torchvision's "train" (1,020, ten a class) and "test" (6,149); its "val" is left alone.
+    - `fgvc-aircraft`: torchvision's "trainval" (6,667) and "test" (3,333), labelled by variant.
+    - `tiny-imagenet`, `caltech256`, `svhn`, `stanford-cars`: from the folders they are published as, by name or by the
+      path of the folder (`named.read_published`). Of these only svhn is downloaded.
+    - the path of an image folder, or of a folder of Hugging Face's parquet files (`folders.read_folder`).
+    - the path of an .npz as MedMNIST's: uint8 images (N, H, W) or (N, H, W, 3), integer labels (N,) or (N, 1), and
+      `class_names` if it has them. Its val_images and val_labels are ignored.
+
+    Image files, and arrays that an image size resizes, are decoded when asked for; of each file the header is
+    checked here. Grey stays one channel only if all images of the data set are grey. Transparency is laid on white.
+    A path may be a URL, such as s3://bucket/folder: then all image files are held in memory, encoded.
+
+    Raises:
+        ValueError: unknown name or path, download failed, or anything in the data set that could not be trained on.
+    """
+    class_names, found = _find(config)
+    images = _uniform(found, config.image_size)
+    parts = {
+        name: LabeledImages(images[name], split.labels, class_names, split.origin) for name, split in found.items()
+    }
+    _check_classes(parts["train"])
+    return Splits(
+        train=_limited(parts["train"], config.train_limit, config.subset_seed, "train"),
+        test=_limited(parts["test"], config.test_limit, config.subset_seed, "test"),
+        generator=parts.get("generator"),
+    )
+
+
+def _find(config: DataConfig) -> Found:
+    if config.source == "digits":
+        return _digits()
+    if config.source in _NAMES:
+        root = as_path(config.root)
+        if is_remote(root):
+            raise ValueError(f"root {root} is a URL, but data sets with a name need a local folder; give one")
+        return read_named(config.source, root)
+    path = as_path(config.source)
+    if not path.exists():
+        close = difflib.get_close_matches(config.source.lower(), _NAMES, 1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(
+            f"{config.source} is neither a data set's name nor a path that exists{guess}; "
+            f"the names are {', '.join(_NAMES)}, and a path may be {LAYOUTS}"
+        )
+    if path.is_dir():
+        return read_published(path) or read_folder(path)
+    if path.suffix.lower() == ".npz":
+        return _npz(path)
+    raise ValueError(f"{path} is a file of a kind that is not understood; expected {LAYOUTS}")
+
+
+def digits_split() -> dict[str, np.ndarray]:
+    """The fixed split of `sklearn.datasets.load_digits`: its row numbers, int64 ascending.
+
+    Stratified by class: `train` (200,) has 20 of each, `generator` (800,) 80 of each, `test` (797,) all others.
+    """
+    from sklearn.datasets import load_digits
+
+    from latebloom.data.seeds import numpy_rng
+
+    labels = load_digits().target
+    rng = numpy_rng(0, "digits", "split")
+    shuffled = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
+    cuts = {"train": slice(0, 20), "generator": slice(20, 100), "test": slice(100, None)}
+    return {name: np.sort(np.concatenate([rows[cut] for rows in shuffled])) for name, cut in cuts.items()}
+
+
+def _digits() -> Found:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)  # values 0..16 -> 0..255
+    return tuple("0123456789"), {
+        name: Split(images[rows], bunch.target[rows], f"digits {name}") for name, rows in digits_split().items()
+    }
+
+
+def _npz(path: Path) -> Found:
+    with local_file(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is not an .npz archive, or it is damaged; write it with numpy.savez")
+        with np.load(file, allow_pickle=False) as archive:
+            read = functools.partial(_npz_array, archive, path)
+            arrays = {
+                split: (read(f"{split}_images"), _flat_labels(read(f"{split}_labels"), f"{path} {split}_labels"))
+                for split in ("train", "test")
+            }
+            given = read("class_names") if "class_names" in archive.files else None
+    for split, (images, _) in arrays.items():
+        _check_pixels(images, f"{path} {split}_images")
+    if given is None:
+        class_names = numbered(str(path), [labels for _, labels in arrays.values()])
+    elif given.ndim == 1 and given.dtype.kind == "U":
+        class_names = tuple(given.tolist())
+    else:
+        raise ValueError(f"{path} class_names is {given.dtype}{given.shape}; expected a 1-D array of strings")
+    return class_names, {
+        split: Split(images if images.ndim == 4 else images[..., None], labels, f"{path} {split}")
+        for split, (images, labels) in arrays.items()
+    }
+
+
+def _npz_array(archive: Any, path: Path, key: str) -> np.ndarray:
+    if key not in archive.files:
+        raise ValueError(f"{path} has no array {key}; it has {listed(archive.files)}; expected {LAYOUTS}")
+    try:
+        return archive[key]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} {key} cannot be read ({error}); arrays must be plain numbers or strings, whole and without pickles"
+        ) from error
+
+
+def _flat_labels(labels: np.ndarray, name: str) -> np.ndarray:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {labels.dtype}{labels.shape}; expected integers (N,) or (N, 1), a class an image")
+    return labels
+
+
+def _check_pixels(images: np.ndarray, name: str) -> None:
+    if images.dtype.kind == "f":
+        bad = np.flatnonzero(np.isnan(images).any(axis=tuple(range(1, images.ndim))))
+        if len(bad):
+            raise ValueError(f"{name}: image {bad[0]} has NaN pixels ({len(bad)} such images); expected uint8, 0..255")
+    if images.dtype != np.uint8:
+        raise ValueError(f"{name} is {images.dtype}; expected uint8, so scale it to 0..255 and round it first")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise ValueError(f"{name} has shape {images.shape}; expected (N, H, W) or (N, H, W, 3), channels last")
+
+
+def _uniform(found: dict[str, Split], size: int) -> Mapping[str, np.ndarray | EncodedImages]:
+    """The splits' images, all of one (H, W, C).
+
+    Raises:
+        ValueError: images under 8 pixels, of several sizes although `size` is 0, unreadable or not 8-bit, by name.
+    """
+    arrays = {name: split.images for name, split in found.items() if isinstance(split.images, np.ndarray)}
+    files = {name: split.images for name, split in found.items() if isinstance(split.images, Files)}
+    if files:
+        return _uniform_files(files, size)
+    first = arrays["train"].shape[1:]
+    for name, array in arrays.items():
+        height, width, _ = array.shape[1:]
+        if min(height, width) < _MIN_SIDE:
+            raise ValueError(f"{found[name].origin} has images of {width}x{height}, smaller than {_MIN_SIDE} pixels")
+        if array.shape[1:] != first:
+            raise ValueError(
+                f"{found[name].origin} has images of (H, W, C) {array.shape[1:]}, {found['train'].origin} of {first}; "
+                "make them alike"
+            )
+    if not size:
+        return arrays
+    # PPM is a header and the raw pixels, so arrays are resized by the very code that resizes files.
+    height, width, channels = first
+    head = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
+    return {
+        name: EncodedImages(
+            [head + pixels.tobytes() for pixels in array],
+            [f"{found[name].origin} image {row}" for row in range(len(array))],
+            (size, size, channels),
+            size,
+        )
+        for name, array in arrays.items()
+    }
+
+
+def _uniform_files(splits: dict[str, Files], size: int) -> dict[str, EncodedImages]:
+    first, first_size, all_grey = "", (0, 0), True
+    for files in splits.values():
+        for blob, name in zip(files.blobs, files.names, strict=True):
+            (width, height), grey = _header(blob, name)
+            all_grey = all_grey and grey
+            if min(width, height) < _MIN_SIDE:
+                raise ValueError(f"{name} is {width}x{height}, smaller than {_MIN_SIDE} pixels; remove it")
+            if not first:
+                first, first_size = name, (width, height)
+            if not size and (width, height) != first_size:
+                raise ValueError(
+                    f"{name} is {width}x{height} while {first} is {first_size[0]}x{first_size[1]}; give an image size "
+                    "(--image-size) to resize and centre-crop all of them"
+                )
+    width, height = (size, size) if size else first_size
+    shape = (height, width, 1 if all_grey else 3)
+    return {name: EncodedImages(files.blobs, files.names, shape, size) for name, files in splits.items()}
+
+
+def _header(blob: bytes | Path, name: str) -> tuple[tuple[int, int], bool]:
+    """(width, height) and whether it is grey, of an image file whose pixels are not decoded."""
+    try:
+        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as image:
+            mode, size = image.mode, image.size
+    except Exception as error:  # PIL raises a dozen kinds for a damaged file
+        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
+    if mode not in GREY_MODES + COLOUR_MODES:
+        raise ValueError(
+            f"{name} has pixel mode {mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
+        )
+    return size, mode in GREY_MODES
+
+
+def _check_classes(train: LabeledImages) -> None:
+    names, counts = train.class_names, train.class_counts()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        raise ValueError(f"{train.origin}: class names must be unique and not empty, got {listed(twice) or names}")
+    if len(names) < 2:
+        raise ValueError(f"{train.origin} has the single class {listed(names)}; a classifier needs at least 2")
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if empty:
+        raise ValueError(
+            f"{train.origin} has no image of {len(empty)} of {len(names)} classes ({listed(empty)}); add images or "
+            "remove the class"
+        )
+
+
+def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> LabeledImages:
+    """Exactly `limit` images (0: all), as near to each class's share as whole numbers allow, in their old order.
+
+    Every class keeps an image while there are enough to go round. A smaller limit gives a subset of a larger one.
+    """
+    from latebloom.data.seeds import numpy_rng
+
+    if limit in (0, len(images)):
+        return images
+    if limit > len(images):
+        raise ValueError(f"{split}_limit is {limit} but {images.origin} has {len(images)} images; give at most that")
+    if split == "train" and limit < images.num_classes:
+        raise ValueError(
+            f"train_limit is {limit} but {images.origin} has {images.num_classes} classes; give at least that, "
+            "an image a class"
+        )
+    rng = numpy_rng(seed, "subset", split)
+    turn = np.empty(len(images))  # when an image is taken: its class's first at once, others spread evenly over 0..1
+    for label, count in enumerate(images.class_counts()):
+        places = (np.arange(count) + 0.5) / max(count, 1)
+        places[:1] = 0
+        turn[images.labels == label] = rng.permutation(places)
+    order = np.lexsort((rng.random(len(images)), turn))  # classes of one size tie: chance decides, not their order
+    return images.subset(np.sort(order[:limit]))

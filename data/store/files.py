@@ -1,0 +1,271 @@
+"""Files that are either whole or absent, on disk or at a URL, and the digests that say what is in them.
+
+A `Path` in Latebloom comes from `as_path`: an ordinary one, or for a URL a `RemotePath` (remote.py), which
+has the same methods. Libraries that want a file of their own read it inside `local_file`.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "as_path",
+    "atomic_folder",
+    "atomic_path",
+    "digest_bytes",
+    "digest_file",
+    "digest_json",
+    "in_memory",
+    "is_remote",
+    "kept_file",
+    "list_folder",
+    "local_file",
+    "local_folder",
+    "read_json",
+    "read_table",
+    "write_arrays",
+    "write_bytes",
+    "write_json",
+]
+
+
+# Where remote folders and files are kept for libraries that read only from disk.
+_COPIES = "~/.cache/latebloom/remote"
+
+
+def as_path(text: str) -> Path:
+    """What a person means by `text`: a local path, `~` expanded, or the path at a URL such as s3://bucket/folder.
+
+    Raises:
+        ValueError: a URL of a kind that fsspec does not know.
+    """
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if "://" not in text:
+        return Path(text).expanduser()
+    from latebloom.data.store.remote import RemotePath  # fsspec takes a tenth of a second, and most runs are local
+
+    return cast(Path, RemotePath.of(text))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether it is the path at a URL."""
+    return not isinstance(path, Path)
+
+
+def _remote(path: Path) -> Any:
+    """The path for the type checker, which takes every `Path` for a local one."""
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed to `path` when the block ends well, else removed.
+
+    A reader sees the old file or the whole new one, also after `kill -9`. The parent folder is made. For a remote path
+    the temporary name is local, and what was written is uploaded in one piece.
+
+    Raises:
+        OSError: full disk, read-only folder, a file where a folder should be; storage that cannot be used.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="latebloom-") as folder:
+            temporary = Path(folder) / path.name  # by its suffix, storage tells a browser what it is
+            temporary.touch()
+            yield temporary
+            _remote(path).upload(temporary)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes 0600; a data set is for others to read too
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+# Reading the umask means setting it: once, while the process has one thread.
+_UMASK = _read_umask()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, last: str) -> Iterator[Path]:
+    """A temporary local folder to fill, which becomes `path` when the block ends well.
+
+    Args:
+        path: new, or an empty folder.
+        last: the file in it without which it is no such folder; of a remote folder it is uploaded at last.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="latebloom-") as folder:
+            temporary = Path(folder)
+            yield temporary
+            files = sorted(file for file in temporary.rglob("*") if file.is_file())
+            names = [file.relative_to(temporary).as_posix() for file in files]
+            for late in (False, True):
+                chosen = [place for place, name in enumerate(names) if (name == last) == late]
+                _remote(path).upload_many([files[place] for place in chosen], [names[place] for place in chosen])
+        return
+    path = path.absolute()  # "." has no name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        temporary.chmod(0o777 & ~_UMASK)
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, so that equal values are equal files. NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON; the message names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again") from error
+
+
+def write_arrays(path: Path, **arrays: "np.ndarray") -> None:
+    """Write arrays as .npz (no pickles). The same arrays give the same bytes."""
+    import numpy as np  # here, since the help text of a command needs this module and should not wait
+
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def local_file(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """For a with block: the file under a local name, itself or a temporary copy of a remote one.
+
+    Raises:
+        FileNotFoundError: on entering the block, there is no such remote file.
+    """
+    return _temporary_copy(path) if is_remote(path) else contextlib.nullcontext(path)
+
+
+@contextlib.contextmanager
+def _temporary_copy(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="latebloom-") as folder:
+        local = Path(folder) / path.name
+        _remote(path).download(local)
+        yield local
+
+
+def kept_file(path: Path) -> Path:
+    """The file under a local name that stays: itself, or a copy of a remote one, beside those of `local_folder`.
+
+    Raises:
+        FileNotFoundError: there is no such remote file.
+    """
+    if not is_remote(path):
+        return path
+    copy = _copy_of(path, _remote(path).version())
+    if not copy.exists():
+        with atomic_path(copy) as temporary:
+            _remote(path).download(temporary)
+    return copy
+
+
+def _copy_of(path: Path, version: Any) -> Path:
+    return Path(_COPIES).expanduser() / digest_json([str(path), version]) / path.name
+
+
+def local_folder(path: Path) -> Path:
+    """The folder under a local name: itself, or a copy of a remote one, kept under ~/.cache/latebloom/remote.
+
+    It is copied again when the listing of the remote folder (names, sizes, ETags, times) is another. Old copies stay.
+    """
+    if not is_remote(path):
+        return path
+    files = _remote(path).files()
+    copy = _copy_of(path, files)
+    if copy.exists():
+        return copy
+    try:
+        with atomic_folder(copy, "") as temporary:
+            for name in files:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                _remote(path / name).download(temporary / name)
+    except OSError:
+        if not copy.exists():  # else another process was quicker
+            raise
+    return copy
+
+
+def in_memory(paths: Sequence[Path]) -> Sequence[bytes | Path]:
+    """The contents of remote files, fetched many at a time; local files stay paths, to be read when they are wanted."""
+    if not paths or not is_remote(paths[0]):
+        return paths
+    return _remote(paths[0]).read_many(paths)
+
+
+def list_folder(folder: Path) -> list[tuple[Path, bool]]:
+    """What lies in a folder, sorted, and whether each is a folder itself."""
+    if is_remote(folder):
+        return sorted(_remote(folder).entries())
+    return sorted((entry, entry.is_dir()) for entry in folder.iterdir())
+
+
+def read_table(path: Path, **options: Any) -> Any:
+    """Read a parquet file as a pyarrow table; `options` are those of `pyarrow.parquet.read_table`."""
+    import pyarrow.parquet  # takes long to import, and most commands read no parquet
+
+    with local_file(path) as file:
+        return pyarrow.parquet.read_table(file, **options)
+
+
+def digest_bytes(content: bytes) -> str:
+    """SHA-256 as 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's content, read in blocks."""
+    with local_file(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return digest_bytes(text.encode())

@@ -1,0 +1,323 @@
+"""Write a synthetic data set as others read it: image folder, WebDataset, MedMNIST's .npz; each with a dataset card."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latebloom.data.images import decode, encode_png
+from latebloom.data.sources.load import Splits
+from latebloom.data.store.files import atomic_folder, local_file
+from latebloom.data.synthetic.card import Contents, card, summarise
+from latebloom.data.synthetic.folder import SyntheticFolder
+
+__all__ = ["EXPORT_FORMATS", "ExportFormat", "export"]
+
+ExportFormat = Literal["imagefolder", "webdataset", "npz"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+_BATCH = 256  # images decoded or read at once
+_SHARD_BYTES = 2**30  # what people who stream shards from object stores keep below
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    """One image on its way out.
+
+    Attributes:
+        split: train or test.
+        name: its file's, without suffix.
+        png: its file's content.
+        row: its metadata, every image's with the same columns of the same types.
+    """
+
+    split: str
+    name: str
+    png: bytes
+    row: dict[str, Any]
+
+
+_Add = Callable[[_Image], None]
+
+
+def export(
+    folder: SyntheticFolder,
+    destination: Path,
+    kind: ExportFormat,
+    *,
+    states: Sequence[str] = ("ok",),
+    real: Splits | None = None,
+    source: str = "",
+    shard_images: int = 10_000,
+    on_images: Callable[[int], None] | None = None,
+) -> dict[str, int]:
+    """Write the images of a finished synthetic data set, their metadata and a card (README.md) into a new folder.
+
+    - imagefolder: `train/CLASS/ITEM.png` and `train/metadata.jsonl`, a line an image, for `datasets`, torchvision's
+      ImageFolder and timm. What a folder had better not be called is written as %XX.
+    - webdataset: `train-000000.tar`, ... of ITEM.png, ITEM.cls, ITEM.json; equal images are equal tars.
+    - npz: `dataset.npz` with MedMNIST's arrays, and `train.jsonl`, line i for image i. All in memory.
+
+    The metadata is every column of the data set, the class's name, and `synthetic`. Readers infer types from the text,
+    so a column has one type throughout: where there is no value (scores of real images) it is NaN, -1, false or "".
+    Python's json and pyarrow read NaN, and -Infinity, the log-SNR of pure noise.
+
+    The folder appears whole, or not at all; at a URL, with its README.md at last. It is made on local disk first, where
+    a remote data set is copied to for that time.
+
+    Args:
+        destination: must not exist, or be an empty folder.
+        states: images of these are written.
+        real: the data set that the references are from; its training images come before the synthetic ones, its test
+            images are a split of their own.
+        source: what the card calls that data set.
+        shard_images: at most so many in a tar, which is at most about 1 GiB too.
+        on_images: told the number of images just written, now and then.
+
+    Returns:
+        Images by split.
+
+    Raises:
+        ValueError: no finished data set, damaged parts, no such state, no image in these states, another `real`,
+            a destination that is not empty, or images of several sizes for npz.
+        OSError: full disk or forbidden folder; nothing is left behind.
+    """
+    manifest = folder.manifest()
+    _check_free(destination)
+    _check(folder, manifest, states, real)
+    class_names = tuple(manifest["class_names"])
+    counts: dict[str, int] = {}
+    with atomic_folder(destination, "README.md") as made, contextlib.ExitStack() as copies:
+        parts = [copies.enter_context(local_file(folder.path / part["file"])) for part in manifest["parts"]]
+        schema = pq.read_schema(parts[0])
+        columns = {
+            f.name: f.type for f in schema if f.name not in ("image", "label") and not pa.types.is_binary(f.type)
+        }
+        if kind == "imagefolder":
+            writing = _image_folder(made)
+        elif kind == "webdataset":
+            writing = _webdataset(made, shard_images)
+        else:
+            writing = _npz(made, class_names)
+        with writing as add:
+            for images in _batches(parts, class_names, columns, states, real):
+                for image in images:
+                    add(image)
+                    counts[image.split] = counts.get(image.split, 0) + 1
+                if on_images:
+                    on_images(len(images))
+        rows = pa.concat_tables([pq.read_table(part, columns=["label", *columns]) for part in parts])
+        chosen = rows.filter(_wanted(rows, states))
+        contents = Contents(
+            kind=kind,
+            source=source or "an unnamed data set",
+            class_names=class_names,
+            columns={"label": "int64", "class_name": "string", "synthetic": "bool"}
+            | {name: {"double": "float64"}.get(str(dtype), str(dtype)) for name, dtype in columns.items()},
+            manifest=manifest,
+            made=summarise(rows, class_names),
+            exported=summarise(chosen, class_names),
+            prompts=pc.unique(chosen["prompt"]).to_pylist(),
+            real={"train": len(real.train), "test": len(real.test)} if real else {},
+        )
+        (made / "README.md").write_text(card(contents), "utf-8")
+    return counts
+
+
+def _check_free(destination: Path) -> None:
+    if destination.exists() and not destination.is_dir():
+        raise ValueError(f"{destination} is a file; export to a new folder")
+    if destination.is_dir() and any(destination.iterdir()):
+        raise ValueError(f"{destination} is not empty; export to a new folder")
+
+
+def _check(folder: SyntheticFolder, manifest: dict[str, Any], states: Sequence[str], real: Splits | None) -> None:
+    unknown = [state for state in states if state not in manifest["states"]]
+    if unknown or not states:
+        raise ValueError(
+            f"no state is called {unknown[0] if unknown else ''!r}; states: {', '.join(manifest['states'])}"
+        )
+    if not sum(manifest["states"][state] for state in states):
+        there = ", ".join(f"{state} {count:,}" for state, count in manifest["states"].items() if count)
+        raise ValueError(f"{folder.path} has no image that is {' or '.join(states)}; it has {there or 'none at all'}")
+    if real is not None and manifest["about"].get("data") != real.train.digest:
+        raise ValueError(
+            f"{real.train.origin} is not the data set that the images in {folder.path} were made from; "
+            "give the one that was, or leave the real images out"
+        )
+    damaged = folder.damaged()
+    if damaged:
+        raise ValueError(
+            f"{folder.path / damaged[0]} is missing or damaged ({len(damaged)} such parts); generate again to mend it"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ images and rows
+
+
+def _batches(
+    parts: Sequence[Path],
+    class_names: Sequence[str],
+    columns: dict[str, pa.DataType],
+    states: Sequence[str],
+    real: Splits | None,
+) -> Iterator[list[_Image]]:
+    """The real images, then the synthetic ones in the order of the plan; never more than `_BATCH` at once."""
+
+    def row(label: int, synthetic: bool, values: dict[str, Any]) -> dict[str, Any]:
+        head = {"label": label, "class_name": class_names[label], "synthetic": synthetic}
+        return head | {name: _filled(values.get(name), kind) for name, kind in columns.items()}
+
+    for split, data in (("train", real.train), ("test", real.test)) if real else ():
+        height, width, _ = data.image_shape
+        for start in range(0, len(data), _BATCH):
+            images = []
+            numbers = np.arange(start, min(start + _BATCH, len(data)))
+            for number, pixels in zip(numbers.tolist(), data.pixels(numbers), strict=True):
+                name = f"real-{split}-{number:07d}"
+                known = {
+                    "item_id": name,
+                    "source_index": number,
+                    "source_sha256": data.sha256[number],
+                    "width": width,
+                    "height": height,
+                    "finite": True,
+                    "state": "ok",
+                }
+                images.append(_Image(split, name, encode_png(pixels), row(int(data.labels[number]), False, known)))
+            yield images
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(_BATCH, columns=["image", "label", *columns]):
+                rows = batch.filter(_wanted(batch, states)).to_pylist()
+                yield [
+                    _Image("train", values["item_id"], values["image"]["bytes"], row(values["label"], True, values))
+                    for values in rows
+                ]
+
+
+def _wanted(rows: pa.Table | pa.RecordBatch, states: Sequence[str]) -> pa.Array:
+    return pc.is_in(rows["state"], pa.array(states, pa.string()))
+
+
+def _filled(value: Any, kind: pa.DataType) -> Any:
+    """`value`, or what stands for none in a column of this type."""
+    if value is not None:
+        return value
+    if pa.types.is_floating(kind):
+        return math.nan
+    if pa.types.is_boolean(kind):
+        return False
+    return -1 if pa.types.is_integer(kind) else ""
+
+
+# -------------------------------------------------------------------------------------------------------- formats
+
+
+@contextlib.contextmanager
+def _image_folder(folder: Path) -> Iterator[_Add]:
+    with contextlib.ExitStack() as opened:
+        tables: dict[str, TextIO] = {}
+        classes: set[tuple[str, str]] = set()
+
+        def add(image: _Image) -> None:
+            split, name = image.split, _folder_name(image.row["class_name"])
+            if (split, name) not in classes:
+                (folder / split / name).mkdir(parents=True)
+                classes.add((split, name))
+            if split not in tables:
+                tables[split] = opened.enter_context((folder / split / "metadata.jsonl").open("w", encoding="utf-8"))
+            (folder / split / name / f"{image.name}.png").write_bytes(image.png)
+            tables[split].write(_line({"file_name": f"{name}/{image.name}.png", **image.row}))
+
+        yield add
+
+
+def _folder_name(class_name: str) -> str:
+    """The class's name, with %XX for what some file system forbids and for what makes a folder hidden from readers."""
+    return re.sub(r'[\x00-\x1f\x7f%"*/:<>?\\|]|^\.|^_(?=_)|[. ]\Z', lambda found: f"%{ord(found[0]):02X}", class_name)
+
+
+class _Shards:
+    """The tars of one split, opened one after the other."""
+
+    def __init__(self, folder: Path, split: str, most: int) -> None:
+        self.folder, self.split, self.most = folder, split, most
+        self.number = self.images = self.bytes = 0
+        self.tar: tarfile.TarFile | None = None
+
+    def add(self, name: str, members: dict[str, bytes]) -> None:
+        size = sum(map(len, members.values()))
+        if self.tar is not None and (self.images == self.most or self.bytes + size > _SHARD_BYTES):
+            self.close()
+        if self.tar is None:
+            file = self.folder / f"{self.split}-{self.number:06d}.tar"
+            self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by `close`)
+            self.number, self.images, self.bytes = self.number + 1, 0, 0
+        for suffix, content in members.items():
+            member = tarfile.TarInfo(f"{name}.{suffix}")  # owner, mode and time are the same for all
+            member.size = len(content)
+            self.tar.addfile(member, io.BytesIO(content))
+        self.images, self.bytes = self.images + 1, self.bytes + size
+
+    def close(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+            self.tar = None
+
+
+@contextlib.contextmanager
+def _webdataset(folder: Path, shard_images: int) -> Iterator[_Add]:
+    with contextlib.ExitStack() as opened:
+        splits: dict[str, _Shards] = {}
+
+        def add(image: _Image) -> None:
+            if image.split not in splits:
+                splits[image.split] = _Shards(folder, image.split, shard_images)
+                opened.callback(splits[image.split].close)
+            members = {"png": image.png, "cls": str(image.row["label"]).encode(), "json": _line(image.row).encode()}
+            splits[image.split].add(image.name, members)
+
+        yield add
+
+
+@contextlib.contextmanager
+def _npz(folder: Path, class_names: Sequence[str]) -> Iterator[_Add]:
+    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+
+    def add(image: _Image) -> None:
+        decoded = decode(image.png, image.name)
+        if pixels["train"] and decoded.shape != pixels["train"][0].shape:
+            raise ValueError(
+                f"an .npz holds images of one (H, W, C), but {image.name} has {decoded.shape} and "
+                f"{rows['train'][0]['item_id']} has {pixels['train'][0].shape}; export an imagefolder or webdataset"
+            )
+        pixels[image.split].append(decoded)
+        rows[image.split].append(image.row)
+
+    yield add
+    shape = pixels["train"][0].shape
+    arrays: dict[str, np.ndarray] = {"class_names": np.array(class_names)}
+    for split, images in pixels.items():
+        stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
+        arrays[f"{split}_images"] = stacked[..., 0] if shape[2] == 1 else stacked  # MedMNIST's greys are (N, H, W)
+        labels = np.array([row["label"] for row in rows[split]], np.min_scalar_type(len(class_names) - 1))
+        arrays[f"{split}_labels"] = labels.reshape(-1, 1)
+        if images:
+            (folder / f"{split}.jsonl").write_text("".join(map(_line, rows[split])), "utf-8")
+    np.savez_compressed(folder / "dataset.npz", allow_pickle=False, **arrays)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,282 @@
+"""The synthetic data set: parquet parts, a manifest written last, and reading it back.
+
+A folder holds `part-00000.parquet`, ..., and `manifest.json`. Without a manifest it is no data set yet: parts that are
+done have a record under `.parts/` and are kept; everything else is made again.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latebloom.data.images import EncodedImages, LabeledImages
+from latebloom.data.store.files import (
+    atomic_path,
+    digest_file,
+    digest_json,
+    read_json,
+    read_table,
+    write_bytes,
+    write_json,
+)
+
+__all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
+
+State = Literal["ok", "nan", "flat", "unsafe", "off_label", "near_reference", "near_real", "duplicate"]
+STATES: tuple[State, ...] = get_args(State)
+FORMAT = 2
+
+# The image column is the Hugging Face layout; `datasets` and pyarrow both read it.
+SYNTHETIC_SCHEMA = pa.schema(
+    [
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("label", pa.int64()),
+        ("item_id", pa.string()),
+        ("source_index", pa.int64()),
+        ("source_sha256", pa.string()),
+        ("variant", pa.int64()),
+        ("level_steps", pa.int64()),
+        ("level_grid", pa.int64()),
+        ("calls", pa.int64()),
+        ("timestep", pa.float64()),
+        ("log_snr", pa.float64()),
+        ("strength", pa.float64()),
+        ("seed", pa.int64()),
+        ("attempt", pa.int64()),
+        ("prompt", pa.string()),
+        ("guidance_scale", pa.float64()),
+        ("sampler", pa.string()),
+        ("generator", pa.string()),
+        ("generator_digest", pa.string()),
+        ("fingerprint", pa.binary()),
+        ("finite", pa.bool_()),
+        ("brightness", pa.float64()),
+        ("contrast", pa.float64()),
+        ("label_probability", pa.float64()),
+        ("reference_distance", pa.float64()),
+        ("feature_distance", pa.float64()),
+        ("nearest_real_distance", pa.float64()),
+        ("nearest_real_index", pa.int64()),
+        ("clip_score", pa.float64()),
+        ("clip_margin", pa.float64()),
+        ("unsafe", pa.float64()),
+        ("duplicate_distance", pa.float64()),
+        ("state", pa.string()),
+    ]
+)
+
+
+def _hugging_face_schema(class_names: tuple[str, ...]) -> pa.Schema:
+    """`SYNTHETIC_SCHEMA` with the metadata by which `datasets` knows images and class names."""
+    features: dict[str, Any] = {
+        field.name: {"dtype": _dtype_name(field.type), "_type": "Value"} for field in SYNTHETIC_SCHEMA
+    }
+    features["image"] = {"_type": "Image"}
+    features["label"] = {"names": list(class_names), "_type": "ClassLabel"}
+    return SYNTHETIC_SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _dtype_name(kind: pa.DataType) -> str:
+    return {"double": "float64"}.get(str(kind), str(kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticFolder:
+    """A synthetic data set on disk, whole or in the making.
+
+    Attributes:
+        path: its folder.
+    """
+
+    path: Path
+
+    def part_path(self, part: int) -> Path:
+        return self.path / f"part-{part:05d}.parquet"
+
+    def _record_path(self, part: int) -> Path:
+        return self.path / ".parts" / f"part-{part:05d}.json"
+
+    def write_part(
+        self,
+        part: int,
+        rows: pa.Table,
+        class_names: tuple[str, ...],
+        key: str,
+        cost: dict[str, float] | None = None,
+        failures: dict[str, str] | None = None,
+        made: str = "",
+    ) -> dict[str, Any]:
+        """Write a part, then its record.
+
+        Args:
+            key: digest of all that decides its content.
+            cost: what making it took; in the record only, so that equal data sets are equal files.
+            failures: what went wrong, by item id, with images that are not among the rows. The part is then kept but
+                not finished.
+            made: digest of what decides an image beside its own row of the plan.
+        """
+        with atomic_path(self.part_path(part)) as temporary:
+            pq.write_table(rows.cast(_hugging_face_schema(class_names)), temporary, compression="zstd")
+        record = {
+            "key": key,
+            "made": made,
+            "file": self.part_path(part).name,
+            "rows": rows.num_rows,
+            "sha256": digest_file(self.part_path(part)),
+            "states": _count(rows["state"]),
+            "cost": cost or {},
+            "failures": failures or {},
+        }
+        # With a digest of its own: a number that rots would go on into the manifest.
+        write_json(self._record_path(part), {**record, "digest": digest_json(record)})
+        return record
+
+    def kept_part(self, part: int, key: str) -> dict[str, Any] | None:
+        """The record of a part that is there and undamaged under this key, else None: then it is to be made.
+
+        Its `failures` name images that could not be made.
+        """
+        record = self._record(part)
+        return None if record is None or record["key"] != key else record
+
+    def _record(self, part: int) -> dict[str, Any] | None:
+        """The record of a part, where both are undamaged."""
+        try:
+            record = read_json(self._record_path(part))
+            digest = record.pop("digest")
+            whole = digest_json(record) == digest
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # whatever lies there
+            return None
+        file = self.part_path(part)
+        if not whole or not file.is_file() or digest_file(file) != record["sha256"]:
+            return None
+        return record
+
+    def set_aside(self, made: str, keep: Collection[int]) -> int:
+        """Keep the images of parts that are to be cut or scored in another way; `spare` finds them again.
+
+        Args:
+            made: only parts of this `made` are worth it.
+            keep: numbers of parts that stay what they are.
+
+        Returns:
+            How many images are in spare now.
+        """
+        for file in sorted(self.path.glob(".parts/part-*.json")):
+            part = int(file.stem.removeprefix("part-"))
+            record = None if part in keep else self._record(part)
+            if record and record.get("made") == made:
+                # By content: written twice, after a kill, it is one file.
+                write_bytes(
+                    self.path / ".spare" / f"{made[:16]}-{record['sha256']}.parquet", self.part_path(part).read_bytes()
+                )
+                file.unlink()
+        return sum(len(found) for found in self._spare_items(made).values())
+
+    def spare(self, made: str, items: Collection[str]) -> pa.Table:
+        """Rows that were set aside under `made` with some item ids (`SYNTHETIC_SCHEMA`), in no order."""
+        tables = [SYNTHETIC_SCHEMA.empty_table()]
+        wanted = set(items)
+        for file, names in self._spare_items(made).items():
+            rows = [row for row, name in enumerate(names) if name in wanted]
+            if rows and digest_file(file) == file.stem.partition("-")[2]:
+                wanted -= {names[row] for row in rows}
+                tables.append(read_table(file).take(rows).replace_schema_metadata())
+        return pa.concat_tables(tables)
+
+    def _spare_items(self, made: str) -> dict[Path, list[str]]:
+        found = {}
+        for file in sorted(self.path.glob(f".spare/{made[:16]}-*.parquet")):
+            with contextlib.suppress(pa.ArrowException):  # a damaged one is as good as none
+                found[file] = read_table(file, columns=["item_id"])["item_id"].to_pylist()
+        return found
+
+    def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[dict[str, Any]]) -> str:
+        """Write the manifest, which makes the folder a data set; parts of an older, longer one are removed.
+
+        Args:
+            about: what it was made from (digests, configs); equal for equal data sets, so no times and no paths.
+
+        Returns:
+            The digest of the data set.
+        """
+        names = {record["file"] for record in parts}
+        strays = ("part-*.parquet", ".*.tmp", ".parts/.*.tmp", ".spare/*.parquet", ".spare/.*.tmp")
+        for stray in [file for pattern in strays for file in self.path.glob(pattern)]:
+            if stray.name not in names:
+                stray.unlink()
+        states = {state: sum(record["states"].get(state, 0) for record in parts) for state in STATES}
+        content = {
+            "format": FORMAT,
+            "about": about,
+            "class_names": list(class_names),
+            "rows": sum(record["rows"] for record in parts),
+            "states": states,
+            "parts": [{name: record[name] for name in ("file", "rows", "sha256")} for record in parts],
+        }
+        digest = digest_json(content)
+        write_json(self.path / "manifest.json", {**content, "digest": digest})
+        return digest
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            ValueError: there is none (no data set, or one that is not finished), or it is of another format.
+        """
+        file = self.path / "manifest.json"
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no manifest.json: not a synthetic data set, or one not finished yet")
+        manifest = read_json(file)
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{file} has format {manifest.get('format')}, this version reads {FORMAT}")
+        return manifest
+
+    def damaged(self) -> list[str]:
+        """Names of the parts that are missing or not what the manifest says."""
+        return [
+            part["file"]
+            for part in self.manifest()["parts"]
+            if not (self.path / part["file"]).is_file() or digest_file(self.path / part["file"]) != part["sha256"]
+        ]
+
+    def rows(self) -> pa.Table:
+        """All rows (`SYNTHETIC_SCHEMA`), in plan order.
+
+        Raises:
+            ValueError: no manifest, or damaged parts; the message names the first.
+        """
+        manifest = self.manifest()
+        damaged = self.damaged()
+        if damaged:
+            raise ValueError(
+                f"{self.path / damaged[0]} is missing or damaged ({len(damaged)} such parts); run the same command "
+                "again to make it again"
+            )
+        tables = [read_table(self.path / part["file"]) for part in manifest["parts"]]
+        return pa.concat_tables(tables) if tables else SYNTHETIC_SCHEMA.empty_table()
+
+    def images(self, rows: pa.Table, real: LabeledImages, origin: str = "") -> LabeledImages:
+        """The images of some of its `rows` with their labels, decoded when asked for, cut as the real ones are.
+
+        Raises:
+            ValueError: no rows.
+        """
+        class_names = tuple(self.manifest()["class_names"])
+        if not rows.num_rows:
+            raise ValueError(f"{self.path}: none of its images is wanted; nothing to read")
+        blobs = rows["image"].combine_chunks().field("bytes").to_pylist()
+        encoded = EncodedImages(blobs, rows["item_id"].to_pylist(), real.image_shape, real.crop)
+        labels = np.asarray(rows["label"].to_numpy(), np.int64)
+        return LabeledImages(encoded, labels, class_names, origin or str(self.path))
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}

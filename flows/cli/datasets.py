@@ -1,0 +1,286 @@
+"""`latebloom export`, `inspect`, `filter` and `fidelity`: what is done with a synthetic data set once it is made."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latebloom.data.store.files import as_path, write_bytes
+from latebloom.flows.cli.resolve import nested
+
+if TYPE_CHECKING:
+    from latebloom.data.synthetic.card import Summary
+
+__all__ = ["Moved", "add_dataset_commands", "move_thresholds"]
+
+_MOST_CLASSES = 40  # in a table on the terminal
+
+Run = Annotated[str, typer.Argument(help="Run folder, path or URL")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output")]
+
+
+def add_dataset_commands(app: typer.Typer) -> None:
+    """Register `export`, `inspect`, `filter` and `fidelity`."""
+    app.command("export")(_export)
+    app.command("inspect")(_inspect)
+    app.command("filter")(_filter)
+    app.command("fidelity")(_fidelity)
+
+
+def _export(
+    source: Annotated[str, typer.Argument(help="Run folder, or a synthetic data set; path or URL", metavar="RUN")],
+    destination: Annotated[
+        str, typer.Argument(help="Folder to write, path or URL; must be new or empty", metavar="DEST")
+    ],
+    kind: Annotated[str, typer.Option("--format", help="imagefolder, webdataset or npz")] = "imagefolder",
+    states: Annotated[str, typer.Option("--states", help="Images of these states, such as ok,near_reference")] = "ok",
+    with_real: Annotated[
+        bool, typer.Option("--with-real", help="The real training and test images too: a whole data set")
+    ] = False,
+    shard_images: Annotated[int, typer.Option("--shard-images", min=1, help="Most images a webdataset tar")] = 10_000,
+    as_json: Json = False,
+) -> None:
+    """Write the synthetic data set for others to read, with a dataset card."""
+    from latebloom.data.synthetic.export import EXPORT_FORMATS
+    from latebloom.flows.stages.export import export_run
+
+    if kind not in EXPORT_FORMATS:
+        raise typer.BadParameter(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {kind!r}")
+    wanted = [state.strip() for state in states.split(",") if state.strip()]
+    counts = export_run(source, destination, kind, wanted, with_real, shard_images)
+    target = as_path(destination)
+    print(json.dumps({"path": str(target), "images": counts}, indent=2) if as_json else target)
+
+
+def _inspect(
+    source: Run,
+    item: Annotated[str, typer.Argument(help="Item id of one image, to be told all about it", metavar="[ITEM]")] = "",
+    by: Annotated[
+        str, typer.Option("--sheet", help="Contact sheet by state, level or a score, such as label_probability")
+    ] = "",
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="References on a contact sheet")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Show counts and scores of the synthetic data set, draw a contact sheet, or tell one image's story."""
+    from latebloom.data.synthetic.card import summarise
+    from latebloom.flows.report.inspect import columns_of, sheet, tell
+    from latebloom.flows.stages.export import located
+
+    if item and by:
+        raise typer.BadParameter("give an item id or --sheet, not both")
+    run = as_path(source)
+    folder, config = located(run)
+    manifest = folder.manifest()
+    if not item and not by:
+        summary = summarise(columns_of(folder), manifest["class_names"])
+        if as_json:
+            print(json.dumps({"digest": manifest["digest"], **_summary_json(summary)}, indent=2))
+        else:
+            _print_summary(summary)
+        return
+    if config is None:
+        raise ValueError(f"{source} has no config.json, which says what the references are; give the run folder")
+    from latebloom.flows.run.folder import RunFolder
+    from latebloom.flows.stages.loaders import images_of
+
+    train = images_of(config).train
+    if by:
+        file = _write_png(run, f"sheet-{by}", sheet(folder, train, by, rows, config.seed))
+        print(json.dumps({"picture": str(file)}, indent=2) if as_json else file)
+        return
+    story = tell(RunFolder(run), config, train, item)
+    file = _write_png(run, item, story.strip)
+    if as_json:
+        print(json.dumps({**story.told, "picture": str(file)}, indent=2, ensure_ascii=False))
+    else:
+        _print_story(story.told)
+        print(file)
+
+
+def _filter(
+    source: Run,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="A threshold, such as quality.min_distance=2; repeatable"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Move the thresholds: restate every image by the scores it has, without generating."""
+    changes = nested(None, {}, settings)
+    if set(changes) != {"quality"} or not isinstance(changes["quality"], dict):
+        raise typer.BadParameter("give thresholds to move, and nothing else, such as --set quality.min_distance=2")
+    moved = move_thresholds(as_path(source), changes["quality"])
+    if as_json:
+        print(json.dumps({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}, indent=2))
+        return
+    from rich.console import Console
+
+    states = [state for state in moved.before if moved.before[state] or moved.after[state]]
+    rows = [(state, f"{moved.before[state]:,}", f"{moved.after[state]:,}") for state in states]
+    console = Console()
+    console.print(_table("", ["state", "before", "after"], rows))
+    if moved.out_of_date:
+        console.print(
+            f"trained on the images of before: {', '.join(moved.out_of_date)}; "
+            f"`latebloom retrain --out {source}` trains them again",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _fidelity(
+    source: Run,
+    inception_weights: Annotated[
+        str, typer.Option("--inception-weights", help="torch-fidelity's file, path or URL: FID and KID as published")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Score the synthetic images against the training images as sets: Frechet distance, KID, precision, recall."""
+    from latebloom.flows.stages.fidelity import fidelity
+
+    fidelity(as_path(source), as_path(inception_weights) if inception_weights else None, as_json)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What moving thresholds did: images by state, before and after, and what was trained on those of before."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    out_of_date: list[str]
+
+
+def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
+    """Restate the images of a run folder by the scores they have, and keep the new thresholds in its config.
+
+    Args:
+        changes: new values of fields of `QualityConfig`.
+
+    Raises:
+        ValueError: the data set is not finished, a threshold does not exist, or its score was not measured; nothing
+            has changed then.
+    """
+    from latebloom.data.store.files import write_json
+    from latebloom.data.synthetic.folder import SyntheticFolder
+    from latebloom.flows.config.compare import CompareConfig, read_config
+    from latebloom.flows.report.inspect import columns_of
+    from latebloom.flows.run.folder import RunFolder
+    from latebloom.flows.stages.export import existing
+    from latebloom.flows.stages.synthesis import finish_synthetic
+
+    run, config, folder = RunFolder(existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
+    settings = config.model_dump(mode="json")
+    config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
+    before = folder.manifest()["states"]
+    with run.locked():
+        states = columns_of(folder)["state"]
+        # The config last: after an interruption `latebloom generate` goes back to the old thresholds, and nothing is
+        # mixed.
+        finish_synthetic(run, config)
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        same = columns_of(folder)["state"].equals(states)  # image by image: other thresholds alone are no other images
+    trained = {record["stage"] for record in run.records()}
+    out_of_date = [
+        f"{arm.name} with {optimizer}"
+        for arm in config.parsed_arms
+        for optimizer in config.optimizers
+        if (arm.kind == "synthetic" or arm.equal_steps_of) and f"retrain-{arm.name}-{optimizer}" in trained
+    ]
+    return Moved(before, folder.manifest()["states"], [] if same else out_of_date)
+
+
+def _write_png(run: Path, name: str, picture: Any) -> Path:
+    file = run / "inspect" / f"{name}.png"
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_bytes(file, buffer.getvalue())
+    return file
+
+
+# ------------------------------------------------------------------------------------------------- on the terminal
+
+
+def _table(title: str, header: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title or None, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(
+            escape(name), justify="left" if place == 0 or name == "meaning" else "right", no_wrap=place > 0
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _summary_json(summary: "Summary") -> dict[str, Any]:
+    from latebloom.data.synthetic.card import QUANTILES
+
+    scores = {
+        name: {f"{share:.0%}": value for share, value in zip(QUANTILES, values, strict=True)}
+        for name, values in summary.scores.items()
+    }
+    return {**vars(summary), "scores": scores}
+
+
+def _print_summary(summary: "Summary") -> None:
+    from rich.console import Console
+
+    from latebloom.data.synthetic.card import QUANTILES, STATE_WORDS
+
+    console, states = Console(), list(summary.states)
+    console.print(
+        _table(
+            f"{summary.images:,} images",
+            ["state", "images", "share", "meaning"],
+            [
+                (state, f"{count:,}", f"{count / summary.images:.1%}", STATE_WORDS.get(state, ""))
+                for state, count in summary.states.items()
+            ],
+        )
+    )
+    for what, counts in (("level", summary.levels), ("class", summary.classes)):
+        shown = list(counts.items())[:_MOST_CLASSES]
+        rows = [
+            (name, f"{sum(own.values()):,}", *(f"{own.get(state, 0):,}" for state in states)) for name, own in shown
+        ]
+        console.print()
+        console.print(_table("", [what, "images", *states], rows))
+        if len(counts) > len(shown):
+            console.print(f"... and {len(counts) - len(shown):,} more; --json has all")
+    console.print()
+    quantiles = [f"{share:.0%}" for share in QUANTILES]
+    rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in summary.scores.items()]
+    console.print(_table("", ["score", *quantiles], rows))
+
+
+def _print_story(told: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for heading, section in told.items():
+        for place, (name, value) in enumerate(section.items()):
+            table.add_row(heading if place == 0 else "", escape(name), escape(_said(value)))
+    Console().print(table)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):  # a threshold
+        if value["passes"] is None:
+            return f"{value['score']} not measured"
+        verdict = "passes" if value["passes"] else "does not pass"
+        return f"{value['score']} {_said(value['value'])}, limit {_said(value['limit'])}: {verdict}"
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,81 @@
+"""What the stage commands print when they are done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report.page import report_table
+from latebloom.flows.report.results import Report
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.progress import duration
+
+__all__ = ["print_errors", "print_forecast", "print_report"]
+
+
+def print_forecast(forecast: dict[str, Any]) -> None:
+    """What a plan will make and take, by level and class."""
+    table = Table("", "", "images", title="Forecast", box=None, title_justify="left")
+    for level, count in sorted(forecast["per_level"].items(), key=lambda item: int(item[0].split()[0])):
+        table.add_row("level", level, f"{count:,}")
+    for name, count in forecast["per_class"].items():
+        table.add_row("class", name, f"{count:,}")
+    table.add_row("in all", "", f"{forecast['images']:,}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{forecast['denoiser_calls']:,} denoiser calls, about {duration(forecast['seconds'])} on this device and "
+        f"{decimal(forecast['bytes'])}",
+        highlight=False,
+    )
+
+
+def print_errors(run: RunFolder, config: CompareConfig) -> None:
+    """The test errors of the arms of a config, a line each."""
+    width = max(map(len, config.arms))
+    for optimizer in config.optimizers:
+        for arm in config.arms:
+            errors = run.record(f"retrain-{arm}-{optimizer}")["facts"]["errors"]
+            spread = f" ± {100 * np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
+            print(f"{arm:{width}}  {optimizer}  {100 * np.mean(errors):.2f}{spread} % test error, n = {len(errors)}")
+
+
+def print_report(folder: Path, as_json: bool) -> None:
+    """The report of a run folder as a table with its sentences, or as it is in report.json."""
+    text = (folder / "report.json").read_text()
+    if as_json:
+        print(text, end="")
+        return
+    report = Report.from_json(json.loads(text))
+    _, *rows = report_table(report)
+    short = ("arm", "opt", "test err, %", "n", "diff, points", "added", "steps", "train s", "gen s")
+    header = (*short, "picked", "synth %", "strong", "pick s")[: len(rows[0])]
+    table = Table(title=report.title, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # Never narrower than its words: a cell cut to "a…" says less than a line that wraps.
+    whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(console.width, whole)).print(table)
+    console.print("diff: mean over seeds to original, ± its standard error; * beyond two of them", style="dim")
+    for line in _overlap(report) + report.sentences:
+        console.print(f"- {line}", markup=False, highlight=False)
+    for line in report.warnings:
+        console.print(f"! {line}", markup=False, highlight=False)
+    print(folder / "report.html")
+
+
+def _overlap(report: Report) -> list[str]:
+    if report.jaccard is None:
+        return []
+    return [
+        f"Two seeds' slow sets overlap by {report.jaccard:.2f} (Jaccard, mean over pairs); sets drawn by lot would by "
+        f"{report.jaccard_chance:.2f}."
+    ]

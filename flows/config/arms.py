@@ -1,0 +1,71 @@
+"""An arm, one row of a comparison, as it is read from its name."""
+
+import re
+from typing import Literal, get_args
+
+import pydantic
+
+from latebloom.train.augment.mixing import Selector
+from latebloom.train.selection.coreset_config import Method as CoresetMethod
+from latebloom.train.selection.slow import Method
+
+__all__ = ["METHODS", "Arm", "parse_arm"]
+
+
+class Arm(pydantic.BaseModel, frozen=True):
+    """One row of a comparison, as `parse_arm` reads it from its name."""
+
+    name: str
+    kind: Literal["original", "upsample", "synthetic"]
+    method: Method = "cluster"  # which examples are duplicated or augmented
+    k: int = 1
+    from_noise: bool = False
+    selector: Selector = "none"  # whose picks get strong copies
+    equal_steps_of: str = ""
+
+
+METHODS: dict[str, Method] = {
+    "ours": "cluster",
+    "noise": "cluster",
+    "random": "random",
+    "high_loss": "high_loss",
+    "misclassified": "misclassified",
+    "all": "all",
+}
+
+
+_SELECTORS: tuple[Selector, ...] = ("all", *get_args(CoresetMethod), "file")
+
+
+def parse_arm(name: str) -> Arm:
+    """Read an arm's name, such as `ours-5`, `upsample-2`, `ours-5+craig` or `original@ours-5`.
+
+    Raises:
+        ValueError: no such arm; the message lists the forms.
+    """
+    whole_base, at, other = name.partition("@")
+    base, plus, word = whole_base.partition("+")
+    whole = bool(at) == bool(other) and "@" not in other
+    selector: Selector = next((known for known in _SELECTORS if known == word), "none")
+    if plus and selector == "none":
+        raise ValueError(f"arm {name!r}: no selector is called {word!r}; there are {', '.join(_SELECTORS)}")
+    match = re.fullmatch(r"([a-z_]+)-([1-9]\d{0,3})", base)
+    if whole and base == "original":
+        return Arm(name=name, kind="original", selector=selector, equal_steps_of=other)
+    if whole and match and 2 <= int(match[2]) <= 1000 and (match[1] == "upsample" or match[1] in METHODS):
+        kind: Literal["upsample", "synthetic"] = "upsample" if match[1] == "upsample" else "synthetic"
+        method = METHODS.get(match[1], "cluster")
+        return Arm(
+            name=name,
+            kind=kind,
+            method=method,
+            k=int(match[2]),
+            from_noise=match[1] == "noise",
+            selector=selector,
+            equal_steps_of=other,
+        )
+    forms = ", ".join(["original", "upsample-K", *(f"{method}-K" for method in METHODS)])
+    raise ValueError(
+        f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, ARM+SELECTOR with strong copies, "
+        "or ARM@OTHER for equal steps"
+    )

@@ -1,0 +1,279 @@
+"""What a synthetic data set holds, looked at: contact sheets, and the whole story of one image."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from latebloom.data.images import LabeledImages, decode
+from latebloom.data.seeds import numpy_rng
+from latebloom.data.store.files import local_file, read_table
+from latebloom.data.synthetic.card import STATE_WORDS, score_names
+from latebloom.data.synthetic.folder import STATES, SyntheticFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report.page import ContactRow, contact_sheet
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages.loaders import early_folder, selection_path
+
+__all__ = ["THRESHOLDS", "Story", "columns_of", "sheet", "tell"]
+
+# Of each threshold in `QualityConfig`: the score it looks at, and the state of what does not pass.
+THRESHOLDS = {
+    "min_contrast": ("contrast", "flat"),
+    "drop_unsafe": ("unsafe", "unsafe"),
+    "min_label_probability": ("label_probability", "off_label"),
+    "min_clip_score": ("clip_score", "off_label"),
+    "min_clip_margin": ("clip_margin", "off_label"),
+    "min_distance": ("reference_distance", "near_reference"),
+    "min_real_distance": ("nearest_real_distance", "near_real"),
+    "min_duplicate_distance": ("duplicate_distance", "duplicate"),
+}
+_BINS = 5
+_CELL = 112
+
+
+def columns_of(folder: SyntheticFolder) -> pa.Table:
+    """All rows in plan order without their images; parts are not checked for damage."""
+    tables = []
+    for part in folder.manifest()["parts"]:
+        with local_file(folder.path / part["file"]) as local, pq.ParquetFile(local) as file:
+            names = [f.name for f in file.schema_arrow if f.name != "image" and not pa.types.is_binary(f.type)]
+            tables.append(file.read(columns=names))
+    if not tables:
+        raise ValueError(f"{folder.path} holds no image")
+    return pa.concat_tables(tables)
+
+
+def _pictures(folder: SyntheticFolder, rows: list[int]) -> dict[int, np.ndarray]:
+    """The images of some rows, counted in plan order, uint8 (H, W, C)."""
+    found: dict[int, np.ndarray] = {}
+    start = 0
+    for part in folder.manifest()["parts"]:
+        here = [row for row in rows if start <= row < start + part["rows"]]
+        if here:
+            images = read_table(folder.path / part["file"], columns=["image"])["image"]
+            found |= {row: decode(images[row - start].as_py()["bytes"], f"row {row}") for row in here}
+        start += part["rows"]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- contact sheets
+
+
+def sheet(folder: SyntheticFolder, data: LabeledImages, by: str, count: int, seed: int) -> Image.Image:
+    """A contact sheet: `count` references, each beside its variants in columns by level, by state, or by a score.
+
+    The columns of a score are fifths of its values, lowest first; a reference with several variants in one shows the
+    first of them. References are drawn at random, those first whose variants fill the emptiest columns.
+
+    Args:
+        data: the images that `source_index` points into.
+        by: level, state, or the name of a score.
+        count: rows, at most; 1 or more.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: nothing is called so, or the score has one value throughout.
+    """
+    table = columns_of(folder)
+    headings, column = _columns(table, by)
+    rows = np.flatnonzero(column >= 0)
+    references, place = np.unique(table["source_index"].to_numpy()[rows], return_inverse=True)
+    has = np.zeros((len(references), len(headings)), bool)
+    has[place, column[rows]] = True
+    chosen = [(references[n], rows[place == n]) for n in _covering(has, count, numpy_rng(seed, "contact sheet", by))]
+    pictures = _pictures(folder, [row for _, own in chosen for row in own.tolist()])
+    real = data.pixels(np.array([source for source, _ in chosen]))
+    lines = []
+    for (source, own), reference in zip(chosen, real, strict=True):
+        values = {row: table.slice(row, 1).to_pylist()[0] for row in own.tolist()}
+        line = ContactRow(f"{data.class_names[data.labels[source]]}, row {source}", reference, [])
+        for row, value in sorted(values.items(), key=lambda item: item[1]["level_steps"] / item[1]["level_grid"]):
+            heading, level = headings[column[row]], _level(value)
+            line.variants.append((heading, value["state"], pictures[row]))
+            if by != "level":
+                line.notes.setdefault(heading, level if by == "state" else f"{value[by]:.3g} at {level}")
+        lines.append(line)
+    if by == "level":  # a level that is there twice has two columns
+        return contact_sheet(lines, _CELL, "by level")
+    return contact_sheet(lines, _CELL, f"by {by}", headings)
+
+
+def _level(row: dict[str, Any]) -> str:
+    return f"{row['level_steps']} of {row['level_grid']}"
+
+
+def _columns(table: pa.Table, by: str) -> tuple[list[str], np.ndarray]:
+    """The headings, and for each row the number of its own; -1 for none."""
+    scores = score_names(table.schema)
+    if by == "level":
+        levels = [_level(row) for row in table.select(["level_steps", "level_grid"]).to_pylist()]
+        names = sorted(set(levels))
+        return names, np.array([names.index(level) for level in levels])
+    if by == "state":
+        states = table["state"].to_pylist()
+        names = [state for state in STATES if state in states]
+        return [name.replace("_", " ") for name in names], np.array([names.index(state) for state in states])
+    if by not in scores:
+        raise ValueError(f"a sheet is by level, state or a score, got {by!r}; scores: {', '.join(scores)}")
+    values = table[by].to_numpy()
+    finite = np.isfinite(values)
+    edges = (
+        np.unique(np.quantile(values[finite], np.linspace(0, 1, _BINS + 1), method="nearest"))
+        if finite.any()
+        else np.empty(0)
+    )
+    if len(edges) < 2:
+        raise ValueError(f"{by} is {f'{edges[0]:g} in all images' if len(edges) else 'not measured'}: no sheet by it")
+    column = np.where(finite, np.searchsorted(edges[1:-1], values, "right"), -1)
+    return [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)], column
+
+
+def _covering(has: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """At most `count` rows of `has` (bool (R, C)), in order, so that every column is there about equally often."""
+    order = rng.permutation(len(has))
+    has = has[order]
+    free, shown = np.ones(len(has), bool), np.zeros(has.shape[1])
+    for _ in range(min(count, len(has))):
+        gain = np.where(free, has @ (1.0 / (1 + shown) ** 2), -1)
+        best = int(gain.argmax())
+        free[best] = False
+        shown += has[best]
+    return np.sort(order[~free]).tolist()
+
+
+# ---------------------------------------------------------------------------------------------- one image's story
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """All that is known of one image.
+
+    Attributes:
+        told: by heading, what is known by name: JSON values, None where there is none.
+        strip: reference, variant and their difference (mid-grey: none) as one picture.
+    """
+
+    told: dict[str, dict[str, Any]]
+    strip: Image.Image
+
+
+def tell(run: RunFolder, config: CompareConfig, data: LabeledImages, item_id: str) -> Story:
+    """The story of one image of a run.
+
+    Args:
+        data: the run's training images.
+
+    Raises:
+        ValueError: there is no such image; the message has those of like names.
+    """
+    folder = SyntheticFolder(run.path / "synthetic")
+    manifest, table = folder.manifest(), columns_of(folder)
+    names = table["item_id"].to_pylist()
+    if item_id not in names:
+        close = difflib.get_close_matches(item_id, names, 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"the first of its {len(names):,} is {names[0]}"
+        raise ValueError(f"{folder.path} has no image {item_id!r}; {hint}")
+    row = names.index(item_id)
+    values = table.slice(row, 1).to_pylist()[0]
+    source = values["source_index"]
+    limits = _limits(values, manifest["about"]["quality"])
+    ends = np.cumsum([part["rows"] for part in manifest["parts"]])
+    told: dict[str, dict[str, Any]] = {
+        "image": {
+            "item_id": item_id,
+            "class": manifest["class_names"][values["label"]],
+            "label": values["label"],
+            "state": values["state"],
+            "why": _why(values["state"], limits),
+            "part": manifest["parts"][int(np.searchsorted(ends, row, "right"))]["file"],
+        },
+        "reference": {
+            "data": config.data.source,
+            "source_index": source,
+            "source_sha256": values["source_sha256"],
+            **_early(run, config, source, int(data.labels[source])),
+        },
+        "level": {"level": _level(values)} | _known(values, "timestep", "log_snr", "strength", "calls"),
+        "made": _known(
+            values, "seed", "attempt", "variant", "prompt", "generator", "generator_digest", "sampler", "guidance_scale"
+        ),
+        "scores": _known(values, *score_names(table.schema)),
+        "thresholds": limits,
+    }
+    told_of = {name for section in told.values() for name in section} | {"level_steps", "level_grid"}
+    told["also"] = _known(values, *(name for name in values if name not in told_of))
+    variant, reference = _pictures(folder, [row])[row], data.pixels(np.array([source]))[0]
+    return Story(told, _strip(item_id, values["state"], reference, variant))
+
+
+def _known(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of the values; None for what is not finite, which JSON cannot say."""
+    found = {name: values[name] for name in names if name in values}
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in found.items()}
+
+
+def _limits(values: dict[str, Any], quality: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By threshold: its score, the value of that, the limit, and whether it passes (None: not measured)."""
+    limits = {}
+    for threshold, (score, _) in THRESHOLDS.items():
+        if threshold in quality and score in values:
+            value, limit = values[score], quality[threshold]
+            passes = not (limit and value > 0) if isinstance(limit, bool) else value >= limit
+            limits[threshold] = {"score": score, "value": _known(values, score)[score], "limit": limit}
+            limits[threshold]["passes"] = None if math.isnan(value) else passes
+    return limits
+
+
+def _why(state: str, limits: dict[str, dict[str, Any]]) -> str:
+    """The state in words, with the threshold that decided it."""
+    words = STATE_WORDS.get(state, "kept out by its scores")
+    own = {name: limit for name, limit in limits.items() if THRESHOLDS[name][1] == state}
+    missed = [name for name, limit in own.items() if limit["passes"] is False] or list(own)
+    reasons = [
+        f"{own[name]['score']} is {_number(own[name]['value'])}, "
+        + ("and drop_unsafe is on" if name == "drop_unsafe" else f"below {name} = {own[name]['limit']:g}")
+        for name in missed
+    ]
+    return f"{words}: {'; '.join(reasons)}" if reasons else words
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def _early(run: RunFolder, config: CompareConfig, source: int, label: int) -> dict[str, Any]:
+    """How slowly the reference was learned: means over the seeds of the run, None where a class has no such cluster."""
+    slow, loss, means = [], [], []
+    for number in range(config.seeds):
+        with local_file(selection_path(run, "cluster", number)) as file, np.load(file) as arrays:
+            slow.append(bool(arrays["cluster"][source] == 1))
+            means.append(arrays["mean_loss"][label])
+        with local_file(early_folder(run, number) / "outputs.npz") as file, np.load(file) as arrays:
+            loss.append(float(arrays["losses"][source]))
+    of_fast, of_slow = np.array(means).T  # (seeds,) each
+    return {
+        "in_slow_cluster": f"{sum(slow)} of {len(slow)} seeds",
+        "early_loss": float(np.mean(loss)),
+        "early_loss_of_fast_cluster": _mean(of_fast),
+        "early_loss_of_slow_cluster": _mean(of_slow),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+
+
+def _strip(item_id: str, state: str, reference: np.ndarray, variant: np.ndarray) -> Image.Image:
+    pictures = [("variant", state, variant)]
+    if reference.shape == variant.shape:
+        difference = 128 + (variant.astype(np.int16) - reference) // 2
+        pictures.append(("difference", "ok", difference.astype(np.uint8)))
+    row = ContactRow(item_id, reference, pictures, {"difference": "mid-grey: the same"})
+    return contact_sheet([row], 256, columns=[heading for heading, _, _ in pictures])

@@ -1,0 +1,392 @@
+"""The report that people look at: report.json, contact_sheet.png and report.html, from values and pictures."""
+
+import base64
+import bisect
+import dataclasses
+import importlib.resources
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image, ImageDraw, ImageFont
+
+from latebloom.data.store.files import write_bytes, write_json
+from latebloom.data.synthetic.folder import STATES
+from latebloom.flows.report.charts import (
+    ORIGINAL,
+    arm_charts,
+    by_optimizer,
+    cluster_svg,
+    early_chart,
+    final_charts,
+    is_marked,
+)
+from latebloom.flows.report.results import ArmResult, Report
+
+__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "report_table", "write_report"]
+
+TABLE_HEADER = [
+    "arm",
+    "optimizer",
+    "test error, %",
+    "n, seeds",
+    "difference, points",
+    "images added",
+    "steps",
+    "training, s",
+    "generation, s",
+]
+STRONG_HEADER = ["picked", "of them synthetic, %", "strong copies", "picking, s"]  # where an arm has strong copies
+STATE_COLOURS = {
+    "nan": "#7b3294",
+    "flat": "#0f766e",
+    "unsafe": "#be185d",
+    "off_label": "#c2410c",
+    "near_reference": "#1d4ed8",
+    "near_real": "#0369a1",
+    "duplicate": "#6b7280",
+}
+OTHER_STATE = "#b00020"
+# What a dict of the report calls a thing, and what a person would.
+NAMES = {
+    "train": "training images",
+    "test": "test images",
+    "image_shape": "image height, width, channels",
+    "rows": "images made",
+    "bytes": "size on disk, bytes",
+    "seconds": "generation, s",
+}
+
+SMALL_PICTURES = 72  # longest side in CSS pixels
+CONTACT_CELL = 96
+CLUSTER_POINTS = 12_000  # drawn on the whole page; a class shows at most 300 of its points
+
+
+@dataclasses.dataclass(frozen=True)
+class ContactRow:
+    """One reference and its variants."""
+
+    caption: str
+    reference: np.ndarray  # uint8 (H, W, C)
+    variants: list[tuple[str, str, np.ndarray]]  # level "8 of 20", state, uint8 (H, W, C); deepest level last
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)  # by column: what to write below its image
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """One class in the plane of the first two principal components of its early outputs."""
+
+    class_name: str
+    points: np.ndarray  # float (n, 2)
+    slow: np.ndarray  # bool (n,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What the report shows beside the numbers. Any of the lists may be empty."""
+
+    slow: list[tuple[str, np.ndarray]]  # caption, uint8 (H, W, C)
+    fast: list[tuple[str, np.ndarray]]
+    contact: list[ContactRow]
+    clusters: list[Cluster]
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+
+def report_table(report: Report) -> list[list[str]]:
+    """The results as text: a row of headings with units, then one row per optimizer and arm.
+
+    The difference is marked with a * where it is more than two standard errors from zero.
+    """
+    return [_header(report), *(_table_row(arm, _is_strong(report)) for arm in _in_order(report))]
+
+
+def _is_strong(report: Report) -> bool:
+    return any(arm.selections for arm in report.arms)
+
+
+def _header(report: Report) -> list[str]:
+    return TABLE_HEADER + (STRONG_HEADER if _is_strong(report) else [])
+
+
+def _in_order(report: Report) -> list[ArmResult]:
+    return [arm for arms in by_optimizer(report.arms).values() for arm in arms]
+
+
+def _table_row(arm: ArmResult, strong: bool) -> list[str]:
+    error = f"{100 * arm.mean:.2f}" + ("" if arm.std is None else f" ± {100 * arm.std:.2f}")
+    difference = "–"
+    if arm.arm == ORIGINAL:
+        difference = "reference"
+    elif arm.difference is not None:
+        difference = f"{round(100 * arm.difference, 2) + 0.0:+.2f}"  # + 0.0: no -0.00
+        difference += "" if arm.standard_error is None else f" ± {100 * arm.standard_error:.2f}"
+        difference += " *" if is_marked(arm) else ""
+    counts = [f"{arm.images_added:,.0f}", f"{arm.steps:,.0f}"]
+    times = [_seconds(arm.train_seconds), _seconds(arm.generation_seconds)]
+    picked: list[str] = []
+    if strong and arm.selections:
+        picked = [f"{arm.selected:,.0f}", _percent(arm.selected_synthetic, 0), f"{arm.strong_copies:,.0f}"]
+        picked.append(_seconds(arm.selection_seconds))
+    elif strong:
+        picked = ["–"] * len(STRONG_HEADER)
+    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *counts, *times, *picked]
+
+
+def _percent(share: float | None, decimals: int = 2) -> str:
+    return "–" if share is None else f"{100 * share:.{decimals}f}"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"
+
+
+def _fixed(value: float | None, decimals: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{decimals}f}"
+
+
+def _plain(value: Any) -> str:
+    """Any JSON value in words."""
+    if value is None or value in ("", [], {}):
+        return "not stated"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(part) for part in value)
+    return str(value)
+
+
+def _assert_json(value: Any, name: str) -> None:
+    """Stop at the first value that JSON has no word for, by its name."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _assert_json(part, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            _assert_json(part, f"{name}[{place}]")
+    else:
+        plain = value is None or isinstance(value, str | bool | int | float)
+        assert plain, f"{name} is a {type(value).__name__}; JSON has none"
+        assert not isinstance(value, float) or math.isfinite(value), f"{name} is {value}; use None for no value"
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def write_report(folder: Path, report: Report, pictures: Pictures) -> Path:
+    """Write report.json, contact_sheet.png (where there is a row for it) and report.html, the page people open.
+
+    Equal values and pictures give equal files.
+
+    Returns:
+        The path of report.html.
+    """
+    content = dataclasses.asdict(report)
+    _assert_json(content, "report")
+    write_json(folder / "report.json", content)
+    sheet = folder / "contact_sheet.png"
+    if pictures.contact:
+        write_bytes(sheet, _encoded(contact_sheet(pictures.contact), "PNG"))
+    else:
+        sheet.unlink(missing_ok=True)  # of an earlier report in the same folder
+    page = folder / "report.html"
+    write_bytes(page, _html(report, pictures).encode())
+    return page
+
+
+def _html(report: Report, pictures: Pictures) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "seconds": _seconds,
+        "fixed": _fixed,
+        "plain": _plain,
+        "name": lambda key: NAMES.get(key, str(key).replace("_", " ")),
+        "small": lambda pixels: _img(pixels, SMALL_PICTURES),
+        "cell": lambda pixels: _img(pixels, CONTACT_CELL),
+    }
+    template = environment.from_string(
+        importlib.resources.files("latebloom.flows.report").joinpath("report.html.j2").read_text("utf-8")
+    )
+    columns = _columns(pictures.contact)
+    shown = min(300, max(40, CLUSTER_POINTS // max(1, len(pictures.clusters))))
+    states = {state for level in report.levels for state in level.states} | {"ok"}
+    return template.render(
+        report=report,
+        pictures=pictures,
+        rows=[(_table_row(arm, _is_strong(report)), is_marked(arm)) for arm in _in_order(report)],
+        header=_header(report),
+        has_original=any(arm.arm == ORIGINAL for arm in report.arms),
+        compared=sum(arm.arm != ORIGINAL and arm.standard_error is not None for arm in report.arms),
+        arm_charts=arm_charts(report.arms),
+        early_chart=early_chart(report.early_errors, report.separating_epoch),
+        final_charts=final_charts(report.arms),
+        columns=columns,
+        contact=[(row, _cells(row, columns)) for row in pictures.contact],
+        state_colours=STATE_COLOURS,
+        other_state=OTHER_STATE,
+        clusters=[
+            (one.class_name, cluster_svg(one.class_name, one.points, one.slow, shown)) for one in pictures.clusters
+        ],
+        cluster_points=shown,
+        states=[state for state in STATES if state in states] + sorted(states - set(STATES)),
+        config=json.dumps(report.config, indent=2, sort_keys=True, ensure_ascii=False),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- pictures
+
+
+def contact_sheet(
+    rows: list[ContactRow], cell: int = CONTACT_CELL, title: str = "", columns: Sequence[str] = ()
+) -> Image.Image:
+    """A labelled grid: each row a reference, then its variants under the level they were made at.
+
+    Small images grow by a whole factor without smoothing, larger ones are fitted into `cell` x `cell` pixels. An image
+    whose state is not ok has a coloured border and its state below it.
+
+    Args:
+        title: above the captions.
+        columns: headings where they are not the levels; a variant then has its heading in place of the level.
+
+    Raises:
+        ValueError: no rows, or cells too small to label.
+    """
+    if not rows:
+        raise ValueError("a contact sheet needs at least one row")
+    if cell < 16:
+        raise ValueError(f"a contact sheet needs cells of at least 16 pixels, got {cell}")
+    pad, line_height = 8, 15
+    label_height = 24 + (line_height if any(row.notes for row in rows) else 0)  # below an image: its note, its state
+    font = _font(11)
+    columns = columns or _columns(rows)
+    title, *captions = [_fit(text, font, 200) for text in (title, *(row.caption for row in rows))]
+    left = pad + math.ceil(max(font.getlength(text) for text in (title, *captions))) + pad
+    grid = [[("", "ok", row.reference), *_cells(row, columns)] for row in rows]
+    tiles = [[None if found is None else _scaled(found[2], cell) for found in line] for line in grid]
+    tile_height = max(tile.height for line in tiles for tile in line if tile is not None)
+    head = 24 + pad
+    size = (left + (1 + len(columns)) * (cell + pad), head + len(rows) * (tile_height + label_height))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((pad, pad), title, "#57606a", font, anchor="lt")
+    for place, heading in enumerate(["reference", *columns]):
+        middle = left + place * (cell + pad) + cell / 2
+        draw.text((middle, pad), _fit(heading, font, cell), "#57606a", font, anchor="mt")
+    for line, (row, caption, found_line, tile_line) in enumerate(zip(rows, captions, grid, tiles, strict=True)):
+        top = head + line * (tile_height + label_height)
+        draw.text((pad, top + tile_height / 2), caption, "#1f2328", font, anchor="lm")
+        for place, (found, tile) in enumerate(zip(found_line, tile_line, strict=True)):
+            if found is None or tile is None:
+                continue
+            heading, state, _ = found
+            x = left + place * (cell + pad) + (cell - tile.width) // 2
+            y = top + (tile_height - tile.height) // 2
+            labels = [(row.notes[heading], "#57606a")] if heading in row.notes else []
+            if state != "ok":
+                colour = STATE_COLOURS.get(state, OTHER_STATE)
+                draw.rectangle((x - 3, y - 3, x + tile.width + 2, y + tile.height + 2), fill=colour)
+                labels += [(state.replace("_", " "), colour)]
+            middle = left + place * (cell + pad) + cell / 2
+            for below, (text, colour) in enumerate(labels):
+                height = top + tile_height + 5 + below * line_height
+                draw.text((middle, height), _fit(text, font, cell), colour, font, "mt")
+            sheet.paste(tile, (x, y))
+    return sheet
+
+
+def _columns(rows: Sequence[ContactRow]) -> list[str]:
+    """The level of each column, deepest last. A level that some row has twice has two columns."""
+    most: Counter[str] = Counter()
+    for row in rows:
+        most |= Counter(level for level, _, _ in row.variants)
+    return sorted(most.elements(), key=_depth)
+
+
+def _depth(level: str) -> float:
+    found = re.fullmatch(r"(\d+) of ([1-9]\d*)", level)
+    if not found:
+        raise ValueError(f'level {level!r} is not of the form "8 of 20"')
+    return int(found[1]) / int(found[2])
+
+
+def _cells(row: ContactRow, columns: Sequence[str]) -> list[tuple[str, str, np.ndarray] | None]:
+    """The variant of each column, None where the row has none."""
+    left = list(row.variants)
+    cells: list[tuple[str, str, np.ndarray] | None] = []
+    for column in columns:
+        place = next((place for place, (level, _, _) in enumerate(left) if level == column), None)
+        cells.append(None if place is None else left.pop(place))
+    return cells
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    fits = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3)
+    assert fits, f"a picture is uint8 (H, W, 1 or 3), got {pixels.dtype}{pixels.shape}"
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _shown_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """(width, height) that fits `longest`: a whole multiple of a small image, a fraction of a large one."""
+    factor = longest // max(size) or longest / max(size)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _scaled(pixels: np.ndarray, longest: int) -> Image.Image:
+    picture = _picture(pixels)
+    grows = max(picture.size) <= longest
+    method = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
+    return picture.resize(_shown_size(picture.size, longest), method)
+
+
+def _img(pixels: np.ndarray, longest: int) -> Markup:
+    """An <img> at most `longest` CSS pixels long that carries its own pixels, reduced to what a sharp screen shows."""
+    picture = _picture(pixels)
+    width, height = _shown_size(picture.size, longest)
+    kind = "PNG"
+    if max(picture.size) > 2 * longest:
+        picture, kind = _scaled(pixels, 2 * longest), "JPEG"
+    data = base64.b64encode(_encoded(picture, kind)).decode()
+    source = f"data:image/{kind.lower()};base64,{data}"
+    return Markup('<img alt="" width="{}" height="{}" src="{}">').format(width, height, source)
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # brings a font that has more letters than Pillow's own
+
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """`text` on one line, cut with an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    too_many = bisect.bisect_right(range(len(text)), width, key=lambda letters: font.getlength(text[:letters] + "…"))
+    return text[: max(0, too_many - 1)] + "…"

@@ -1,0 +1,189 @@
+"""Processes that work side by side. Apart from the tasks, so that they need not import Prefect."""
+
+import functools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from latebloom.flows.run.errors import telling
+
+__all__ = ["Devices", "classifier_processes", "devices", "leads", "team_size"]
+
+
+def team_size() -> int:
+    """How many processes `accelerate launch` or torchrun started that train together; 1: this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leads() -> bool:
+    """Whether this process is the one of its team that writes and talks."""
+    return team_size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+@functools.lru_cache(maxsize=1)
+def classifier_processes(workers: int) -> ProcessPoolExecutor:
+    """Processes that train classifiers side by side on the CPU; each imports what it needs once."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(workers,))
+
+
+class Devices:
+    """Where calls are made one at a time each: this process, or several of their own.
+
+    Args:
+        count: of processes; with 1, calls are made in this one.
+        gpus: how many GPUs there are: process i sees GPU i % gpus alone. With 0 they share the cores.
+        on_images: told the number of images that a call, which gets a callback as its last argument, reports.
+        apart: a single process is another one too.
+    """
+
+    def __init__(self, count: int, gpus: int, on_images: Callable[[int], None], apart: bool = False) -> None:
+        self._gpus, self._count, self._on_images = gpus, count, on_images
+        self._here = count == 1 and not apart
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for place in range(count):
+            self._free.put(place)
+        if self._here:
+            return
+        self._context = multiprocessing.get_context("spawn")
+        self._lock = threading.Lock()  # none starts once they are stopped
+        self._stopped = False
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        # Not a queue: it has a lock, which a process that is killed while it reports would keep for ever. Many may
+        # write to a pipe without one, since it takes so few bytes at once (POSIX: up to PIPE_BUF).
+        self._received, self._reports = self._context.Pipe(duplex=False)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args, on_images)` where a device is free, waiting for one. From any thread.
+
+        A process that dies (killed, or out of memory), or that meets a CUDA error, after which CUDA does nothing more
+        in it, is replaced, and the call made once more.
+
+        Raises:
+            RuntimeError: that one died too.
+        """
+        place = self._free.get()
+        try:
+            if self._here:
+                return function(*args, self._on_images)
+            try:
+                return self._submit(place, function, args).result()
+            except Exception as error:
+                if not self._replaced(place, error):
+                    raise
+            try:
+                return self._submit(place, function, args).result()
+            except Exception as error:
+                if self._replaced(place, error) and isinstance(error, BrokenProcessPool):
+                    raise RuntimeError(
+                        "two processes died making it (killed, or out of memory); see the system's log"
+                    ) from error
+                raise
+        finally:
+            self._free.put(place)
+
+    def _submit(self, place: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+        with self._lock:
+            if self._stopped:
+                raise BrokenProcessPool("the processes were stopped")
+            if place not in self._pools:
+                gpu = str(place % self._gpus) if self._gpus else None
+                start = (self._count, gpu, self._reports)
+                self._pools[place] = ProcessPoolExecutor(
+                    1, mp_context=self._context, initializer=_start_process, initargs=start
+                )
+            return self._pools[place].submit(_reporting, function, args)  # it is here that the process starts
+
+    def _replaced(self, place: int, error: Exception) -> bool:
+        """Whether after this error a process must be another one; then the next call starts it."""
+        if not isinstance(error, BrokenProcessPool) and "CUDA error" not in str(error):
+            return False
+        with self._lock:
+            if self._stopped:
+                return False
+            pool = self._pools.pop(place)
+        _kill(pool)
+        pool.shutdown(wait=False)
+        return True
+
+    def _listen(self) -> None:
+        while (images := self._received.recv()) is not None:
+            # Were this thread to end, the processes would wait at a full pipe for ever.
+            with suppress(Exception):
+                self._on_images(images)
+
+    def stop(self) -> None:
+        """Kill the processes, whatever they are at: what is written is whole, and what is not is made again."""
+        if not self._here:
+            with self._lock:
+                self._stopped = True
+                for pool in self._pools.values():
+                    _kill(pool)
+
+    def close(self) -> None:
+        """End the processes; calls that wait for one are not made any more."""
+        for _ in range(self._count):
+            self._free.get()
+        if not self._here:
+            for pool in self._pools.values():
+                pool.shutdown(cancel_futures=True)
+            self._reports.send(None)
+            self._listener.join()
+            self._received.close()
+            self._reports.close()
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+
+
+@contextmanager
+def devices(count: int, gpus: int, on_images: Callable[[int], None], apart: bool = False) -> Iterator[Devices]:
+    """`Devices` that are closed at the end of the block, and stopped where it ends with an error or Ctrl-C."""
+    opened = Devices(count, gpus, on_images, apart)
+    try:
+        yield opened
+    except BaseException:
+        opened.stop()
+        raise
+    finally:
+        opened.close()
+
+
+_reports: Any = None  # the pipe of this process, when it is one of `Devices`
+
+
+def _reporting(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return telling(function, *args, _reports.send)
+
+
+def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None) -> None:
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal; the parent ends this one
+    if gpu is not None:
+        # Before torch looks for GPUs. A list that the person gave is cut down, not replaced.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(gpu)] if visible else gpu
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // side_by_side))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A pool's process would wait for work for ever when its parent is killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,371 @@
+"""The flows that deployments run: `flows/pipeline.py` behind forms that a person fills in the Prefect UI.
+
+What a person can mend ends a run as Failed with one line, as it ends a command with exit code 1.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import pydantic
+from prefect import flow, runtime
+from prefect.context import FlowRunContext
+from prefect.states import Completed, Failed
+from pydantic import Field
+from rich.console import Console
+
+from latebloom.data.store.files import as_path, digest_json, is_remote, read_json
+from latebloom.data.synthetic.export import ExportFormat
+from latebloom.data.synthetic.folder import State
+from latebloom.flows import pipeline
+from latebloom.flows.artifacts import publish
+from latebloom.flows.config.compare import CompareConfig, RunConfig, demo_config, one_setting, preset
+from latebloom.flows.config.merge import differences, put
+from latebloom.flows.report.results import Report
+from latebloom.flows.run.budget import Budget, Unfinished
+from latebloom.flows.run.environment import runs_root
+from latebloom.flows.run.errors import one_line
+from latebloom.flows.run.folder import Partial, RunFolder
+from latebloom.flows.run.resolve import resolve
+from latebloom.flows.runners import parts as runners
+from latebloom.flows.runners.limits import GPU_LIMIT
+from latebloom.flows.server.forms import Form
+from latebloom.flows.stages.export import export_run
+from latebloom.flows.stages.fit_generator import FitGeneratorConfig
+
+__all__ = [
+    "COMPARE_FORM",
+    "FIT_FORM",
+    "RUN_FORM",
+    "augment_and_retrain",
+    "compare",
+    "export",
+    "fit_generator",
+    "generate",
+    "generate_part",
+    "retrain",
+    "select",
+]
+
+
+class RetrainRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What to retrain; what is left at 0 or empty is as the run folder says."""
+
+    run: str = Field(min_length=1, description="Run folder, path or URL, of an earlier run")
+    arms: tuple[str, ...] = Field(
+        (), description="Arms to compare, such as original, random-5, ours-5; empty: as in the run folder"
+    )
+    optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
+        (), description="Each arm is trained with each; empty: as in the run folder"
+    )
+    seeds: int = Field(0, ge=0, le=1000, description="Classifiers an arm, 1 to 1000; 0: as in the run folder")
+    workers: int = Field(
+        0, ge=0, le=256, description="Processes that train classifiers side by side, 1 to 256; 0: as in the run folder"
+    )
+    model: str = Field(
+        "", description="Network, such as preact-resnet18, resnet20 or timm:NAME; empty: that of the run folder"
+    )
+    epochs: int = Field(0, ge=0, le=100_000, description="Epochs of training, 1 to 100,000; 0: as in the run folder")
+    batch_size: int = Field(0, ge=0, le=65_536, description="Images a step, 1 to 65,536; 0: as in the run folder")
+    lr: float = Field(0, ge=0, le=100, description="Learning rate, above 0 to 100; 0: as in the run folder")
+
+
+# Where a request is called otherwise than the setting it stands for.
+_RETRAIN_SETTINGS = {
+    "model": "classifier.model", "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr"
+}  # fmt: skip
+
+
+class ExportRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What to write, and where."""
+
+    run: str = Field(min_length=1, description="Run folder or synthetic data set, path or URL")
+    destination: str = Field(min_length=1, description="Folder to write, path or URL; must be new or empty")
+    format: ExportFormat = Field(
+        "imagefolder", description="imagefolder with metadata.jsonl, webdataset tars, or MedMNIST-style npz"
+    )
+    states: tuple[State, ...] = Field(("ok",), min_length=1, description="Images of these states")
+    with_real: bool = Field(False, description="The real training and test images too: a whole data set")
+
+
+class PartRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Parts of a run's synthetic data set that one worker makes."""
+
+    run: str = Field(min_length=1, description="Run folder, path or URL, that every worker reaches")
+    numbers: tuple[int, ...] = Field(min_length=1, description="Numbers of the parts, from 0")
+    limit: str = Field(
+        GPU_LIMIT,
+        description="Prefect concurrency limit that is held meanwhile; {host} is the worker's name; empty: none",
+    )
+
+
+Folder = Annotated[
+    str,
+    Field(
+        description="Run folder to make, or to go on with, path or URL. Empty: a folder named after the settings. A "
+        "relative path, and an empty one, is in the folder runs/, or LATEBLOOM_RUNS where the worker sets it"
+    ),
+]
+
+_MAKING = {
+    "source": "data.source",
+    "generator": "generate.generator",
+    "k": "plan.k",
+    "levels": "plan.levels",
+}
+_CLASSIFYING = {
+    "model": "classifier.model",
+    "epochs": "train.epochs",
+    "separating_epoch": "slow.separating_epoch",
+}
+_LAST = {"seed": "seed", "device": "device"}
+_EARLY_GROUPS = {"data": "data", "perturb": "perturb", "classifier": "classifier", "train": "train", "slow": "slow"}
+_MAKING_GROUPS = {
+    name: name
+    for name in ("plan", "sample", "generate", "sizes", "prompts", "diffusemix", "scores", "quality", "parts")
+}
+_STRONG_GROUPS = {"strong": "strong", "coreset": "strong.coreset", "policy": "strong.policy"}
+_FOLDER: dict[str, tuple[Any, Any]] = {"folder": (Folder, "")}
+# Pressing Submit runs the digits demo; one job at a time generates on a host.
+_DEMO = {**preset("digits"), "parts": {"limit": GPU_LIMIT}}
+
+RUN_FORM = Form(
+    RunConfig,
+    {**_MAKING, **_CLASSIFYING, "optimizer": "train.optimizer", **_LAST, "train_states": "train_states"},
+    {**_EARLY_GROUPS, **_MAKING_GROUPS, **_STRONG_GROUPS},
+    _DEMO,
+    _FOLDER,
+)
+COMPARE_FORM = Form(
+    CompareConfig,
+    {
+        "arms": "arms",
+        "optimizers": "optimizers",
+        "seeds": "seeds",
+        "workers": "workers",
+        **_MAKING,
+        **_CLASSIFYING,
+        **_LAST,
+        "train_states": "train_states",
+    },
+    {**_EARLY_GROUPS, **_MAKING_GROUPS, **_STRONG_GROUPS},
+    {**_DEMO, "seeds": demo_config().seeds, "workers": demo_config().workers},
+    _FOLDER,
+)
+SELECT_FORM = Form(
+    RunConfig,
+    {"source": "data.source", **_CLASSIFYING, "method": "slow.method", **_LAST},
+    _EARLY_GROUPS,
+    _DEMO,
+    _FOLDER,
+)
+GENERATE_FORM = Form(
+    RunConfig,
+    {**_MAKING, **_CLASSIFYING, **_LAST},
+    {**_EARLY_GROUPS, **_MAKING_GROUPS},
+    _DEMO,
+    {
+        "then": (
+            Annotated[
+                Literal["nothing", "retrain"],
+                Field(description="What begins when the data set is whole: retrain runs retrain/retrain on it"),
+            ],
+            "nothing",
+        ),
+        "max_seconds": (
+            Annotated[int, Field(ge=0, description="Stop at a part's end after so many seconds; 0: when it is done")],
+            0,
+        ),
+        "until": (
+            Annotated[
+                str,
+                Field(
+                    description='Stop at a part\'s end by this time, "07:00", or do nothing outside of these hours, '
+                    '"22:00-07:00"; a time zone may follow, "22:00-07:00 Europe/Berlin". Empty: at any time'
+                ),
+            ],
+            "",
+        ),
+        **_FOLDER,
+    },
+)
+FIT_FORM = Form(
+    FitGeneratorConfig,
+    {"source": "data.source", "split": "split", "steps": "generator.steps", "size": "generator.size", **_LAST},
+    {"data": "data", "generator": "generator"},
+    {},
+    {"folder": (Annotated[str, Field(description="Folder for the generator, new or empty; empty: as for runs")], "")},
+)
+
+RETRAIN_FORM = Form(RetrainRequest, {name: name for name in RetrainRequest.model_fields})
+EXPORT_FORM = Form(ExportRequest, {name: name for name in ExportRequest.model_fields})
+PART_FORM = Form(PartRequest, {name: name for name in PartRequest.model_fields})
+
+
+def _name() -> str:
+    """What a run works on: data set, generator, seed."""
+    given = runtime.flow_run.parameters
+    if "numbers" in given:
+        return f"{_last(given['run'])} parts {', '.join(map(str, given['numbers']))}"
+    if "run" in given:
+        return _last(given["run"])
+    parts = [_last(given["source"])]
+    if isinstance(given.get("generator"), str):
+        parts.append(f"by {_last(given['generator'])}")
+    return " ".join([*parts, f"seed {given['seed']}"])
+
+
+def _last(path: str) -> str:
+    return PurePosixPath(path).name or path
+
+
+def _place(folder: str, kind: str, config: pydantic.BaseModel) -> str:
+    """The run folder of a form.
+
+    Raises:
+        ValueError: it would be in a folder that goes with the run.
+    """
+    if not folder:
+        settings = config.model_dump(mode="json")
+        names = [kind, _last(settings["data"]["source"])]
+        names += [_last(settings["generate"]["generator"])] if "generate" in settings else []
+        plain = re.sub(r"[^\w.-]+", "-", "-".join([*names, f"seed{settings['seed']}"]))
+        folder = f"{plain}-{digest_json(_decisive(config))[:8]}"
+    return _whole(folder)
+
+
+def _decisive(config: pydantic.BaseModel) -> dict[str, Any]:
+    """What decides what is made, as far as it is not the default: a default that a new version adds changes nothing."""
+    exclude: Any = {"parts": True, "device": True, "workers": True, "generate": {"processes"}}
+    asked, default = (one.model_dump(mode="json", exclude=exclude) for one in (config, type(config)()))
+    return differences(asked, default)
+
+
+def _whole(folder: str) -> str:
+    """A folder that a form names: as it stands, or below the root of run folders where it is relative.
+
+    Raises:
+        ValueError: it would be in a folder that goes with the run.
+    """
+    path = as_path(folder)
+    if is_remote(path) or path.is_absolute():
+        return folder
+    root, context = runs_root(), FlowRunContext.get()
+    in_a_pool = context is not None and context.flow_run is not None and bool(context.flow_run.work_pool_name)
+    if in_a_pool and not (is_remote(root) or root.is_absolute()):
+        raise ValueError(
+            f"the folder {folder!r} is relative, and a worker's own is gone after the run; give a whole path or a URL, "
+            "or set LATEBLOOM_RUNS to one where the worker runs"
+        )
+    return str((root if is_remote(root) else root.absolute()) / folder)
+
+
+def _say_nothing_more(console: Console) -> None:
+    """In place of what rich does when nobody reads its lines any more, which ends the process: a run outlives serve."""
+    console.quiet = True
+
+
+def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The flow function whose expected errors become the final state, in one line."""
+
+    @functools.wraps(work)
+    def settled(**given: Any) -> Any:
+        Console.on_broken_pipe = _say_nothing_more  # type: ignore[assignment, method-assign]
+        try:
+            return work(**given)
+        except Unfinished as unfinished:
+            return Completed(name="Unfinished", message=one_line(unfinished))
+        except Partial as partial:
+            return Failed(name="Partial", message=f"{one_line(partial)}; the same parameters make the rest")
+        except (ValueError, FloatingPointError, MemoryError, OSError) as error:  # pydantic's is a ValueError
+            return Failed(message=one_line(error))
+
+    return settled
+
+
+@flow(name="augment-and-retrain", flow_run_name=_name, log_prints=True)
+@_settled
+@RUN_FORM
+def augment_and_retrain(config: RunConfig, folder: str) -> Any:
+    """Find the slow-learnable images, make variants of them, retrain, and report beside the original."""
+    return _reported(pipeline.augment_and_retrain.fn(config, _place(folder, "run", config)))
+
+
+@flow(name="compare", flow_run_name=_name, log_prints=True)
+@_settled
+@COMPARE_FORM
+def compare(config: CompareConfig, folder: str) -> Any:
+    """Compare arms with each other over optimizers and seeds, and report."""
+    return _reported(pipeline.compare.fn(config, _place(folder, "compare", config)))
+
+
+@flow(name="select", flow_run_name=_name, log_prints=True)
+@_settled
+@SELECT_FORM
+def select(config: RunConfig, folder: str) -> Any:
+    """Train the early classifier and choose the slow-learnable images; makes no images."""
+    return pipeline.select.fn(one_setting(config), _place(folder, "select", config))
+
+
+@flow(name="generate", flow_run_name=_name, log_prints=True)
+@_settled
+@GENERATE_FORM
+def generate(config: RunConfig, then: str, max_seconds: int, until: str, folder: str) -> Any:
+    """Make the synthetic data set: early training, selection, plan, then part after part."""
+    budget = Budget(max_seconds=max_seconds, until=until)
+    run = _place(folder, "generate", config)
+    made = pipeline.generate.fn(one_setting(config), run, budget)
+    publish.emit_ready(RunFolder(as_path(run)), then)
+    return Completed(message=f"the synthetic data set is in {made}")
+
+
+@flow(name="retrain", flow_run_name=_name, log_prints=True)
+@_settled
+@RETRAIN_FORM
+def retrain(asked: RetrainRequest) -> Any:
+    """Retrain classifiers on the synthetic data set of a run folder, and report."""
+    settings = {name: value for name, value in asked.model_dump().items() if value and name != "run"}
+    nested_settings: dict[str, Any] = {}
+    for name, value in settings.items():
+        put(nested_settings, _RETRAIN_SETTINGS.get(name, name), value)
+    config, folder = resolve(as_path(_whole(asked.run)), nested_settings, "retrain")
+    pipeline.retrain.fn(config, str(folder))
+    return _reported(pipeline.report.fn(config, str(folder)))
+
+
+@flow(name="fit-generator", flow_run_name=_name, log_prints=True)
+@_settled
+@FIT_FORM
+def fit_generator(config: FitGeneratorConfig, folder: str) -> Any:
+    """Train a small class-conditional pixel generator on a data set."""
+    made = pipeline.fit_generator.fn(config, _place(folder, "generator", config))
+    return Completed(message=f"the generator is in {made}; give this path as `generator`")
+
+
+@flow(name="export", flow_run_name=_name, log_prints=True)
+@_settled
+@EXPORT_FORM
+def export(asked: ExportRequest) -> Any:
+    """Write a synthetic data set for others to read, with a dataset card."""
+    destination = _whole(asked.destination)
+    with publish.watched_progress():
+        counts = export_run(_whole(asked.run), destination, asked.format, asked.states, asked.with_real)
+    return Completed(message=f"{sum(counts.values()):,} images in {destination}")
+
+
+@flow(name="generate-part", flow_run_name=_name, log_prints=True)
+@_settled
+@PART_FORM
+def generate_part(asked: PartRequest) -> Any:
+    """Make some parts of the synthetic data set of a run; `generate` with the runner `runs` starts these."""
+    with publish.watched_progress():
+        runners.make_numbered(_whole(asked.run), list(asked.numbers), asked.limit)
+
+
+def _reported(page: str) -> Any:
+    """The final state of what ends with a report, which says in a line what came out."""
+    report = Report.from_json(read_json(as_path(page).with_name("report.json")))
+    errors = [f"{arm.arm} {arm.optimizer} {100 * arm.mean:.2f} %" for arm in report.arms]
+    return Completed(message=f"test error: {', '.join(errors)}; {page}")

@@ -1,0 +1,160 @@
+"""What every run begins with: the run folder, and the check of its inputs. No Prefect in here."""
+
+import re
+
+import numpy as np
+
+from latebloom.data.images import LabeledImages
+from latebloom.data.store.files import as_path, is_remote, write_arrays, write_json
+from latebloom.flows.config.arms import Arm
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.progress import warn
+from latebloom.flows.stages.arm_rows import Pool
+from latebloom.flows.stages.coreset_file import check_pictures, given_to, read_picks
+from latebloom.flows.stages.loaders import (
+    device_of,
+    generator_of,
+    images_of,
+    named_scorers,
+    new_classifiers,
+    perturbed,
+)
+from latebloom.flows.stages.synthesis import check_made
+from latebloom.flows.stages.training import check_picks
+from latebloom.synth.generators.load import kind_of
+from latebloom.synth.prompts import PromptConfig, lint, names_of
+from latebloom.synth.scoring.quality import check_scorers
+from latebloom.synth.sizes import Frame, check_channels, work_size_warning
+from latebloom.train.augment.mixing import Mixer
+from latebloom.train.selection.coreset import Coreset
+
+__all__ = ["check_folder", "check_inputs", "open_run"]
+
+
+_OWN_TREES = [f"{name}/**/.*" for name in ("stages", "early", "selection", "retrained")]
+_STRAY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `atomic_path` names them
+
+
+def open_run(config: CompareConfig, out: str) -> RunFolder:
+    """Make the run folder, remove what a killed command left half-written in it, and write down what was asked.
+
+    Whoever calls it holds the lock of the folder (`RunFolder.locked`): what lies half-written is nobody's.
+    """
+    run = RunFolder(as_path(out))
+    if not is_remote(run.path):  # storage has no half-written files
+        for pattern in (".*", "synthetic/.*", "synthetic/.parts/.*", "synthetic/.spare/.*", *_OWN_TREES):
+            for stray in run.path.glob(f"{pattern}.tmp"):
+                if _STRAY.fullmatch(stray.name):  # other files may be a person's
+                    stray.unlink(missing_ok=True)
+    write_json(run.path / "config.json", config.model_dump(mode="json"))
+    done = perturbed(config)
+    if done is not None:
+        write_arrays(run.path / "perturbed.npz", kept=done.kept, flipped=done.flipped)
+    elif (run.path / "perturbed.npz").exists():
+        (run.path / "perturbed.npz").unlink()  # of other settings
+    return run
+
+
+# The flows that make images, and so need the generator.
+GENERATING = ("run", "compare", "plan", "generate")
+
+
+def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
+    """Everything that can be wrong with data, classifier and generator, before anything is trained or written.
+
+    Args:
+        kind: the name of the flow: the generator is looked at where images will be made.
+
+    Raises:
+        ValueError: the first thing that is.
+    """
+    splits = images_of(config)
+    train = splits.train
+    device_of(config.device)
+    new_classifiers(config.model_copy(update={"seeds": 1}), train)
+    for arm in config.parsed_arms:
+        if arm.selector != "none":  # its budget or its picks, and its policy
+            given = _given(config, arm, train) if arm.selector == "file" else None
+            Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, given)
+    epochs = config.train.total_epochs(len(train))
+    early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
+    if early and config.slow.separating_epoch > epochs:
+        raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
+    if config.wants_synthetic and kind in GENERATING:
+        _check_generator(config, train)
+    # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
+    for part in (train, splits.test):
+        len(part.sha256)
+
+
+def _given(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
+    """What an arm has of the coreset in its file; of one with synthetic images only the real ones are looked at."""
+    pool, rows, synthetic = Pool(len(train), {}, {}), np.arange(len(train)), arm.kind == "synthetic"
+    picks = read_picks(config.strong.file)
+    given = given_to(f"arm {arm.name}", picks, train.labels, pool, rows, real_alone=synthetic)
+    check_pictures(picks, train)
+    return given
+
+
+def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
+    generator = generator_of(config)
+    generator.check(train.class_names)
+    check_channels(train.image_shape[2], generator.channels)
+    check_scorers(config.quality, clip=bool(config.scores.clip), safety=config.scores.safety)
+    named_scorers(config)
+    names = names_of(config.prompts, train.class_names)
+    for arm in config.parsed_arms:
+        for level in config.levels(arm):
+            generator.level(level)
+    if config.sizes.returned == "source":
+        shapes = {train.whole(np.array([row]))[0].shape[:2] for row in range(len(train))}
+    else:
+        shapes = {train.image_shape[:2]}
+    for height, width in shapes:
+        Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
+    warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
+    if warning:
+        warn(warning)
+    kind = kind_of(config.generate)
+    if kind == "diffusemix" and config.prompts != PromptConfig():
+        raise ValueError("DiffuseMix edits by diffusemix.prompts; leave prompts.* at their defaults")
+    if kind == "diffusemix" and any(len(config.levels(arm)) > 1 for arm in config.parsed_arms):
+        warn("DiffuseMix has no noise level: the variants of a reference differ by their seed alone; --k 2 makes one")
+    if kind in ("latent", "pipeline"):
+        for line in lint(train.class_names, names):
+            warn(line)
+
+
+def check_folder(config: CompareConfig, out: str, kind: str) -> None:
+    """What a flow of this kind would miss in its run folder, or find in its place; nothing is written.
+
+    Args:
+        kind: the name of the flow, such as `retrain`.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+    """
+    run = RunFolder(as_path(out))
+    above = () if is_remote(run.path) else run.path.absolute().parents  # storage needs no folder above
+    for path in (run.path, *above):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file, so {run.path} cannot be a run folder; give another one with --out")
+    if kind in ("plan", "generate") and not config.wants_synthetic:
+        raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
+    if kind in ("retrain", "report") and config.wants_slow:  # the others train from the real images as they are
+        for name in ("early", "select", *(["plan", "generate"] if config.wants_synthetic else [])):
+            run.record(name)
+        made = len(run.record("early")["facts"]["errors"])
+        if config.seeds > made:
+            raise ValueError(
+                f"{run.path} was made for {made} seeds, not {config.seeds}; run `latebloom compare` in it first"
+            )
+        if config.wants_synthetic:
+            check_made(run, config)
+            if kind == "retrain":
+                check_picks(run, config)
+    if kind == "report":
+        for arm in config.arms:
+            for optimizer in config.optimizers:
+                run.record(f"retrain-{arm}-{optimizer}")

@@ -1,0 +1,127 @@
+"""How near the synthetic images of a run are to the real ones, as sets: `latebloom fidelity`."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latebloom.data.images import LabeledImages
+from latebloom.data.seeds import numpy_rng
+from latebloom.data.store.files import write_json
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.compare import read_config
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages.loaders import device_of, images_of, judges
+from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare
+from latebloom.train.evaluate import features_of
+
+__all__ = ["fidelity", "measure"]
+
+# Precision and recall look at all pairs; published values are of 50,000 images too.
+LIMIT = 50_000
+
+
+def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str, Any]:
+    """Score the usable images of a run's synthetic set against its training images; writes synthetic-fidelity.json.
+
+    There is one row for the references themselves, one a level, and one for all levels. The references are real, but
+    they were chosen: their row is what perfect copies of them would get, and what the others are to be read against.
+
+    Args:
+        inception_weights: torch-fidelity's file, for scores on Inception's features beside those on the judge's.
+
+    Returns:
+        What is in the file: `dataset` (digest), images `per_class`, and `rows`: `features` (whose), `images` (which)
+        and the fields of `Fidelity` (synth/scoring).
+
+    Raises:
+        ValueError: no run folder, no finished synthetic set, no usable image in it, unusable Inception weights.
+    """
+    config = read_config(run_folder)
+    device = device_of(config.device)
+    folder = SyntheticFolder(run_folder / "synthetic")
+    train = images_of(config).train
+    rows = folder.rows()
+    rows = rows.filter(pc.equal(rows["state"], "ok"))
+    synthetic = folder.images(rows, train)
+    judge = judges(RunFolder(run_folder), config)[0]
+    features_in: dict[str, Callable[[LabeledImages], np.ndarray]] = {"judge": lambda data: features_of(judge, data)[1]}
+    if inception_weights:
+        features_in["inception"] = InceptionFeatures.load(inception_weights, device)
+
+    real = train.subset(_drawn(np.arange(len(train)), config.seed, "real"))
+    references = train.subset(_drawn(np.unique(rows["source_index"].to_numpy()), config.seed, "references"))
+    levels = _levels(rows, config.seed)
+    result = []
+    for space, features in features_in.items():
+        goal, made = FeatureSet(features(real)), features(synthetic)
+        sets = {"references": features(references)} | {level: made[chosen] for level, chosen in levels.items()}
+        for images, values in sets.items():
+            scores = compare(goal, FeatureSet(values), config.seed)
+            result.append({"features": space, "images": images, **dataclasses.asdict(scores)})
+    counts = {
+        name: {"real": int(there), "synthetic": int(new)}
+        for name, there, new in zip(train.class_names, train.class_counts(), synthetic.class_counts(), strict=True)
+    }
+    content = {"dataset": folder.manifest()["digest"], "per_class": counts, "rows": result}
+    write_json(run_folder / "synthetic-fidelity.json", content)
+    return content
+
+
+def _levels(rows: pa.Table, seed: int) -> dict[str, np.ndarray]:
+    """Which rows are at each level, from the lowest to the highest, and all of them; at most `LIMIT` of each."""
+    steps, grid = rows["level_steps"].to_numpy(), rows["level_grid"].to_numpy()
+    sets = {
+        f"{step} of {of}": np.flatnonzero((steps == step) & (grid == of))
+        for step, of in sorted(set(zip(steps.tolist(), grid.tolist(), strict=True)))
+    }
+    sets["all levels"] = np.arange(rows.num_rows)
+    return {name: _drawn(chosen, seed, name) for name, chosen in sets.items()}
+
+
+def _drawn(rows: np.ndarray, seed: int, name: str) -> np.ndarray:
+    """The rows, or `LIMIT` of them drawn by seed and name, in their order."""
+    if len(rows) <= LIMIT:
+        return rows
+    return np.sort(numpy_rng(seed, "fidelity", name).choice(rows, LIMIT, replace=False))
+
+
+def fidelity(run_folder: Path, inception_weights: Path | None, as_json: bool) -> None:
+    """`measure`, and a table of it on the terminal."""
+    result = measure(run_folder, inception_weights)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1, 0, 0), title="Against the training images", title_justify="left")
+    for place, name in enumerate(("features", "images", "n", "Frechet", "KID x 1000", "precision", "recall")):
+        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
+    for row in result["rows"]:
+        kid = "-" if row["kid"] is None else f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}"
+        table.add_row(
+            row["features"],
+            row["images"],
+            f"{row['n_synthetic']:,}",
+            _number(row["frechet"]),
+            kid,
+            _number(row["precision"]),
+            _number(row["recall"]),
+        )
+    console = Console()
+    console.print(table)
+    console.print("Rows of different n do not compare; read them against the references", style="dim")
+    for row in result["rows"]:
+        if row["note"]:
+            console.print(f"! {row['features']}, {row['images']}: {row['note']}", markup=False, highlight=False)
+    print(run_folder / "synthetic-fidelity.json")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,218 @@
+"""Train the classifiers of all seeds, going on from the checkpoints of an interrupted run. No Prefect in here."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+from torch import nn
+
+from latebloom.data.images import LabeledImages
+from latebloom.data.store.files import as_path, digest_file, digest_json
+from latebloom.flows.config.compare import ClassifierConfig
+from latebloom.flows.run.processes import leads
+from latebloom.flows.run.progress import Meter, meter, say, warn
+from latebloom.train.augment.mixing import Mixer, StrongConfig
+from latebloom.train.loop.checkpoint import load_fit, save_fit
+from latebloom.train.loop.fit import FitConfig, FitState, History, fit
+from latebloom.train.loop.log import RunLog
+
+__all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "strong_key"]
+
+CHECKPOINT_SECONDS = 30.0
+# What only one optimizer reads. Elsewhere it stands at its default: changing it must not train the others again.
+_OF_ONE = {"sam": ("rho", "sam_batchnorm", "sam_sync")}
+# Settings that digests named from the start. Later ones are named where they differ from their defaults, which leave
+# all as it was: so what was trained before there were any is still found.
+_FIRST_FIT = {
+    "optimizer", "epochs", "steps", "batch_size", "lr", "momentum", "weight_decay", "rho", "sam_batchnorm", "schedule",
+    "milestones", "lr_decay", "warmup", "crop_padding", "flip",
+}  # fmt: skip
+_FIRST_CLASSIFIER = {"model", "width"}
+
+
+def fit_config_of(config: FitConfig, optimizer: str) -> FitConfig:
+    """How an optimizer trains: as `config` says, without what only other optimizers read."""
+    others = [name for owner, names in _OF_ONE.items() if owner != optimizer for name in names]
+    defaults = {name: FitConfig.model_fields[name].default for name in others if name in FitConfig.model_fields}
+    return config.model_copy(update={"optimizer": optimizer, **defaults})
+
+
+def fit_key(config: FitConfig) -> dict[str, Any]:
+    """What a digest names of how a classifier is trained."""
+    return _named(config, _FIRST_FIT)
+
+
+def classifier_key(config: ClassifierConfig) -> dict[str, Any]:
+    """What a digest names of a classifier: of weights from a file, what is in the file."""
+    key = _named(config, _FIRST_CLASSIFIER)
+    return key | ({"weights": digest_file(as_path(config.weights))} if config.weights else {})
+
+
+def strong_key(config: StrongConfig) -> dict[str, Any]:
+    """What a digest names of an arm's strong augmentation: of a coreset from a file, what is in the file."""
+    key = config.model_dump(mode="json", exclude={"file"})
+    return key | ({"file": digest_file(as_path(config.file))} if config.file else {})
+
+
+def _named(config: pydantic.BaseModel, first: set[str]) -> dict[str, Any]:
+    values, changed = config.model_dump(mode="json"), config.model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in values.items() if name in first or name in changed}
+
+
+class Logs:
+    """The logs of classifiers that are trained side by side, one folder each.
+
+    Args:
+        folders: of each classifier, by its number.
+        parameters: of each, which MLflow shows.
+    """
+
+    def __init__(self, folders: Sequence[Path], parameters: Sequence[dict[str, Any]]) -> None:
+        self._folders, self._parameters = folders, parameters
+        self._open: dict[int, RunLog] = {}
+        self._done: dict[int, int] = {}
+        self._stack = contextlib.ExitStack()
+
+    def begin(self, number: int, done: int) -> None:
+        """Open the log of a classifier of which so many epochs are done."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            log = RunLog(self._folders[number], done, self._parameters[number])
+        ours = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        for text in ours if number == 0 else ():  # once, not for every seed
+            warn(text)
+        self._open[number], self._done[number] = self._stack.enter_context(log), done
+
+    def write(self, number: int, history: History, mixer: Mixer | None) -> None:
+        """Log the epochs that are new in a history."""
+        for epoch in range(self._done[number], len(history.loss)):
+            scalars = {
+                "loss": history.loss[epoch],
+                "error": history.error[epoch],
+                "lr": history.lr[epoch],
+                "seconds": history.seconds[epoch],
+            }
+            if mixer:
+                scalars["selection_seconds"] = mixer.seconds
+                scalars["selected"] = len(mixer.selection[1]) if mixer.selection else 0
+            self._open[number].epoch(epoch + 1, **scalars)
+        self._done[number] = len(history.loss)
+
+    def end(self, number: int, **scalars: float) -> None:
+        """Log what is known at the end."""
+        if self._done[number]:  # a run of a few steps may have no whole epoch
+            self._open[number].end(**scalars)
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+def fit_all(
+    models: list[nn.Module],
+    data: LabeledImages,
+    rows: list[np.ndarray],
+    fit_config: FitConfig,
+    classifier: ClassifierConfig,
+    seeds: list[int],
+    title: str,
+    folder: Path,
+    total_steps: list[int],
+    *,
+    stop_epoch: int = 0,
+    mixers: list[Mixer] | None = None,
+    logs: Logs | None = None,
+) -> list[History]:
+    """Train the classifiers of all seeds where they are, going on from the checkpoints in `folder`.
+
+    Small ones as one network over all seeds, which is faster; others one after the other.
+    """
+    together = classifier.model == "small-cnn" and not fit_config.compile
+    histories: list[History] = []
+    files: list[Path] = []
+    for group in [list(range(len(models)))] if together else [[m] for m in range(len(models))]:
+        mine = [models[m] for m in group]
+        mixing = [mixers[m] for m in group] if mixers else None
+        file = folder / f"checkpoint-{group[0]}.safetensors"
+        files.append(file)
+        key = {
+            "data": data.digest,
+            "classifier": classifier_key(classifier),
+            "rows": [digest_json(rows[m].tolist()) for m in group],
+            "train": fit_key(fit_config),
+            "stop": stop_epoch,
+            "steps": [total_steps[m] for m in group],
+            "seeds": [seeds[m] for m in group],
+        }
+        if mixing:
+            key["strong"] = strong_key(mixing[0].config)
+        digest = digest_json(key)
+        start = load_fit(file, mine, digest)
+        if start and leads():
+            say(f"{title}: goes on at step {start.step:,}")
+        lengths = [mixer.length for mixer in mixing] if mixing else [len(rows[m]) for m in group]
+        ends = [
+            min(total_steps[m], stop_epoch * fit_config.steps_per_epoch(length)) if stop_epoch else total_steps[m]
+            for m, length in zip(group, lengths, strict=True)
+        ]
+        last = max(ends)
+        label = (
+            title if len(models) == 1 else f"{title}, {len(group)} seeds" if together else f"{title}, seed {group[0]}"
+        )
+        for place, m in enumerate(group):
+            if logs:
+                logs.begin(m, len(start.histories[place].loss) if start else 0)
+        with meter(label, last, "steps", start.step if start else 0) as bar:
+            saver = _Saver(file, mine, digest, bar, 0 if together else last)
+            histories += fit(
+                mine,
+                data,
+                [rows[m] for m in group],
+                fit_config,
+                [seeds[m] for m in group],
+                mixers=mixing,
+                total_steps=[total_steps[m] for m in group],
+                stop_epoch=stop_epoch,
+                start=start,
+                on_epoch=_Each(saver, group, mixing, logs),
+            )
+    for file in files if leads() else []:
+        file.unlink(missing_ok=True)
+    return histories
+
+
+class _Saver:
+    """Writes a checkpoint every half minute, at the end of an epoch, and moves the bar.
+
+    Where others are trained after these models, also at `last`, their last step (0: none are).
+    """
+
+    def __init__(self, file: Path, models: list[nn.Module], key: str, bar: Meter, last: int) -> None:
+        self.file, self.models, self.key, self.bar, self.last_step = file, models, key, bar, last
+        self.last = time.monotonic()
+
+    def __call__(self, state: FitState) -> None:
+        self.bar.add(state.step - self.bar.done)
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS or state.step == self.last_step:
+            save_fit(self.file, self.models, state, self.key)
+            self.last = time.monotonic()
+
+
+class _Each:
+    """What is done when an epoch ends: first the log, so that no checkpoint is ahead of it."""
+
+    def __init__(self, saver: _Saver, group: list[int], mixers: list[Mixer] | None, logs: Logs | None) -> None:
+        self.saver, self.group, self.mixers, self.logs = saver, group, mixers, logs
+
+    def __call__(self, state: FitState) -> None:
+        for place, number in enumerate(self.group):
+            if self.logs:
+                self.logs.write(number, state.histories[place], self.mixers[place] if self.mixers else None)
+        self.saver(state)

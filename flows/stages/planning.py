@@ -1,0 +1,158 @@
+"""What will be made, and what it costs: the plan of a synthetic data set. No Prefect in here."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+import torch
+from rich.filesize import decimal
+
+from latebloom.data.store.files import atomic_path, read_table, write_json
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.progress import duration, say
+from latebloom.flows.stages.loaders import device_of, generator_of, images_of, selected
+from latebloom.synth.generate import probe
+from latebloom.synth.generators.load import kind_of
+from latebloom.synth.memory import BatchSizes
+from latebloom.synth.plan import PLAN_SCHEMA, Forecast, forecast, make_plan, requests
+from latebloom.synth.prompts import PromptConfig, names_of, prompt_of
+from latebloom.synth.sampling.denoiser import Generator
+
+__all__ = ["batch_sizes", "distinct_prompts", "generator_config", "generator_processes", "plan_images", "read_plan"]
+
+
+_SIZES = pydantic.TypeAdapter(dict[str, dict[str, pydantic.PositiveInt]])
+
+
+def generator_processes(config: CompareConfig) -> int:
+    """How many processes generate: as many as asked for, or one a GPU, or one."""
+    gpus = torch.cuda.device_count() if device_of(config.device).type == "cuda" else 0
+    return config.generate.processes or max(1, gpus)
+
+
+def plan_images(run: RunFolder, config: CompareConfig) -> None:
+    """Write plan.parquet: one row per image that any arm of any seed wants. Forecast its cost from a short probe."""
+    train = images_of(config).train
+    generator = generator_of(config)
+    wants = [(arm.method, config.levels(arm)) for arm in config.parsed_arms if arm.kind == "synthetic"]
+    prompts = _prompts(config)
+    names = names_of(prompts, train.class_names)
+    inputs: dict[str, Any] = {
+        "selection": run.record("select")["digest"],
+        "wants": wants,
+        "sample": config.sample.model_dump(mode="json"),
+        "sizes": config.sizes.model_dump(mode="json"),
+        "templates": prompts.templates,
+        "names": names,
+        "generator": generator.digest,
+        "seed": config.seed,
+    }
+    stage = run.stage("plan", 2, inputs)
+    if stage.is_done():
+        say("plan: done before")
+        return
+    facts: dict[str, Any] = {}
+    file = run.path / "plan.parquet"
+    with stage.making([file], facts):
+        wanted = [
+            request
+            for method, levels in wants
+            for number in range(config.seeds)
+            for request in requests(selected(run, method, number), levels)
+        ]
+        plan = make_plan(
+            wanted,
+            train,
+            config.sample.grid,
+            config.seed,
+            lambda label, seed: prompt_of(prompts, names[label], seed),
+        )
+        with atomic_path(file) as temporary:
+            pq.write_table(plan, temporary)
+        generator.prepare(distinct_prompts(plan))
+        measured = probe(generator, train, plan, config.sizes, batch_sizes(run, config, generator))
+        levels = {steps: generator.level(steps) for steps in sorted(set(plan["level_steps"].to_pylist()))}
+        calls = {steps: level.calls * generator.calls_a_step for steps, level in levels.items()}
+        cost = forecast(
+            plan,
+            train,
+            calls.__getitem__,
+            seconds_per_call=measured.seconds_per_call,
+            bytes_per_image=measured.bytes_per_image,
+            processes=generator_processes(config),
+        )
+        facts["forecast"] = vars(cost)
+        facts["calls"] = {str(steps): count for steps, count in calls.items()}
+        facts["generator"] = {
+            "name": generator.name,
+            "digest": generator.digest,
+            "licence": generator.licence,
+            "trained_on": generator.trained_on_words,
+            # None where it does not say.
+            "seen": sum(digest in generator.trained_on for digest in train.sha256) if generator.trained_on else None,
+            "only_these": bool(generator.trained_on) and generator.trained_on <= set(train.sha256),
+            "config": generator_config(config),
+        }
+        facts["templates"] = prompts.templates
+    say(_describe(cost))
+
+
+def _prompts(config: CompareConfig) -> PromptConfig:
+    """DiffuseMix edits by a style, whatever the class; the others are told the class."""
+    if kind_of(config.generate) == "diffusemix":
+        return PromptConfig.model_construct(templates=config.diffusemix.prompts)
+    return config.prompts
+
+
+def distinct_prompts(plan: pa.Table) -> list[str]:
+    return sorted(set(plan["prompt"].to_pylist()))
+
+
+def _describe(cost: Forecast) -> str:
+    """The forecast for people: what will be made, and what it takes."""
+    levels = ", ".join(f"{count:,} at {level}" for level, count in cost.per_level.items())
+    fewest, most = min(cost.per_class.values()), max(cost.per_class.values())
+    return (
+        f"plan: {cost.images:,} images ({levels}; {fewest:,} to {most:,} a class), "
+        f"{cost.denoiser_calls:,} denoiser calls, "
+        f"about {duration(cost.seconds)} on this device and {decimal(cost.bytes)}"
+    )
+
+
+def batch_sizes(run: RunFolder, config: CompareConfig, generator: Generator) -> BatchSizes:
+    """The batch sizes that fitted this generator on this kind of device before."""
+    file = run.path / "batch_sizes.json"
+    device = torch.cuda.get_device_name() if generator.device.type == "cuda" else "cpu"
+    key = f"{device} {generator.digest[:16]}"
+
+    def remember(sizes: dict[str, int]) -> None:
+        say(f"generate: out of memory; batches of {', '.join(f'{n} to {what}' for what, n in sizes.items())}")
+        write_json(file, {**_read_sizes(file), key: sizes})
+
+    return BatchSizes(config.generate.batch_size, _read_sizes(file).get(key), remember)
+
+
+def _read_sizes(file: Path) -> dict[str, dict[str, int]]:
+    """What batch_sizes.json says; it only saves time, so a damaged one is removed and nothing is lost."""
+    try:
+        return _SIZES.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        say(f"generate: {file} was damaged and is removed; which batches fit is found out again")
+        file.unlink(missing_ok=True)
+        return {}
+
+
+def read_plan(run: RunFolder) -> pa.Table:
+    run.record("plan")
+    return read_table(run.path / "plan.parquet", schema=PLAN_SCHEMA)
+
+
+def generator_config(config: CompareConfig) -> dict[str, Any]:
+    """The settings that name a generator, as they were asked for; those that change no image are not among them."""
+    others = {"batch_size", "processes", "compile", "fuse_qkv", "leave_out_failed"}
+    return config.generate.model_dump(mode="json", exclude=others)

@@ -1,0 +1,101 @@
+"""Latebloom: find the training images a classifier learns slowly, make variants of just those, retrain, compare.
+
+This page is the whole public interface from Python. Every name is imported when it is first used, so that
+`import latebloom` takes no time. What goes in and comes out are numpy arrays, `LabeledImages`, and pyarrow tables.
+
+Choose:
+    select_slow: the slow-learnable images, from the outputs of an early model.
+    separating_epoch: the epoch to take those outputs at, from the curve of the training error.
+    select_coreset: images that stand for a training set, with weights.
+
+Read:
+    load: a data set by name, path or URL, as `DataConfig` says; a `Splits` of `LabeledImages`.
+    LabeledImages: images, labels and class names; also from arrays of your own.
+    SyntheticFolder: a synthetic data set on disk or at a URL; its rows, states and images.
+
+Generate:
+    requests, make_plan: which variants to make, and the table with a seed and a prompt for each.
+    load_generator: a diffusion model from a folder, a URL or the hub.
+    draw: the images of a plan.
+
+Train:
+    sam_ascent: the ascent step of SAM around any optimizer.
+
+The commands (`latebloom --help`) and the Prefect flows (`latebloom.flows.pipeline`) are built of these.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latebloom.data.images import LabeledImages
+    from latebloom.data.sources.load import DataConfig, Splits, load
+    from latebloom.data.synthetic.folder import SyntheticFolder
+    from latebloom.synth.generate import draw
+    from latebloom.synth.generators.load import GenerateConfig, load_generator
+    from latebloom.synth.plan import make_plan, requests
+    from latebloom.synth.sampling.sample import SampleConfig
+    from latebloom.synth.sizes import SizeConfig
+    from latebloom.train.loop.optim import sam_ascent
+    from latebloom.train.selection.coreset import Coreset, Evidence, select_coreset
+    from latebloom.train.selection.coreset_config import CoresetConfig
+    from latebloom.train.selection.slow import Selection, select_slow, separating_epoch
+
+__all__ = [
+    "Coreset",
+    "CoresetConfig",
+    "DataConfig",
+    "Evidence",
+    "GenerateConfig",
+    "LabeledImages",
+    "SampleConfig",
+    "Selection",
+    "SizeConfig",
+    "Splits",
+    "SyntheticFolder",
+    "__version__",
+    "draw",
+    "load",
+    "load_generator",
+    "make_plan",
+    "requests",
+    "sam_ascent",
+    "select_coreset",
+    "select_slow",
+    "separating_epoch",
+]
+
+_HOME = {
+    "Coreset": "train.selection.coreset",
+    "CoresetConfig": "train.selection.coreset_config",
+    "DataConfig": "data.sources.load",
+    "Evidence": "train.selection.coreset",
+    "GenerateConfig": "synth.generators.load",
+    "LabeledImages": "data.images",
+    "SampleConfig": "synth.sampling.sample",
+    "Selection": "train.selection.slow",
+    "SizeConfig": "synth.sizes",
+    "Splits": "data.sources.load",
+    "SyntheticFolder": "data.synthetic.folder",
+    "draw": "synth.generate",
+    "load": "data.sources.load",
+    "load_generator": "synth.generators.load",
+    "make_plan": "synth.plan",
+    "requests": "synth.plan",
+    "sam_ascent": "train.loop.optim",
+    "select_coreset": "train.selection.coreset",
+    "select_slow": "train.selection.slow",
+    "separating_epoch": "train.selection.slow",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("latebloom")
+    if name not in _HOME:
+        raise AttributeError(f"latebloom has no {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"latebloom.{_HOME[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value

@@ -1,0 +1,316 @@
+"""Stable Diffusion 1.x, 2.x, SDXL and their LCM and Turbo children as a `Denoiser`, from a diffusers folder."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latebloom.data.store.files import digest_file, digest_json
+from latebloom.synth.generators.adapters import Lora, TextualInversion, find_lora, find_textual_inversion, merge_loras
+from latebloom.synth.generators.checkpoint import Checkpoint
+from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet, read_card
+from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
+
+__all__ = ["LatentDenoiser"]
+
+
+class LatentDenoiser:
+    """A `UNet2DConditionModel` in the latents of an `AutoencoderKL`, conditioned on prompts through CLIP.
+
+    Text encoders live only inside `prepare`; afterwards a condition is a row of a table of prompt embeddings. What
+    `encode`, `decode` and `predict` give is float32, whatever the weights are.
+    """
+
+    clip = False
+    channels = 3
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        unet: Any,
+        vae: Any,
+        *,
+        digest: str,
+        dtype: torch.dtype,
+        negative_prompt: str,
+        loras: Sequence[Lora],
+        textual_inversions: Sequence[TextualInversion],
+        embedded_guidance: float,
+        compiled: bool,
+    ) -> None:
+        from diffusers import DDPMScheduler
+        from diffusers.models.embeddings import get_timestep_embedding
+
+        self._checkpoint = checkpoint
+        self._unet = unet.eval()
+        self._vae = vae.eval()
+        self._loras = loras
+        self._textual_inversions = textual_inversions
+        self._negative_prompt = negative_prompt
+        self._rows: dict[str, int] = {}  # prompt -> condition; row 0 of the tables is condition -1
+        # On the CPU: SDXL's 315 KB a prompt in half precision would be 3 GB for 10,000 of them.
+        self._hidden = torch.empty(0)  # (1 + P, L, D)
+        self._pooled = torch.empty(0)  # (1 + P, D'), which only SDXL takes
+        self._compiled = compiled
+        self.dtype = dtype
+        self.device = next(unet.parameters()).device
+        self.digest = digest
+        self.name = checkpoint.folder.name
+        self.licence = licence(checkpoint.folder)
+        card = read_card(checkpoint.folder)
+        self.trained_on: frozenset[str] = frozenset(card.get("trained_on_sha256", ()))
+        self.trained_on_words: str = card.get("trained_on", "")
+
+        # A checkpoint names some sampler; what it was trained on are the betas of that.
+        settings = checkpoint.configs["scheduler"]
+        scheduler = DDPMScheduler.from_config(settings)
+        self.alphas_cumprod: np.ndarray = scheduler.alphas_cumprod.double().numpy()
+        self.prediction_type: PredictionType = scheduler.config["prediction_type"]
+        # A consistency model distilled with guidance takes its scale as an embedding and knows no "none".
+        width = self._unet.config["time_cond_proj_dim"]
+        self.unconditional = width is None
+        consistency = width is not None or settings.get("_class_name") == "LCMScheduler"
+        self.timestep_scaling = float(settings.get("timestep_scaling", 10)) if consistency else 0.0
+        self.embedded_guidance = 0.0 if width is None else embedded_guidance
+        self._guidance: Tensor | None = None  # (1, width)
+        if width is not None:  # of 1000 (scale - 1), as diffusers' LCM pipelines have it
+            scale = torch.tensor([1000 * (embedded_guidance - 1)])
+            self._guidance = get_timestep_embedding(scale, width, downscale_freq_shift=1).to(self.device, dtype)
+
+        vae_config = self._vae.config
+        self._vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)  # pixels a latent, in each direction
+        self.size = int(self._unet.config["sample_size"]) * self._vae_scale
+        # So that every level of the UNet halves evenly, too.
+        self.multiple = self._vae_scale * 2 ** (len(self._unet.config["block_out_channels"]) - 1)
+        mean = torch.tensor(vae_config["latents_mean"] or vae_config["shift_factor"] or 0.0)
+        scale = vae_config["scaling_factor"] / torch.tensor(vae_config["latents_std"] or 1.0)
+        self._latent_mean = mean.view(1, -1, 1, 1).to(self.device)
+        self._latent_scale = scale.view(1, -1, 1, 1).to(self.device)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: torch.device,
+        *,
+        dtype: torch.dtype,
+        negative_prompt: str = "",
+        loras: Sequence[str] = (),
+        textual_inversions: Sequence[str] = (),
+        embedded_guidance: float = 8.5,
+        compile: bool = False,
+        fuse_qkv: bool = False,
+    ) -> "LatentDenoiser":
+        """Load the UNet and VAE of a diffusers folder; weights from safetensors only, pickles are refused.
+
+        Args:
+            dtype: of the UNet and text encoders. The VAE is float32 where its config says `force_upcast` (SDXL's was
+                trained so, and overflows in float16) and for float16, in which those of 1.x and 2.x now and then
+                overflow to black images, too.
+            negative_prompt: what "none" (-1) means to `predict`.
+            loras: "path" or "path@scale" of safetensors files or folders; merged into the weights in this order.
+            textual_inversions: safetensors files or folders of embeddings of new words for prompts; not for SDXL.
+            embedded_guidance: guidance scale given to a model that takes it as an embedding (LCM); no other reads it.
+            compile: `torch.compile` the UNet's repeated blocks, at the first call and for each new shape; like
+                `fuse_qkv`, one matrix product for query, key and value, no part of the digest.
+
+        Raises:
+            ValueError: another kind of model, missing or pickled files, an adapter that does not fit.
+        """
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+
+        checkpoint = Checkpoint.read(folder)
+        embeds_guidance = checkpoint.configs["unet"].get("time_cond_proj_dim") is not None
+        if negative_prompt and embeds_guidance:
+            raise ValueError(f"{folder} has guidance built in and takes no negative prompt; leave it empty")
+        if textual_inversions and checkpoint.sdxl:
+            raise ValueError(
+                f"{folder} is SDXL: textual inversions are understood for Stable Diffusion 1.x and 2.x only"
+            )
+        width = checkpoint.configs["text_encoder"].get("hidden_size", 512)  # transformers' default
+        lora_files = [find_lora(text) for text in loras]
+        words = [find_textual_inversion(path, width) for path in textual_inversions]
+        digest = digest_json(
+            {
+                "model": checkpoint.contents(),
+                "loras": [(digest_file(file), scale) for file, scale in lora_files],
+                "textual_inversions": [(digest_file(file), token) for file, token in words],
+                "negative_prompt": negative_prompt,
+                "embedded_guidance": embedded_guidance if embeds_guidance else None,
+                "dtype": str(dtype),
+            }
+        )
+        # Merged in float32, so that a weight is rounded once and not before a small change is added to it.
+        unet = checkpoint.load(UNet2DConditionModel, "unet", torch.float32 if loras else dtype)
+        if loras:
+            merge_loras(_pipeline(checkpoint, unet=unet), lora_files, unet.config)
+            torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32; there are none
+        upcast = dtype == torch.float16 or checkpoint.configs["vae"].get("force_upcast", False)
+        vae = checkpoint.load(AutoencoderKL, "vae", torch.float32 if upcast else dtype)
+        vae.enable_slicing()  # one image at a time: bounded memory, and no image depends on its batch
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        unet.to(device, memory_format=layout)
+        vae.to(device, memory_format=layout)
+        if fuse_qkv:
+            fuse_projections(unet)
+        if compile:
+            compile_network(unet)
+        return cls(
+            checkpoint,
+            unet,
+            vae,
+            digest=digest,
+            dtype=dtype,
+            negative_prompt=negative_prompt,
+            loras=lora_files,
+            textual_inversions=words,
+            embedded_guidance=embedded_guidance,
+            compiled=compile,
+        )
+
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Raise ValueError where a class has no name: any name makes a prompt, but it takes one."""
+        for label, name in enumerate(class_names):
+            if not name.strip():
+                raise ValueError(f"class {label} has no name to make a prompt of; name it in the class-name map")
+
+    @torch.inference_mode()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Embed the prompts that are new, one at a time so that none depends on the others; then free the encoders.
+
+        Warns of every prompt that is longer than the text encoder reads, and says what is cut off.
+
+        Raises:
+            ValueError: broken text encoders, or a LoRA or textual inversion that does not fit them.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        if not new:
+            return
+        first = not self._rows
+        with quiet():
+            encoders = self._text_encoders()
+        texts = [self._negative_prompt, *new] if first else new
+        embeddings = [_embed(text, encoders, self._checkpoint.sdxl) for text in texts]
+        hidden = torch.cat([hidden.cpu() for hidden, _ in embeddings])
+        pooled = torch.cat([pooled.cpu() for _, pooled in embeddings])
+        if first and self._checkpoint.zeros_for_none and not self._negative_prompt:
+            hidden[0] = pooled[0] = 0
+        self._hidden = hidden if first else torch.cat([self._hidden, hidden])
+        self._pooled = pooled if first else torch.cat([self._pooled, pooled])
+        self._rows |= {prompt: row for row, prompt in enumerate(new, len(self._rows))}
+        del encoders
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
+        """int64 (n,) on `device`: the row of each prompt; labels are left alone.
+
+        Raises:
+            ValueError: a prompt that `prepare` was not told.
+        """
+        for prompt in prompts:
+            if prompt not in self._rows:
+                raise ValueError(f"prompt {prompt!r} was not prepared; tell `prepare` every prompt before it is used")
+        return torch.tensor([self._rows[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)
+
+    @torch.inference_mode()
+    def encode(self, images: np.ndarray) -> Tensor:
+        """uint8 (n, h, w, 3) to latents float32 (n, c', h / 8, w / 8): the posterior's mode, the same every time."""
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
+        x = (x.float() / 127.5 - 1).to(self._vae.dtype)
+        mode = self._vae.encode(x, return_dict=False)[0].mode().float()
+        return (mode - self._latent_mean) * self._latent_scale
+
+    @torch.inference_mode()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents to pixels, float32 (n, 3, h, w), -1 black to 1 white; neither clipped nor made finite."""
+        latents = (x0 / self._latent_scale + self._latent_mean).to(self._vae.dtype)
+        return self._vae.decode(latents, return_dict=False)[0].float()
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+        """The UNet's output, float32 like x (n, c', h', w'), at timesteps int64 (n,); a condition of -1 is "none"."""
+        count = len(x)
+        if self._compiled:
+            x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
+        rows, places = (conditions + 1).unique(return_inverse=True)  # of a batch, half are "none" with guidance
+        rows = rows.cpu()
+        added = None
+        if self._checkpoint.sdxl:
+            height, width = (side * self._vae_scale for side in x.shape[2:])
+            # Original size, corner of the crop, target size (arXiv 2307.01952, section 2.2): never resized nor cropped.
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device).expand(len(x), -1)
+            added = {"text_embeds": self._pooled[rows].to(x.device)[places], "time_ids": sizes}
+        return self._unet(
+            x.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=self._hidden[rows].to(x.device)[places],
+            timestep_cond=None if self._guidance is None else self._guidance.expand(len(x), -1),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0][:count].float()
+
+    def _text_encoders(self) -> Any:
+        """A diffusers pipeline of tokenizers and text encoders alone, on `device`, with all adapters in them."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        checkpoint = self._checkpoint
+        dtype = torch.float32 if self._loras else self.dtype
+        parts = {"text_encoder": checkpoint.load(CLIPTextModel, "text_encoder", dtype)}
+        if checkpoint.sdxl:
+            parts["text_encoder_2"] = checkpoint.load(CLIPTextModelWithProjection, "text_encoder_2", dtype)
+        tokenizers = {
+            part: CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder=part, local_files_only=True)
+            for part in checkpoint.configs
+            if part.startswith("tokenizer")
+        }
+        pipeline = _pipeline(checkpoint, **parts, **tokenizers)
+        merge_loras(pipeline, self._loras, self._unet.config)
+        # transformers draws rows for new words before diffusers fills them, from torch's global stream: nobody else
+        # must notice.
+        with torch.random.fork_rng(devices=[]):
+            for file, token in self._textual_inversions:
+                pipeline.load_textual_inversion(str(file), token, use_safetensors=True, local_files_only=True)
+        for part in parts.values():
+            part.to(self.device, self.dtype).eval()
+        return pipeline
+
+
+def _pipeline(checkpoint: Checkpoint, **parts: Any) -> Any:
+    """A diffusers pipeline of some parts only: for its loaders."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    every = dict.fromkeys(checkpoint.configs) | parts
+    if checkpoint.sdxl:
+        return StableDiffusionXLPipeline(**every, add_watermarker=False)
+    return StableDiffusionPipeline(**every, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _embed(prompt: str, pipeline: Any, sdxl: bool) -> tuple[Tensor, Tensor]:
+    """Hidden states (1, L, D) and pooled text (1, D') of a prompt, which are those of `pipeline.encode_prompt`.
+
+    The last hidden state of one encoder; of SDXL's two the last but one, side by side, and what the second pools.
+    """
+    hidden = []
+    for suffix in ("", "_2") if sdxl else ("",):
+        tokenizer, encoder = getattr(pipeline, f"tokenizer{suffix}"), getattr(pipeline, f"text_encoder{suffix}")
+        text = pipeline.maybe_convert_prompt(prompt, tokenizer)  # a word of several vectors becomes several words
+        limit = tokenizer.model_max_length
+        if not suffix:
+            _warn_of_cut(prompt, text, tokenizer)
+        tokens = tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+        hidden.append(output.hidden_states[-2] if sdxl else output.last_hidden_state)
+    return torch.cat(hidden, -1), output.text_embeds if sdxl else output.pooler_output
+
+
+def _warn_of_cut(prompt: str, text: str, tokenizer: Any) -> None:
+    tokens = tokenizer(text, verbose=False).input_ids
+    limit = tokenizer.model_max_length
+    if len(tokens) > limit:
+        cut = tokenizer.decode(tokens[limit - 1 : -1])
+        warnings.warn(f"prompt {prompt!r} has more than {limit} tokens: {cut!r} is cut off", stacklevel=2)

@@ -1,0 +1,198 @@
+"""From the name of a generator in a config to the generator."""
+
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+
+from latebloom.data.store.files import as_path, local_folder, read_json
+from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
+from latebloom.synth.generators.diffusers_folder import quiet
+from latebloom.synth.generators.latent import LatentDenoiser
+from latebloom.synth.generators.pipeline import PipelineGenerator
+from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.sampling.denoiser import Generator
+from latebloom.synth.sampling.loop import LoopGenerator
+from latebloom.synth.sampling.sample import SampleConfig
+
+__all__ = ["GenerateConfig", "generator_folder", "kind_of", "load_generator"]
+
+Kind = Literal["pixel", "latent", "pipeline", "diffusemix"]
+_SHIPPED = Path(__file__).parents[1] / "shipped"
+# Which kinds a setting is for.
+_TAKES: dict[str, tuple[Kind, ...]] = {
+    "loras": ("latent", "pipeline"),
+    "textual_inversions": ("latent",),
+    "compile": ("pixel", "latent", "pipeline"),
+    "fuse_qkv": ("latent", "pipeline"),
+}
+_USUAL_EMBEDDED = 8.5  # of LCM's pipelines
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Which generator makes the images, and how it is run."""
+
+    generator: str = Field(
+        "digits", description="A shipped generator by name, the path of a diffusers folder, or a hub id (owner/name)"
+    )
+    kind: Literal["auto", Kind] = Field(
+        "auto",
+        description="pixel: UNet2DModel; latent: Stable Diffusion 1.x, 2.x, SDXL in our own loop; pipeline: any other "
+        "image-to-image model with a strength; diffusemix: InstructPix2Pix and DiffuseMix. auto: what the folder holds",
+    )
+    revision: str = Field("", description="Of a hub id: commit, tag or branch; empty: the newest")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, else float32"
+    )
+    loras: tuple[str, ...] = Field((), description="LoRA weights as PATH or PATH@SCALE, fused into the model")
+    textual_inversions: tuple[str, ...] = Field((), description="Textual inversion embeddings by path")
+    compile: bool = Field(False, description="torch.compile: minutes once per size, faster then; changes no image much")
+    fuse_qkv: bool = Field(False, description="One matrix product for query, key and value")
+    batch_size: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="Images denoised together, at most, 1 to 65,536; halved and remembered where memory does not "
+        "suffice. Changes no image",
+    )
+    leave_out_failed: bool = Field(
+        False,
+        description="Finish the data set without images that could not be made; the manifest names them, and the next "
+        "command tries them again",
+    )
+    processes: int = Field(
+        0, ge=0, le=256, description="Processes that generate, 0 to 256; 0: one a GPU, one on the CPU. Changes no image"
+    )
+
+
+def load_generator(
+    config: GenerateConfig,
+    sample: SampleConfig,
+    diffusemix: DiffuseMixConfig,
+    negative_prompt: str,
+    device: torch.device,
+) -> Generator:
+    """Load the generator that a config names.
+
+    Raises:
+        ValueError: there is none, it is of a kind that is not understood, or it cannot be sampled as asked.
+    """
+    folder = generator_folder(config.generator, config.revision)
+    kind = kind_of(config)
+    for name, takes in _TAKES.items():
+        if getattr(config, name) and kind not in takes:
+            raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} at its default")
+    if negative_prompt and kind == "pixel":
+        raise ValueError("a pixel generator reads no prompts; leave prompts.negative empty")
+    with quiet():
+        generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
+    if _is_hub_id(config.generator):
+        generator.name = config.generator  # its snapshot lies in a folder that is called like the commit
+    return generator
+
+
+def _load(
+    kind: Kind,
+    folder: Path,
+    config: GenerateConfig,
+    sample: SampleConfig,
+    diffusemix: DiffuseMixConfig,
+    negative_prompt: str,
+    device: torch.device,
+) -> Generator:
+    dtype = _dtype(config.dtype, device)
+    if kind == "pixel":
+        return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile), sample)
+    if kind == "diffusemix":
+        return DiffuseMixGenerator.load(folder, device, dtype=dtype, config=diffusemix, grid=sample.grid)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "negative_prompt": negative_prompt,
+        "loras": config.loras,
+        "fuse_qkv": config.fuse_qkv,
+        "compile": config.compile,
+    }
+    if kind == "pipeline":
+        return PipelineGenerator.load(
+            folder,
+            device,
+            grid=sample.grid,
+            steps=sample.steps or sample.grid,
+            match=sample.match,
+            guidance_scale=sample.guidance_scale,
+            **options,
+        )
+    denoiser = LatentDenoiser.load(
+        folder,
+        device,
+        textual_inversions=config.textual_inversions,
+        embedded_guidance=_USUAL_EMBEDDED if sample.guidance_scale == 1 else sample.guidance_scale,
+        **options,
+    )
+    return LoopGenerator(denoiser, sample)
+
+
+def generator_folder(name: str, revision: str = "") -> Path:
+    """The folder of a generator given as the name of a shipped one, a path, or a URL or hub id, which is fetched.
+
+    Raises:
+        ValueError: none of them; the message lists the shipped ones.
+    """
+    for folder in (_SHIPPED / name, as_path(name)):
+        if (folder / "model_index.json").is_file():
+            return local_folder(folder)
+    if _is_hub_id(name):
+        folder = _from_hub(name, revision)
+        if (folder / "model_index.json").is_file():
+            return folder
+    shipped = ", ".join(sorted(p.name for p in _SHIPPED.iterdir())) if _SHIPPED.is_dir() else "none"
+    raise ValueError(
+        f"no generator at {name!r}: expected a diffusers folder (with model_index.json), a hub id (owner/name) or one "
+        f"of those shipped ({shipped}); `latebloom fit-generator` makes one from your images"
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+@functools.cache
+def _from_hub(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # No pickles and no single-file copies of the same weights; text, since tokenizers are.
+        wanted = ["*.json", "*.txt", "*.md", "*.model", "*.jinja", "*/*.safetensors"]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ValueError(
+            f"generator {name!r} is no folder here and could not be fetched from the hub "
+            f"({' '.join(str(error).split())[:200]}); check its id and revision, or download it and give the path"
+        ) from error
+
+
+def kind_of(config: GenerateConfig) -> Kind:
+    """The kind that a config names, or that its folder's model_index.json tells of."""
+    if config.kind != "auto":
+        return config.kind
+    index = read_json(generator_folder(config.generator, config.revision) / "model_index.json")
+    pipeline = str(index.get("_class_name", ""))
+    unet = (index.get("unet") or [None, None])[1]
+    if unet == "UNet2DModel":
+        return "pixel"
+    if pipeline == "StableDiffusionInstructPix2PixPipeline":
+        return "diffusemix"
+    if unet == "UNet2DConditionModel" and pipeline.startswith(("StableDiffusion", "LatentConsistency")):
+        return "latent"
+    return "pipeline"
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _DTYPES[name]

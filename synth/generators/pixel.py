@@ -1,0 +1,169 @@
+"""Class-conditional `UNet2DModel` in pixel space, from any diffusers folder: the embedded default generator."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latebloom.data.store.files import digest_file, digest_json, read_json
+from latebloom.synth.generators.checkpoint import check_schedule
+from latebloom.synth.generators.diffusers_folder import CARD_FILE, compile_network, licence, load_part, read_card
+from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
+
+__all__ = ["PixelDenoiser"]
+
+_CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
+
+
+class PixelDenoiser:
+    """A `UNet2DModel` with class embeddings behind the `Denoiser` interface.
+
+    The last class embedding is "no label" where the model has one more than there are classes. Prompts are left alone:
+    the label says what to make.
+    """
+
+    clip = True
+    embedded_guidance = 0.0
+    timestep_scaling = 0.0
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas_cumprod: np.ndarray,
+        prediction_type: PredictionType,
+        *,
+        num_classes: int,
+        name: str,
+        digest: str,
+        class_names: tuple[str, ...] = (),
+        trained_on: frozenset[str] = frozenset(),
+        trained_on_words: str = "",
+        licence: str = "",
+        compiled: bool = False,
+    ) -> None:
+        self.unet = unet.eval()
+        self.compiled = compiled
+        self.alphas_cumprod = alphas_cumprod
+        self.prediction_type = prediction_type
+        self.num_classes = num_classes
+        self.name = name
+        self.digest = digest
+        self.class_names = class_names
+        self.trained_on = trained_on
+        self.trained_on_words = trained_on_words
+        self.licence = licence
+        weight = next(unet.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        config: Any = unet.config
+        self.unconditional: bool = config["num_class_embeds"] > num_classes
+        self.size = int(config["sample_size"])
+        self.multiple = 2 ** (len(config["block_out_channels"]) - 1)
+        self.channels = int(config["in_channels"])
+
+    @classmethod
+    def load(
+        cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, compile: bool = False
+    ) -> "PixelDenoiser":
+        """Load `unet/` and `scheduler/` of a diffusers folder; weights from safetensors only, pickles are refused.
+
+        Raises:
+            ValueError: another kind of model, missing or broken files, a schedule or prediction type that is not
+                understood, no class conditioning.
+        """
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        index = read_json(folder / "model_index.json")
+        kind = index.get("unet", [None, None])[1]
+        if kind != "UNet2DModel":
+            raise ValueError(
+                f"{folder} holds a {kind or index.get('_class_name')}, a pixel generator is a UNet2DModel; leave the "
+                "kind at auto"
+            )
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused")
+        for part, file in _CONFIG_FILES.items():
+            if not (folder / part / file).is_file():
+                raise ValueError(f"{folder} has no {part}/{file}; copy or save the whole diffusers folder")
+        configs = {part: read_json(folder / part / file) for part, file in _CONFIG_FILES.items()}
+        check_schedule(folder, configs["scheduler"])
+        scheduler = DDPMScheduler.from_config(configs["scheduler"])
+        unet = load_part(UNet2DModel, folder, "unet", dtype)
+        if device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)
+        if compile:
+            compile_network(unet)
+        embeddings = unet.config["num_class_embeds"]
+        if not embeddings:
+            raise ValueError(f"{folder} has no class embeddings, so it cannot keep the label of an image")
+        if unet.config["out_channels"] != unet.config["in_channels"]:
+            raise ValueError(f"{folder} predicts a variance too (learned_range), which is not understood yet")
+        card = read_card(folder)
+        class_names = tuple(card.get("class_names", ()))
+        if len(class_names) > embeddings:
+            raise ValueError(
+                f"{folder / CARD_FILE} names {len(class_names)} classes, the model has {embeddings} embeddings"
+            )
+        # Keys with an underscore say which diffusers wrote the file and from which path, not what the model is.
+        settings = {
+            part: {key: value for key, value in config.items() if not key.startswith("_")}
+            for part, config in configs.items()
+        }
+        digest = digest_json({"weights": digest_file(weights), "settings": settings, "dtype": str(dtype)})
+        return cls(
+            unet.to(device),
+            scheduler.alphas_cumprod.double().numpy(),
+            scheduler.config["prediction_type"],
+            num_classes=len(class_names) or embeddings,
+            name=folder.name,
+            digest=digest,
+            class_names=class_names,
+            trained_on=frozenset(card.get("trained_on_sha256", ())),
+            trained_on_words=card.get("trained_on", ""),
+            licence=licence(folder),
+            compiled=compile,
+        )
+
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Raise ValueError where it does not know these classes under these numbers."""
+        if len(class_names) > self.num_classes:
+            raise ValueError(
+                f"generator {self.name} knows {self.num_classes} classes, the data have {len(class_names)}"
+            )
+        for label, name in enumerate(class_names):
+            if self.class_names and self.class_names[label] != name:
+                near = difflib.get_close_matches(name, self.class_names, 1)
+                hint = f" (it has {near[0]!r} at {self.class_names.index(near[0])})" if near else ""
+                raise ValueError(
+                    f"class {label} of the data is {name!r}, of generator {self.name} it is "
+                    f"{self.class_names[label]!r}{hint}; the names and their order must agree"
+                )
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Nothing: there is no text encoder."""
+
+    def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
+        """The labels."""
+        return torch.tensor(labels, dtype=torch.int64, device=self.device)
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        """uint8 (n, h, w, C) to float32 (n, C, h, w) in [-1, 1]."""
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
+        return x.float() / 127.5 - 1
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The pixels, which x0 is."""
+        return x0
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+        """The UNet's output; a condition of -1 is the embedding after the last class."""
+        count = len(x)
+        if self.compiled:
+            x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
+        labels = torch.where(conditions < 0, self.num_classes, conditions)
+        return self.unet(x.to(self.dtype), timesteps, class_labels=labels, return_dict=False)[0][:count].float()

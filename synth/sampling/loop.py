@@ -1,0 +1,82 @@
+"""A `Denoiser` driven by our own loop, as a `Generator`."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latebloom.synth.sampling.denoiser import Denoiser, Made, Wanted, to_pixels
+from latebloom.synth.sampling.levels import Level, NoiseGrid
+from latebloom.synth.sampling.sample import SampleConfig, check_sampling, denoise
+
+__all__ = ["LoopGenerator"]
+
+
+class LoopGenerator:
+    """The pixel and latent generators: what the model says, walked by `sample.denoise`.
+
+    Raises:
+        ValueError: the model cannot be sampled as `config` asks.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: SampleConfig) -> None:
+        embedded = denoiser.embedded_guidance
+        if embedded:  # an input of the network, which then needs no second call
+            config = config.model_copy(update={"guidance_scale": 1.0})
+        check_sampling(denoiser, config)
+        self.denoiser = denoiser
+        self.config = config
+        self.grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid, config.match)
+        self.name = denoiser.name
+        self.digest = denoiser.digest
+        self.licence = denoiser.licence
+        self.device = denoiser.device
+        self.trained_on = denoiser.trained_on
+        self.trained_on_words = denoiser.trained_on_words
+        self.size = denoiser.size
+        self.multiple = denoiser.multiple
+        self.channels = denoiser.channels
+        self.calls_a_step = config.calls_a_step
+        self.sampler: str = config.sampler
+        self.guidance_scale = embedded or config.guidance_scale
+
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Raise ValueError where it cannot make images of these classes."""
+        self.denoiser.check(class_names)
+
+    def level(self, steps: int) -> Level:
+        """What level `steps` of the grid is on this model's schedule."""
+        return self.grid.level(steps, self.config.calls(steps))
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Told all distinct prompts before any `make`."""
+        self.denoiser.prepare(prompts)
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        """uint8 (n, h, w, c) to x0, float32 (n, c', h', w')."""
+        return self.denoiser.encode(images)
+
+    @torch.inference_mode()
+    def make(self, references: Tensor, wanted: Wanted) -> Made:
+        """One variant of each reference, in one ragged batch."""
+        conditions = self.denoiser.conditions(wanted.labels, wanted.prompts)
+        x0 = denoise(self.denoiser, references, conditions, wanted.levels, wanted.seeds, self.config)
+        finite = torch.isfinite(x0).flatten(1).all(1).cpu().numpy()
+        made = to_pixels(self.denoiser.decode(x0))
+        return Made(made.images, made.finite & finite)
+
+    def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
+        """Times the network alone for about a second, after one call to warm up."""
+        conditions = self.denoiser.conditions(wanted.labels, wanted.prompts)
+        if self.calls_a_step == 2:
+            references = torch.cat([references, references])
+            conditions = torch.cat([conditions, torch.full_like(conditions, -1)])
+        timesteps = torch.full((len(references),), int(self.grid.timesteps[self.grid.size // 2]), device=self.device)
+        self.denoiser.predict(references, timesteps, conditions).cpu()
+        calls, begin = 0, time.perf_counter()
+        while calls < 3 or (time.perf_counter() - begin < 1.0 and calls < 20):
+            self.denoiser.predict(references, timesteps, conditions).cpu()  # .cpu() waits for a GPU to be done
+            calls += 1
+        return (time.perf_counter() - begin) / calls / len(references)

@@ -1,0 +1,244 @@
+"""The denoising loop: ragged batches, classifier-free guidance, four samplers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pydantic
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latebloom.synth.sampling.denoiser import Denoiser, to_x0
+from latebloom.synth.sampling.levels import Match, NoiseGrid
+
+__all__ = ["SampleConfig", "Sampler", "check_sampling", "denoise"]
+
+Sampler = Literal["ddpm", "ddim", "dpm++2m", "lcm"]
+
+
+class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How references are noised and denoised. The defaults are the paper's (2505.21574, section 5)."""
+
+    sampler: Sampler = Field(
+        "ddpm",
+        description="ddpm: ancestral, fresh noise at each step; ddim, dpm++2m: deterministic after the start; lcm: for "
+        "few-step models (LCM, Turbo). Generators of kind pipeline and diffusemix bring their own",
+    )
+    grid: int = Field(100, ge=1, le=1000, description="S: steps of the noise grid that levels count in, 1 to 1000")
+    steps: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Denoiser calls from pure noise, at most the grid; level R of S then takes R / S of them, rounded "
+        "up. 0: one a step of the grid, so level R takes R",
+    )
+    match: Match = Field(
+        "snr",
+        description="What makes level R of S the same for every generator. snr: the noise (log-SNR of GLIDE's grid); "
+        "steps: the R-th of S of the model's own timesteps; strength: R / S as diffusers' strength",
+    )
+    guidance_scale: float = Field(
+        3.0,
+        ge=0,
+        le=50,
+        description="Classifier-free guidance, 0 to 50; 1 switches it off and halves the work. A model that takes "
+        "guidance as an input (LCM) gets it there, its usual 8.5 for 1",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _steps_on_grid(self) -> "SampleConfig":
+        if self.steps > self.grid:
+            raise ValueError(f"{self.steps} steps are more than the {self.grid} of the grid; raise sample.grid too")
+        return self
+
+    @property
+    def calls_a_step(self) -> int:
+        """Network evaluations of one image in one step: guidance makes an unconditional one too."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    def calls(self, level: int) -> int:
+        """Denoising steps that level `level` of the grid takes."""
+        return -(-level * (self.steps or self.grid) // self.grid)
+
+
+def denoise(
+    denoiser: Denoiser,
+    references: Tensor,
+    conditions: Tensor,
+    levels: np.ndarray,
+    seeds: Sequence[int],
+    config: SampleConfig,
+) -> Tensor:
+    """Noise each reference to its own level and denoise it, all in one batch.
+
+    Each image walks its own way down the grid; the ways are aligned at their ends, so an image joins when as many
+    calls are left as its level takes. Images of different levels share every call, each at its own timestep. Each has
+    a random stream of its own on the CPU: batch mates, their order and the device have no part in its noise.
+
+    Args:
+        references: x0, float32 (B, c, h, w), from `denoiser.encode`.
+        conditions: int64 (B,), from `denoiser.conditions`.
+        levels: int64 (B,), R of each image, 1..grid.
+        seeds: one an image, 0 <= seed < 2**63.
+
+    Returns:
+        x0, float32 (B, c, h, w). Not finite where the network's output was not.
+
+    Raises:
+        ValueError: a level that the grid does not have, or guidance on a model without an unconditional branch.
+    """
+    check_sampling(denoiser, config)
+    grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid, config.match)
+    paths = {int(level): grid.path(int(level), config.calls(int(level))) for level in np.unique(levels)}
+    calls = np.array([len(paths[int(level)]) for level in levels])
+    # Longest way first: those that have joined are then always a prefix.
+    order = np.argsort(-calls, kind="stable")
+    levels, calls = levels[order], calls[order]
+    way = np.zeros((len(order), calls[0]), np.int64)  # (B, calls): grid index where this many further calls are left
+    for row, level in enumerate(levels.tolist()):
+        way[row, : calls[row]] = paths[level][::-1]
+    # Philox, because torch's CPU generator keeps only the low 32 bits of a seed: 100,000 images would share noise.
+    streams = [np.random.Generator(np.random.Philox(int(seeds[i]))) for i in order]
+    to_rows = torch.from_numpy(order).to(references.device)
+    conditions = conditions[to_rows.to(conditions.device)]
+    x = _start(references[to_rows], levels, grid, streams)
+    previous_x0 = torch.zeros_like(x)
+    for left in range(calls[0] - 1, -1, -1):
+        active = int((calls > left).sum())
+        here = _Step.of(grid, way, left, active, calls, x.device)
+        x0 = _predict_x0(denoiser, x[:active], here, conditions[:active], config.guidance_scale)
+        if config.sampler == "lcm":
+            x[:active] = _lcm(x[:active], x0, here, streams[:active], denoiser.timestep_scaling)
+        elif left == 0:
+            x = x0
+        elif config.sampler == "ddpm":
+            x[:active] = _ddpm(x[:active], x0, here, streams[:active])
+        elif config.sampler == "ddim":
+            x[:active] = _ddim(x[:active], x0, here)
+        else:
+            x[:active] = _dpm_2m(x[:active], x0, previous_x0[:active], here)
+            previous_x0[:active] = x0
+    result = torch.empty_like(x)
+    result[to_rows.to(x.device)] = x
+    return result
+
+
+def check_sampling(denoiser: Denoiser, config: SampleConfig) -> None:
+    """Raise ValueError where a generator cannot be sampled like this."""
+    if config.grid > len(denoiser.alphas_cumprod):
+        raise ValueError(
+            f"a grid of {config.grid} steps is finer than the {len(denoiser.alphas_cumprod)} timesteps "
+            f"of generator {denoiser.name}"
+        )
+    if config.guidance_scale != 1 and not denoiser.unconditional:
+        raise ValueError(
+            f"generator {denoiser.name} has no unconditional branch, which guidance needs: set the guidance scale to 1"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One step of the A active images: abar before it, after it and one step earlier, and the coefficients of it.
+
+    Coefficients are computed in float64 and become float32 (A, 1, 1, 1) on the device, one an image, so an image's
+    arithmetic is its own.
+    """
+
+    timesteps: Tensor  # int64 (A,)
+    now: np.ndarray  # float64 (A,)
+    after: np.ndarray  # (A,); 1 behind the last step
+    before: np.ndarray  # (A,); NaN for images that enter here
+    last: bool
+
+    @classmethod
+    def of(
+        cls, grid: NoiseGrid, way: np.ndarray, left: int, active: int, calls: np.ndarray, device: torch.device
+    ) -> "_Step":
+        here = way[:active, left]
+        after = grid.alphas_cumprod[way[:active, left - 1]] if left else np.ones(active)
+        before = np.full(active, np.nan)
+        older = int((calls > left + 1).sum())
+        if older:
+            before[:older] = grid.alphas_cumprod[way[:older, left + 1]]
+        timesteps = torch.from_numpy(grid.timesteps[here]).to(device)
+        return cls(timesteps, grid.alphas_cumprod[here], after, before, left == 0)
+
+    def column(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self.timesteps.device)[:, None, None, None]
+
+
+def _normal(streams: Sequence[np.random.Generator], like: Tensor) -> Tensor:
+    """Standard normal noise (B, c, h, w), row b from stream b."""
+    rows = [stream.standard_normal(like.shape[1:], np.float32) for stream in streams]
+    return torch.from_numpy(np.stack(rows)).to(like.device)
+
+
+def _start(references: Tensor, levels: np.ndarray, grid: NoiseGrid, streams: Sequence[np.random.Generator]) -> Tensor:
+    """q(x_t | x_0) at each image's own level (Ho et al., arXiv 2006.11239, Eq. 4); pure noise at R = S."""
+    alpha = np.where(levels == grid.size, 0.0, grid.alphas_cumprod[levels - 1])
+    signal = torch.from_numpy(np.sqrt(alpha)).float()[:, None, None, None].to(references.device)
+    noise = torch.from_numpy(np.sqrt(1 - alpha)).float()[:, None, None, None].to(references.device)
+    return signal * references + noise * _normal(streams, references)
+
+
+def _predict_x0(denoiser: Denoiser, x: Tensor, here: _Step, conditions: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        output = denoiser.predict(x, here.timesteps, conditions)
+    else:
+        both = denoiser.predict(
+            torch.cat([x, x]),
+            torch.cat([here.timesteps, here.timesteps]),
+            torch.cat([conditions, torch.full_like(conditions, -1)]),
+        )
+        conditional, unconditional = both.chunk(2)
+        output = unconditional + scale * (conditional - unconditional)  # arXiv 2207.12598, Eq. 6, in w + 1
+    signal, noise = here.column(np.sqrt(here.now)), here.column(np.sqrt(1 - here.now))
+    x0 = to_x0(denoiser.prediction_type, output, x, signal, noise)
+    if not denoiser.clip:
+        return x0
+    # An infinite output must stay seen as one, not become a saturated pixel.
+    return x0.clamp(-1, 1).masked_fill(x0.isinf(), torch.nan)
+
+
+def _ddpm(x: Tensor, x0: Tensor, here: _Step, streams: Sequence[np.random.Generator]) -> Tensor:
+    """Ancestral step with the posterior's variance (arXiv 2006.11239, Eq. 7), betas of the respaced grid."""
+    now, after = here.now, here.after
+    beta = 1 - now / after
+    mean = (
+        here.column(np.sqrt(after) * beta / (1 - now)) * x0
+        + here.column(np.sqrt(1 - beta) * (1 - after) / (1 - now)) * x
+    )
+    return mean + here.column(np.sqrt(beta * (1 - after) / (1 - now))) * _normal(streams, x)
+
+
+def _ddim(x: Tensor, x0: Tensor, here: _Step) -> Tensor:
+    """DDIM with eta = 0 (arXiv 2010.02502, Eq. 12); the noise is that which leads from the clipped x0 to x."""
+    noise = (x - here.column(np.sqrt(here.now)) * x0) / here.column(np.sqrt(1 - here.now))
+    return here.column(np.sqrt(here.after)) * x0 + here.column(np.sqrt(1 - here.after)) * noise
+
+
+def _dpm_2m(x: Tensor, x0: Tensor, previous_x0: Tensor, here: _Step) -> Tensor:
+    """DPM-Solver++(2M), data prediction (arXiv 2211.01095, Alg. 2); first order for images that enter here."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # zero terminal SNR: -inf, only where an image enters
+        before, now, after = (0.5 * np.log(a / (1 - a)) for a in (here.before, here.now, here.after))
+        half_step_back = (after - now) / (2 * (now - before))  # 1 / (2 r)
+    # NaN: nothing before. inf: two timesteps of one abar, or an abar of 1 next. First order for all of them.
+    second_order = np.nan_to_num(half_step_back, posinf=0)
+    direction = x0 + here.column(second_order) * (x0 - previous_x0)
+    decay = here.column(np.sqrt((1 - here.after) / (1 - here.now)))
+    return decay * x - here.column(np.sqrt(here.after) * np.expm1(now - after)) * direction
+
+
+def _lcm(x: Tensor, x0: Tensor, here: _Step, streams: Sequence[np.random.Generator], scaling: float) -> Tensor:
+    """Multistep consistency sampling (arXiv 2310.04378, Alg. 3): to x0, then fresh noise of the next step.
+
+    A consistency model's x0 is c_skip x + c_out x0 (Eq. 8 there), with its scaled timestep and sigma_data = 0.5.
+    """
+    if scaling:
+        scaled = here.timesteps.double().cpu().numpy() * scaling
+        x0 = here.column(0.25 / (scaled**2 + 0.25)) * x + here.column(scaled / np.sqrt(scaled**2 + 0.25)) * x0
+    if here.last:
+        return x0
+    return here.column(np.sqrt(here.after)) * x0 + here.column(np.sqrt(1 - here.after)) * _normal(streams, x)

@@ -1,0 +1,330 @@
+"""What `strength` means in diffusers' image-to-image pipelines: which have one, where it starts, how noisy that is."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latebloom.data.store.files import read_json
+from latebloom.synth.sampling.levels import Level, Match, glide_log_snr
+
+__all__ = ["Start", "choose", "image_to_image_class", "level_of", "settle_scheduler", "starts", "watched"]
+
+# Pictures that some pipelines want besides the reference.
+_MORE_IMAGES = ("control_image", "hint", "mask_image", "original_image", "depth_map")
+# From k / N to the next place of N steps, all the way through k / (N - 1), k / (N - 2), ..., it is N / k step numbers:
+# 20 reach from a twentieth of the way on.
+_MORE_STEPS = 20
+_NEAR = 0.05  # of log-SNR: about half a level of 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A place where a pipeline can begin to denoise.
+
+    Attributes:
+        calls: denoising steps from there to the image.
+        steps: `num_inference_steps` to ask the pipeline for.
+        strength: the float to pass to the pipeline, which rounds it in its own way. Never computed with.
+        seen: the first timestep that the scheduler sees, in its own unit.
+        timestep: the same in training timesteps (flow models: 1000 sigma).
+        log_snr: log(signal variance / noise variance) there; -inf for pure noise.
+        share: of the schedule that lies below, 0 to 1.
+    """
+
+    calls: int
+    steps: int
+    strength: float
+    seen: float
+    timestep: float
+    log_snr: float
+    share: float
+
+
+def image_to_image_class(folder: Path) -> type:
+    """The diffusers class that runs a folder's model from a noised image; nothing but model_index.json is read.
+
+    Raises:
+        ValueError: there is none, or it has no noise level. The message says why.
+    """
+    import diffusers
+
+    name = read_json(folder / "model_index.json").get("_class_name")
+    own = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (inspect.isclass(own) and issubclass(own, diffusers.DiffusionPipeline)):
+        raise ValueError(f"{folder} holds {name!r}, which is no pipeline of diffusers {diffusers.__version__}")
+    # KandinskyV22CombinedPipeline -> KandinskyV22Img2ImgCombinedPipeline, FluxPipeline -> FluxImg2ImgPipeline
+    derived = name if "Img2Img" in name else re.sub(r"(Combined)?Pipeline$", r"Img2Img\1Pipeline", name)
+    if derived in ("KandinskyV22Img2ImgPipeline", "KandinskyImg2ImgPipeline"):
+        derived = derived.replace("Pipeline", "CombinedPipeline")
+    cls = getattr(diffusers, derived, None)
+    if cls is None and "image" in _arguments(own):
+        raise _refusal(
+            folder, name, "it takes the reference as a condition and starts from pure noise, so it has no noise level"
+        )
+    if cls is None:
+        raise _refusal(folder, name, "diffusers has no image-to-image pipeline for it")
+    if cls.__module__.endswith("dummy_objects") or not hasattr(cls, "_get_signature_keys"):
+        raise _refusal(folder, name, f"{derived} needs packages that are not installed")
+    arguments = _arguments(cls)
+    if "strength" not in arguments:
+        raise _refusal(folder, name, f"{derived} takes no strength, so it has no noise level")
+    for argument in _MORE_IMAGES:
+        if argument in arguments:
+            raise _refusal(folder, name, f"{derived} needs a {argument} besides the reference")
+    if "pag_scale" in arguments:
+        raise _refusal(
+            folder, name, "perturbed-attention guidance is not offered; name the plain pipeline in its stead"
+        )
+    if "Amused" in derived:
+        raise _refusal(folder, name, "it masks tokens and adds no noise, so it has no noise level")
+    if derived == "KandinskyImg2ImgCombinedPipeline":
+        raise _refusal(folder, name, "Kandinsky 2.1 noises to another timestep than it denoises from; take 2.2 or 3")
+    if "Combined" in derived and "Combined" not in name:
+        raise _refusal(
+            folder, name, "this is the decoder alone; save the combined pipeline, prior and decoder, instead"
+        )
+    return cls
+
+
+def _arguments(pipeline: type) -> frozenset[str]:
+    return frozenset(inspect.signature(pipeline.__call__).parameters)
+
+
+def _refusal(folder: Path, name: str, reason: str) -> ValueError:
+    return ValueError(f"{folder} holds a {name}: {reason}; expected a model that noises a reference by a strength")
+
+
+def settle_scheduler(scheduler: Any, tokens: int) -> Any:
+    """The scheduler, or its nearest kin, with which k steps are k network calls from one noise level.
+
+    - Schedulers of an epsilon or v model that call the network twice a step (Heun, KDPM2) or once more than asked
+      (PNDM, the default of Stable Diffusion 1.x) give way to DDIM on the same schedule.
+    - A shift that follows the size of the image stays as it is at `tokens`: a level is one noise at every work size.
+
+    Args:
+        tokens: length of the image sequence at the size that the model was trained at.
+
+    Raises:
+        ValueError: a scheduler whose noise level is not known, or that draws noise which belongs to no image's seed.
+    """
+    from diffusers import DDIMScheduler
+    from diffusers.pipelines.flux.pipeline_flux_img2img import calculate_shift
+
+    name = type(scheduler).__name__
+    if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config["stochastic_sampling"]:
+        if not scheduler.config["use_dynamic_shifting"]:
+            return scheduler
+        bounds = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        shift = calculate_shift(tokens, *(scheduler.config[bound] for bound in bounds))
+        return type(scheduler).from_config(scheduler.config, base_shift=shift, max_shift=shift)
+    if name == "SCMScheduler":
+        return scheduler
+    if hasattr(scheduler, "alphas_cumprod") and not scheduler.config.get("use_flow_sigmas"):
+        if scheduler.order != 1 or name == "PNDMScheduler":
+            return DDIMScheduler.from_config(scheduler.config)
+        return scheduler
+    raise ValueError(
+        f"scheduler {name} is not understood: it hides its noise level, calls the network twice a step, or draws noise "
+        "that no image's seed decides on; save the model with FlowMatchEulerDiscreteScheduler (flow models) or "
+        "DDIMScheduler"
+    )
+
+
+def starts(pipeline: Any, steps: int) -> tuple[tuple[Start, ...], ...]:
+    """The places where `pipeline` can begin, in groups, each with its noisiest last.
+
+    Most pipelines cut the first steps off: of N steps from pure noise they make the last k, so N steps are a group of
+    N places. The first group is that of N = `steps`; with few steps its places lie far apart (8 steps of Flux: sigma
+    3/8, 1/2, 5/8, ...), and groups of a few steps more fill the gaps. A latent consistency model respaces its steps
+    below the start instead: its one group has each timestep that it was distilled on (50), and steps are in
+    proportion, one at least.
+
+    Raises:
+        ValueError: more steps than the model can take.
+        RuntimeError: the pipeline cannot be brought to make some number of steps.
+    """
+    scheduler = pipeline.scheduler
+    if type(pipeline).__name__ == "LatentConsistencyModelImg2ImgPipeline":
+        return (_consistency_starts(scheduler, steps),)
+    total = scheduler.config["num_train_timesteps"]
+    if steps > total:
+        raise ValueError(f"{steps} steps are more than the {total} timesteps of the model; ask for fewer")
+    return tuple(_group(pipeline, n) for n in range(steps, min(2 * steps, steps + _MORE_STEPS, total + 1)))
+
+
+def _group(pipeline: Any, steps: int) -> tuple[Start, ...]:
+    """The places of a way of `steps` steps."""
+    _set_timesteps(pipeline, steps)
+    scheduler = pipeline.scheduler
+    seen = scheduler.timesteps.double().cpu().numpy()[:steps][::-1]  # ascending; SCM has the 0 at the end too
+    result = []
+    for k, timestep in enumerate(seen, 1):
+        strength = _strength(pipeline, k, steps)
+        result.append(Start(k, steps, strength, float(timestep), *_noise(scheduler, float(timestep)), k / steps))
+    return tuple(result)
+
+
+def _set_timesteps(pipeline: Any, steps: int) -> None:
+    """What the pipeline's own call does before it asks for its timesteps."""
+    scheduler = pipeline.scheduler
+    kind = type(scheduler).__name__
+    if kind == "SCMScheduler":
+        highest = inspect.signature(type(pipeline).__call__).parameters["max_timesteps"].default
+        scheduler.set_timesteps(steps, max_timesteps=highest, intermediate_timesteps=None)
+    elif kind == "FlowMatchEulerDiscreteScheduler":
+        own: dict[str, Any] = {}
+        if not type(pipeline).__name__.startswith("StableDiffusion3"):  # which leaves the sigmas to the scheduler
+            own["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+        if scheduler.config["use_dynamic_shifting"]:
+            own["mu"] = scheduler.config["base_shift"]  # the same at every size, see settle_scheduler
+        scheduler.set_timesteps(steps, **own)
+    else:
+        scheduler.set_timesteps(steps)
+
+
+def _strength(pipeline: Any, k: int, steps: int) -> float:
+    """The strength at which the pipeline itself says that it makes k of its steps.
+
+    One family rounds steps * strength down (Stable Diffusion, IF, Kandinsky), the other up (SD3, Flux, Z-Image, ...);
+    the middle of the interval keeps clear of 100 * 0.29 = 28.999....
+    """
+    device = {"device": None} if "device" in inspect.signature(pipeline.get_timesteps).parameters else {}
+    for strength in (min((k + 0.5) / steps, 1.0), (k - 0.5) / steps):
+        if pipeline.get_timesteps(steps, strength, **device)[1] == k:
+            return strength
+    raise RuntimeError(f"{type(pipeline).__name__} cannot be brought to make {k} of {steps} steps by any strength")
+
+
+def _consistency_starts(scheduler: Any, steps: int) -> tuple[Start, ...]:
+    if type(scheduler).__name__ != "LCMScheduler":
+        raise ValueError(f"a latent consistency model needs its LCMScheduler, not {type(scheduler).__name__}")
+    places = scheduler.config["original_inference_steps"]
+    if steps > places:
+        raise ValueError(f"{steps} steps are more than the {places} the model was distilled on; ask for fewer")
+    result = []
+    for j in range(1, places + 1):
+        calls = max(1, round(steps * j / places))
+        strength = min((j + 0.5) / places, 1.0)  # rounded down
+        scheduler.set_timesteps(calls, strength=strength)
+        timestep = float(scheduler.timesteps[0])
+        result.append(Start(calls, calls, strength, timestep, *_noise(scheduler, timestep), j / places))
+    return tuple(result)
+
+
+def _noise(scheduler: Any, seen: float) -> tuple[float, float]:
+    """Training timestep and log-SNR at a timestep in the scheduler's own unit."""
+    kind = type(scheduler).__name__
+    if kind == "FlowMatchEulerDiscreteScheduler":  # x = (1 - sigma) x0 + sigma eps (arXiv 2403.03206, Eq. 13)
+        sigma = seen / scheduler.config["num_train_timesteps"]
+        return 1000 * sigma, 2 * _log_ratio(1 - sigma, sigma)
+    if kind == "SCMScheduler":  # x = cos(t) x0 + sin(t) eps (arXiv 2410.11081, Eq. 3); pi/2 is written as 1.5708
+        cos, sin = max(math.cos(seen), 0.0), math.sin(seen)
+        return 1000 * sin / (sin + cos), 2 * _log_ratio(cos, sin)
+    alphas_cumprod = scheduler.alphas_cumprod.double().cpu().numpy()
+    # Some schedulers (Karras sigmas) go between the timesteps.
+    alpha = float(np.interp(seen, np.arange(len(alphas_cumprod)), alphas_cumprod))
+    return seen, _log_ratio(alpha, 1 - alpha)
+
+
+def _log_ratio(signal: float, noise: float) -> float:
+    return math.log(signal / noise) if signal > 0 else -math.inf
+
+
+def choose(groups: Sequence[Sequence[Start]], level: int, grid: int, match: Match) -> Start:
+    """Where level `level` of `grid` starts.
+
+    Args:
+        groups: from `starts`.
+        match: snr: the place nearest in log-SNR to GLIDE's grid, of the first group where that is as near but for 0.05;
+            the noisiest of the first group for level = grid, and none noisier for any other. steps, strength: the
+            place of the first group at level / grid of the way, which is one thing for these pipelines.
+
+    Raises:
+        ValueError: the grid does not have the level.
+    """
+    if not 1 <= level <= grid:
+        raise ValueError(f"level {level} of {grid} does not exist: levels go from 1 to {grid}")
+    first = groups[0]
+    if match != "snr":
+        return first[max(1, round(len(first) * level / grid)) - 1]
+    if level == grid:
+        return first[-1]
+    wanted = glide_log_snr(grid)[level - 1]
+
+    def distance(place: Start) -> float:
+        return float(abs(place.log_snr - wanted))
+
+    deepest = first[-1].log_snr
+    nearest = [min((place for place in places if place.log_snr >= deepest), key=distance) for places in groups]
+    bound = min(map(distance, nearest)) + _NEAR
+    return next(place for place in nearest if distance(place) <= bound)
+
+
+def level_of(place: Start, level: int, grid: int) -> Level:
+    """What is kept with every image."""
+    return Level(level, grid, place.calls, place.timestep, place.log_snr, place.share)
+
+
+@dataclasses.dataclass
+class Watch:
+    """What a call of a pipeline really did.
+
+    Attributes:
+        timesteps: that its scheduler took a step from.
+        decoded: bool (n,), whether the decoder's output was finite before it was clipped; one entry a decoder call.
+    """
+
+    timesteps: list[float]
+    decoded: list[Tensor]
+
+    def finite(self, n: int) -> np.ndarray:
+        """bool (n,), whether each of n images was finite before clipping; a pipeline without decoder clips nothing."""
+        return torch.cat(self.decoded).cpu().numpy() if self.decoded else np.ones(n, bool)
+
+
+@contextlib.contextmanager
+def watched(pipeline: Any, place: Start) -> Iterator[Watch]:
+    """Watch one call of `pipeline`, from `place`.
+
+    At the scheduler and the decoder themselves: not every pipeline counts its steps or calls back, and those that
+    count do so before they make them.
+
+    Raises:
+        RuntimeError: on leaving, where it made other steps than it was meant to or began at another noise.
+    """
+    watch = Watch([], [])
+    scheduler = pipeline.scheduler
+    step = scheduler.step
+
+    @functools.wraps(step)  # pipelines look at its signature
+    def noted(output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        watch.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
+        return step(output, timestep, *args, **kwargs)
+
+    def note(_module: Any, _inputs: Any, output: Tensor) -> None:
+        watch.decoded.append(torch.isfinite(output).flatten(1).all(1))
+
+    autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "movq", None)
+    hook = autoencoder.decoder.register_forward_hook(note) if autoencoder is not None else None
+    scheduler.step = noted
+    try:
+        yield watch
+    finally:
+        del scheduler.step
+        if hook is not None:
+            hook.remove()
+    if len(watch.timesteps) != place.calls or not math.isclose(watch.timesteps[0], place.seen, abs_tol=1e-3):
+        raise RuntimeError(
+            f"{type(pipeline).__name__} made {len(watch.timesteps)} steps from timestep {watch.timesteps[:1]}, not "
+            f"{place.calls} from [{place.seen}]: its images would be of another level"
+        )

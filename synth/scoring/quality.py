@@ -1,0 +1,371 @@
+"""Per-image scores, and the state that follows from them by thresholds."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pydantic
+from pydantic import Field
+
+from latebloom.data.synthetic.folder import State
+
+__all__ = [
+    "ClipScore",
+    "Judge",
+    "QualityConfig",
+    "RealFeatures",
+    "SafetyFlag",
+    "Scores",
+    "check_scorers",
+    "contrast",
+    "duplicate_distances",
+    "fingerprints",
+    "score",
+    "states",
+]
+
+# Images are uint8 (n, H, W, C). The judge is a classifier: probabilities (n, num_classes), and features (n, D), the
+# input of its last layer.
+Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Images and labels int64 (n,) to `clip_score` and `clip_margin`; `ClipScorer` is one.
+ClipScore = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Images to `unsafe`; `SafetyScorer` is one.
+SafetyFlag = Callable[[np.ndarray], np.ndarray]
+
+_REAL_BLOCK = 8192  # real images compared at once
+_FINGERPRINT_BLOCK = 2048  # fingerprints compared at once, on both sides
+_PIXEL_BLOCK = 1 << 24  # pixel values in float64 at once: 128 MiB
+_FINGERPRINT_SIDE = 8
+
+_NEEDS_CLIP = "name a CLIP model in scores.clip"
+_NEEDS_CHECKER = "turn scores.safety on with a generator that ships a safety checker"
+
+
+class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Thresholds that keep an image out of training. The scores are kept, so these move without generating again."""
+
+    min_contrast: float = Field(
+        2.0,
+        ge=0,
+        le=128,
+        description="flat below: standard deviation of the pixels of the liveliest channel in grey levels, 0 to 128",
+    )
+    drop_unsafe: bool = Field(
+        False,
+        description="unsafe: drop what the generator's own safety checker flags. Needs a generator that ships one; "
+        "it gives many false alarms on small images",
+    )
+    min_label_probability: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="off_label below: probability of the label under the early classifier, 0 (never) to 1. "
+        "Keep it low: the early classifier doubts many real slow examples too",
+    )
+    min_clip_score: float = Field(
+        -1.0,
+        ge=-1,
+        le=1,
+        description="off_label below: cosine of image and class text under CLIP, -1 (off) to 1; 0.2 is common. "
+        "Needs a CLIP model",
+    )
+    min_clip_margin: float = Field(
+        -2.0,
+        ge=-2,
+        le=2,
+        description="off_label below: CLIP score of the own class less that of the next best, -2 (off) to 2; 0 asks "
+        "that no class fits better. Needs a CLIP model",
+    )
+    min_distance: float = Field(
+        1.0, ge=0, le=255, description="near_reference below: root-mean-square distance to the reference in grey levels"
+    )
+    min_real_distance: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="near_real below: cosine distance to the nearest training image that is not the reference, in the "
+        "early classifier's features, 0 (off) to 2",
+    )
+    min_duplicate_distance: float = Field(
+        0.0,
+        ge=0,
+        le=255,
+        description="duplicate below: distance to the nearest earlier image of the same class in the synthetic set, "
+        "root-mean-square grey levels of 8x8 averages, 0 (off) to 255",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Per image of a batch of n, in the order of the columns. NaN in an optional one: not measured.
+
+    Cosine distances are in the judge's features: half the squared distance of the two at length 1, which is 1 less
+    the cosine. It ignores how strongly a network responds, so that a threshold means the same for all of them.
+
+    Attributes:
+        finite: bool (n,), whether the generator's output was.
+        brightness: float64 (n,), mean over all pixels and channels in grey levels, 0..255; 0 is black.
+        contrast: float64 (n,), of `contrast`.
+        label_probability: float64 (n,), of the image's label under the judge, 0..1.
+        reference_distance: float64 (n,), root-mean-square difference to the reference in grey levels, 0..255.
+        feature_distance: float64 (n,), cosine distance to the reference, 0..2.
+        nearest_real_distance: float64 (n,), cosine distance to the nearest real image that is not the reference, 0..2;
+            inf where there is no other.
+        nearest_real_index: int64 (n,), the row of that image; -1 where there is no other.
+        clip_score: float64 (n,), optional: cosine of the image and its class's text under CLIP, -1..1.
+        clip_margin: float64 (n,), optional: `clip_score` less that of the best other class, -2..2; inf where there is
+            no other.
+        unsafe: float64 (n,), optional: 1 where the safety checker flags the image, else 0.
+        duplicate_distance: float64 (n,), optional: of `duplicate_distances`, which needs the whole set.
+    """
+
+    finite: np.ndarray
+    brightness: np.ndarray
+    contrast: np.ndarray
+    label_probability: np.ndarray
+    reference_distance: np.ndarray
+    feature_distance: np.ndarray
+    nearest_real_distance: np.ndarray
+    nearest_real_index: np.ndarray
+    clip_score: np.ndarray
+    clip_margin: np.ndarray
+    unsafe: np.ndarray
+    duplicate_distance: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class RealFeatures:
+    """The real images as the judge sees them.
+
+    Attributes:
+        unit: float32 (N, D), each of length 1.
+    """
+
+    unit: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "RealFeatures":
+        """From the judge's features (N, D)."""
+        return cls(_unit(features))
+
+    def nearest_other(self, unit: np.ndarray, sources: np.ndarray) -> np.ndarray:
+        """int64 (n,): which real image is nearest to each of `unit` (n, D), its source aside; -1 where there is none.
+
+        Exact; all real images are looked at, `_REAL_BLOCK` at once.
+        """
+        best = np.full(len(unit), -np.inf, np.float32)
+        index = np.full(len(unit), -1)
+        rows = np.arange(len(unit))
+        for start in range(0, len(self.unit), _REAL_BLOCK):
+            cosine = unit @ self.unit[start : start + _REAL_BLOCK].T  # (n, block)
+            own = (start <= sources) & (sources < start + cosine.shape[1])
+            cosine[own, sources[own] - start] = -np.inf
+            column = cosine.argmax(1)
+            better = cosine[rows, column] > best
+            best[better] = cosine[rows, column][better]
+            index[better] = start + column[better]
+        return index
+
+
+def score(
+    images: np.ndarray,
+    references: np.ndarray,
+    finite: np.ndarray,
+    labels: np.ndarray,
+    sources: np.ndarray,
+    judge: Judge,
+    real: RealFeatures,
+    clip: ClipScore | None = None,
+    safety: SafetyFlag | None = None,
+) -> Scores:
+    """Score images; `duplicate_distance` is left NaN.
+
+    Args:
+        images: uint8 (n, H, W, C).
+        references: uint8 (n, H, W, C), what each was made from.
+        finite: bool (n,).
+        labels: int64 (n,).
+        sources: int64 (n,), rows of `real`, where each reference stands.
+        judge: its features are those of `real`.
+    """
+    brightness, distance = np.empty(len(images)), np.empty(len(images))
+    for rows in _blocks(images):
+        pixels = images[rows].reshape(rows.stop - rows.start, -1).astype(np.float64)
+        brightness[rows] = pixels.mean(1)
+        pixels -= references[rows].reshape(pixels.shape)
+        distance[rows] = np.sqrt((pixels**2).mean(1))
+    probabilities, features = judge(images)
+    unit = _unit(features)
+    nearest = real.nearest_other(unit, sources)
+    unmeasured = np.full(len(images), np.nan)
+    clip_score, clip_margin = clip(images, labels) if clip else (unmeasured, unmeasured)
+    return Scores(
+        finite=finite,
+        brightness=brightness,
+        contrast=contrast(images),
+        label_probability=probabilities[np.arange(len(labels)), labels].astype(np.float64),
+        reference_distance=distance,
+        feature_distance=_cosine_distance(unit, real.unit[sources]),
+        nearest_real_distance=np.where(nearest < 0, np.inf, _cosine_distance(unit, real.unit[nearest])),
+        nearest_real_index=nearest,
+        clip_score=clip_score,
+        clip_margin=clip_margin,
+        unsafe=safety(images) if safety else unmeasured,
+        duplicate_distance=unmeasured,
+    )
+
+
+def check_scorers(config: QualityConfig, *, clip: bool, safety: bool) -> None:
+    """Raise ValueError where a threshold is on that nobody will measure; to be asked before any image is made.
+
+    Args:
+        clip, safety: whether there are scorers of these kinds.
+    """
+    for threshold in ("min_clip_score", "min_clip_margin"):
+        if not clip and _is_on(config, threshold):
+            raise ValueError(f"{_asked(config, threshold)}: {_NEEDS_CLIP}, or set it to {_off(threshold)}")
+    if not safety and _is_on(config, "drop_unsafe"):
+        raise ValueError(f"{_asked(config, 'drop_unsafe')}: {_NEEDS_CHECKER}, or set it to {_off('drop_unsafe')}")
+
+
+def states(scores: Scores, config: QualityConfig) -> list[State]:
+    """The state of each image: the first of nan, flat, unsafe, off_label, near_reference, near_real, duplicate, or ok.
+
+    Raises:
+        ValueError: a threshold is on whose score was not measured.
+    """
+
+    def below(values: np.ndarray, threshold: str, remedy: str) -> np.ndarray:
+        """Whether scores that not every set has are below a threshold that is off by default."""
+        if not _is_on(config, threshold):
+            return np.zeros(len(values), bool)
+        _check_measured(values, config, threshold, remedy)
+        return values < getattr(config, threshold)
+
+    unsafe = np.zeros(len(scores.unsafe), bool)
+    if config.drop_unsafe:
+        _check_measured(scores.unsafe, config, "drop_unsafe", _NEEDS_CHECKER)
+        unsafe = scores.unsafe > 0
+    # A NaN score is no pass: hence "not at least" where one might write "below".
+    conditions: dict[State, np.ndarray] = {
+        "nan": ~scores.finite,
+        "flat": ~(scores.contrast >= config.min_contrast),
+        "unsafe": unsafe,
+        "off_label": ~(scores.label_probability >= config.min_label_probability)
+        | below(scores.clip_score, "min_clip_score", _NEEDS_CLIP)
+        | below(scores.clip_margin, "min_clip_margin", _NEEDS_CLIP),
+        "near_reference": ~(scores.reference_distance >= config.min_distance),
+        "near_real": below(scores.nearest_real_distance, "min_real_distance", "score with a judge"),
+        "duplicate": below(scores.duplicate_distance, "min_duplicate_distance", "measure it over the whole set"),
+    }
+    return np.select(list(conditions.values()), list(conditions), "ok").tolist()
+
+
+def _off(threshold: str) -> object:
+    return QualityConfig.model_fields[threshold].default
+
+
+def _is_on(config: QualityConfig, threshold: str) -> bool:
+    return getattr(config, threshold) != _off(threshold)
+
+
+def _asked(config: QualityConfig, threshold: str) -> str:
+    return f"quality.{threshold} is {getattr(config, threshold)}"
+
+
+def _check_measured(values: np.ndarray, config: QualityConfig, threshold: str, remedy: str) -> None:
+    missing = int(np.isnan(values).sum())
+    if missing:
+        raise ValueError(
+            f"{_asked(config, threshold)}, but {missing} of {len(values)} images have no such score: {remedy}, or set "
+            f"it to {_off(threshold)}"
+        )
+
+
+def contrast(images: np.ndarray) -> np.ndarray:
+    """float64 (n,): standard deviation over the pixels of the liveliest channel, 0..127.5 grey levels.
+
+    0 for an image of one colour, whichever: black, white, or all red. Images are uint8 (n, H, W, C).
+    """
+    result = np.empty(len(images))
+    for rows in _blocks(images):
+        result[rows] = images[rows].astype(np.float64).std((1, 2)).max(1)
+    return result
+
+
+def fingerprints(images: np.ndarray) -> np.ndarray:
+    """uint8 (n, 64 C): images uint8 (n, H, W, C) averaged to 8x8, in grey levels.
+
+    A few bytes that stay beside each image, so that near-duplicates are found in a set of any size without decoding
+    it. But for rounding, two fingerprints are no further apart (root-mean-square) than the two images.
+    """
+    side, (n, height, width, channels) = _FINGERPRINT_SIDE, images.shape
+    result = np.empty((n, side * side * channels), np.uint8)
+    for rows in _blocks(images):
+        across = np.tensordot(images[rows].astype(np.float64), _averages(width), (2, 1))  # (b, H, C, 8)
+        both = np.tensordot(across, _averages(height), (1, 1))  # (b, C, 8, 8): x, then y
+        result[rows] = np.rint(both.transpose(0, 3, 2, 1)).reshape(len(both), -1)
+    return result
+
+
+def _averages(length: int) -> np.ndarray:
+    """float64 (8, length): the weights of `length` pixels in 8 equal shares; a pixel cut by a border counts in both."""
+    share = length / _FINGERPRINT_SIDE
+    begin = np.arange(_FINGERPRINT_SIDE)[:, None] * share
+    pixel = np.arange(length)
+    overlap = np.minimum(begin + share, pixel + 1) - np.maximum(begin, pixel)
+    return overlap.clip(0) / share
+
+
+def duplicate_distances(prints: np.ndarray, labels: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Distance of each image to the nearest earlier one of its label, so that the first of a pair stays.
+
+    Exact, in blocks: memory does not grow with the set.
+
+    Args:
+        prints: uint8 (n, D), `fingerprints` of the whole set in its order; D at most 192.
+        labels: int64 (n,).
+        among: bool (n,), which images count as earlier ones: those that are ok but for this, since nothing is lost
+            with an image that is kept out anyway.
+
+    Returns:
+        float64 (n,): root-mean-square grey levels, 0..255; inf where there is no earlier image.
+    """
+    assert prints.shape[1] <= 192, "sums of squares must stay below 2^24"
+    result = np.full(len(prints), np.inf)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)  # ascending, so in the order of the set
+        values = prints[rows].astype(np.float32)
+        squares = (values**2).sum(1)
+        nearest = np.full(len(rows), np.inf, np.float32)  # |a - b|^2 - |a|^2
+        for start in range(0, len(rows), _FINGERPRINT_BLOCK):
+            here = slice(start, start + _FINGERPRINT_BLOCK)
+            for other in range(0, start + 1, _FINGERPRINT_BLOCK):
+                there = slice(other, other + _FINGERPRINT_BLOCK)
+                # Whole numbers that float32 holds exactly: at most 192 * 255^2 < 2^24, and even ones up to twice that.
+                gap = squares[there] - 2 * (values[here] @ values[there].T)
+                gap[:, ~among[rows[there]]] = np.inf
+                if other == start:
+                    gap[np.triu_indices(len(gap))] = np.inf  # itself, and what comes later
+                nearest[here] = np.minimum(nearest[here], gap.min(1))
+        result[rows] = np.sqrt((squares + nearest.astype(np.float64)) / prints.shape[1])
+    return result
+
+
+def _blocks(images: np.ndarray) -> Iterator[slice]:
+    """Rows of images (n, H, W, C) that fit in memory as float64."""
+    step = max(1, _PIXEL_BLOCK // int(np.prod(images.shape[1:])))
+    for start in range(0, len(images), step):
+        yield slice(start, min(start + step, len(images)))
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Features (n, D) at length 1, float32; zeros stay zeros."""
+    features = features.astype(np.float32)
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.divide(features, length, out=features, where=length > 0)
+
+
+def _cosine_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 (n,): 1 - cos of the rows of a and b (n, D), of length 1; exactly 0 for equal rows."""
+    return ((a.astype(np.float64) - b) ** 2).sum(1) / 2

@@ -1,0 +1,438 @@
+import dataclasses
+import re
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from latebloom.data.images import EncodedImages, decode, encode_png
+from latebloom.data.sources.load import DataConfig, Splits, digits_split, load
+from latebloom.data.store.files import digest_bytes
+
+# Config
+
+
+def test_the_default_needs_no_network_and_no_file() -> None:
+    assert DataConfig().source == "digits"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_size": 7}, "image size 7 is too small; give 8 to 2048, or 0"),
+        ({"image_size": 1}, "too small"),
+        ({"image_size": -1}, "greater than or equal to 0"),
+        ({"image_size": 2049}, "less than or equal to 2048"),
+        ({"image_size": 32.5}, "valid integer"),
+        ({"train_limit": -5}, "greater than or equal to 0"),
+        ({"test_limit": -5}, "greater than or equal to 0"),
+        ({"subset_seed": -1}, "greater than or equal to 0"),
+        ({"source": ""}, "at least 1 character"),
+        ({"sauce": "digits"}, "Extra inputs are not permitted"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DataConfig(**settings)
+
+
+def test_a_config_is_frozen_and_says_what_each_field_is_for() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        DataConfig().source = "x"  # type: ignore[misc]
+    assert all(field.description for field in DataConfig.model_fields.values())
+
+
+def test_the_help_lists_every_name() -> None:
+    described = DataConfig.model_fields["source"].description
+    assert described is not None
+    names = ("digits", "cifar10", "cifar100", "flowers102", "fgvc-aircraft", "tiny-imagenet", "caltech256", "svhn")
+    assert ", ".join((*names, "stanford-cars")) in described
+
+
+def test_the_config_is_imported_without_the_heavy_libraries() -> None:
+    heavy = "{'torch', 'torchvision', 'sklearn', 'pyarrow'}"
+    code = f"import sys, latebloom.data.sources.load; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# Digits
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load(DataConfig())
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    rows = digits_split()
+    assert {name: len(part) for name, part in rows.items()} == {"train": 200, "generator": 800, "test": 797}
+    assert np.sort(np.concatenate(list(rows.values()))).tolist() == list(range(1797))  # each row in one part
+    assert all((np.diff(part) > 0).all() for part in rows.values())
+    # Another split would be other numbers in every report.
+    assert digest_bytes(b"".join(rows[name].astype("<i8").tobytes() for name in sorted(rows))) == (
+        "36298fcb3a7cf2e767e7c4b7ed2cac4a4e41df3d233a4956ac35eb2b699b017e"
+    )
+
+
+def test_digits_are_stratified(digits: Splits) -> None:
+    assert digits.generator is not None
+    assert digits.train.class_counts().tolist() == [20] * 10
+    assert digits.generator.class_counts().tolist() == [80] * 10
+    assert (digits.test.class_counts() + 100).tolist() == np.bincount(load_digits().target).tolist()
+
+
+def test_digits_are_the_ones_of_scikit_learn_in_255_steps(digits: Splits) -> None:
+    row = digits_split()["train"][5]
+    source = load_digits()
+    assert digits.train.image_shape == (8, 8, 1)
+    assert digits.train.labels[5] == source.target[row]
+    assert digits.train.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    table = {0: 0, 1: 16, 2: 32, 4: 64, 8: 128, 15: 239, 16: 255}  # value * 255 / 16, rounded
+    before, after = source.images[row].ravel(), digits.train.pixels()[5].ravel()
+    for value, pixel in table.items():
+        assert set(after[before == value].tolist()) <= {pixel}
+    assert digits.train.pixels().max() == 255
+
+
+def test_the_same_digits_come_each_time(digits: Splits) -> None:
+    again = load(DataConfig())
+    assert again.train.digest == digits.train.digest
+    assert again.test.digest == digits.test.digest
+
+
+def test_arrays_are_resized_as_files_are(digits: Splits) -> None:
+    resized = load(DataConfig(image_size=20))
+    assert resized.generator is not None
+    assert resized.train.image_shape == resized.test.image_shape == resized.generator.image_shape == (20, 20, 1)
+    one = digits.train.pixels()[7]
+    np.testing.assert_array_equal(resized.train.pixels(np.array([7]))[0], decode(encode_png(one), "x", size=20))
+
+
+# Limits
+
+
+def test_a_limit_is_met_exactly_and_evenly() -> None:
+    splits = load(DataConfig(train_limit=53, test_limit=17))
+    assert len(splits.train) == 53
+    assert set(splits.train.class_counts().tolist()) == {5, 6}
+    assert len(splits.test) == 17
+    assert set(splits.test.class_counts().tolist()) == {1, 2}
+    assert splits.generator is not None
+    assert len(splits.generator) == 800
+
+
+def test_chance_decides_which_class_gets_one_more(tmp_path: Path) -> None:
+    # Sorted by class, as image folders are: the first class must not be the one that always gains.
+    source = save(tmp_path, train_images=pixels(30), train_labels=np.repeat([0, 1, 2], 10))
+    counts = [load(DataConfig(source=source, train_limit=4, subset_seed=s)).train.class_counts() for s in range(8)]
+    assert {int(np.argmax(count)) for count in counts} == {0, 1, 2}
+    assert {tuple(sorted(count.tolist())) for count in counts} == {(1, 1, 2)}
+
+
+def test_a_limit_of_the_whole_split_is_the_whole_split(digits: Splits) -> None:
+    assert load(DataConfig(train_limit=200)).train.digest == digits.train.digest
+
+
+def test_a_smaller_limit_is_a_part_of_a_larger_one(digits: Splits) -> None:
+    small, large = (load(DataConfig(train_limit=limit)).train.sha256 for limit in (13, 60))
+    assert set(small) < set(large)
+    places = [digits.train.sha256.index(digest) for digest in large]
+    assert places == sorted(places)  # in the order of the split
+
+
+def test_the_seed_alone_draws_the_subset() -> None:
+    first = load(DataConfig(train_limit=30, subset_seed=1)).train
+    assert load(DataConfig(train_limit=30, subset_seed=1, test_limit=50)).train.digest == first.digest
+    assert load(DataConfig(train_limit=30, subset_seed=2)).train.digest != first.digest
+
+
+@pytest.mark.parametrize(
+    ("limit", "counts"),
+    [
+        (2, [1, 1, 0]),  # of the test split, fewer than classes is allowed: but no class gets two first
+        (10, [8, 1, 1]),  # 9, 1 and 0.1 by share; the smallest class keeps its one
+        (50, [44, 5, 1]),
+        (101, [90, 10, 1]),
+    ],
+)
+def test_limits_keep_the_classes_shares(tmp_path: Path, limit: int, counts: list[int]) -> None:
+    labels = np.repeat([0, 1, 2], [90, 10, 1])
+    splits = load(DataConfig(source=save(tmp_path, test_images=pixels(101), test_labels=labels), test_limit=limit))
+    if limit == 2:
+        assert sorted(splits.test.class_counts().tolist(), reverse=True) == counts
+    else:
+        assert splits.test.class_counts().tolist() == counts
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train_limit": 201}, "train_limit is 201 but digits train has 200 images; give at most that"),
+        ({"test_limit": 798}, "test_limit is 798 but digits test has 797 images"),
+        ({"train_limit": 9}, "train_limit is 9 but digits train has 10 classes; give at least that"),
+    ],
+)
+def test_limits_that_cannot_be_met_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load(DataConfig(**settings))
+
+
+# .npz
+
+
+def pixels(n: int, *shape: int) -> np.ndarray:
+    """n images, image i all of value i; grey 8x8 without a shape."""
+    shape = shape or (8, 8)
+    return np.tile(np.arange(n, dtype=np.uint8).reshape(n, *(1 for _ in shape)), (1, *shape))
+
+
+def save(folder: Path, **changes: Any) -> str:
+    """Six training and three test images of three classes; a change of None leaves an array out."""
+    arrays = {
+        "train_images": pixels(6),
+        "train_labels": np.array([0, 1, 2, 0, 1, 2], np.uint8)[:, None],
+        "val_images": np.zeros((1, 5)),  # read by nobody
+        "test_images": pixels(3),
+        "test_labels": np.array([2, 1, 0]),
+    } | changes
+    np.savez(folder / "set.npz", **{name: array for name, array in arrays.items() if array is not None})
+    return str(folder / "set.npz")
+
+
+def test_an_npz_is_read(tmp_path: Path) -> None:
+    splits = load(DataConfig(source=save(tmp_path)))
+    assert splits.train.image_shape == (8, 8, 1)
+    assert splits.train.pixels()[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert splits.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert splits.test.labels.tolist() == [2, 1, 0]
+    assert splits.train.class_names == ("0", "1", "2")
+    assert splits.generator is None
+
+
+def test_an_npz_may_be_in_colour_and_name_its_classes(tmp_path: Path) -> None:
+    names = np.array(["cat", "dog", "fox"])
+    source = save(tmp_path, train_images=pixels(6, 9, 8, 3), test_images=pixels(3, 9, 8, 3), class_names=names)
+    splits = load(DataConfig(source=source))
+    assert splits.train.image_shape == (9, 8, 3)
+    assert splits.test.class_names == ("cat", "dog", "fox")
+
+
+def test_resized_arrays_stay_small_until_asked_for(tmp_path: Path) -> None:
+    images = np.arange(6 * 9 * 12 * 3, dtype=np.uint32).astype(np.uint8).reshape(6, 9, 12, 3)
+    source = save(tmp_path, train_images=images, test_images=pixels(3, 9, 12, 3))
+    splits = load(DataConfig(source=source, image_size=32))
+    assert isinstance(splits.train.images, EncodedImages)
+    assert sum(len(blob) for blob in splits.train.images.blobs if isinstance(blob, bytes)) < 6 * (9 * 12 * 3 + 20)
+    assert splits.train.pixels().shape == (6, 32, 32, 3)
+    np.testing.assert_array_equal(splits.train.pixels()[5], decode(encode_png(images[5]), "x", size=32))
+
+
+def with_nan() -> np.ndarray:
+    images = np.zeros((6, 8, 8), np.float32)
+    images[4, 2, 3] = np.nan
+    return images
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"train_images": None},
+            "has no array train_images; it has train_labels, val_images, test_images, test_labels",
+        ),
+        ({"test_labels": None}, "has no array test_labels"),
+        ({"train_images": with_nan()}, r"train_images: image 4 has NaN pixels \(1 such images\)"),
+        ({"train_images": pixels(6) / 255}, "train_images is float64; expected uint8, so scale it to 0..255"),
+        ({"train_images": pixels(6).astype(np.int64)}, "train_images is int64; expected uint8"),
+        ({"train_images": pixels(6).astype(np.uint16)}, "train_images is uint16; expected uint8"),
+        ({"train_images": np.array([{}, None])}, "train_images cannot be read .* without pickles"),
+        ({"train_images": pixels(6, 64)}, r"train_images has shape \(6, 64\); expected \(N, H, W\)"),
+        ({"train_images": pixels(6, 3, 8, 8)}, r"shape \(6, 3, 8, 8\); expected .* channels last"),
+        ({"test_images": pixels(3, 8, 8, 4)}, r"test_images has shape \(3, 8, 8, 4\)"),
+        ({"test_images": pixels(3, 8, 9)}, r"test has images .*\(8, 9, 1\), .*train of \(8, 8, 1\); make them alike"),
+        ({"test_images": pixels(3, 8, 8, 3)}, r"\(8, 8, 3\), .*\(8, 8, 1\)"),
+        ({"train_images": pixels(6, 7, 8), "test_images": pixels(3, 7, 8)}, "train has images of 8x7, smaller than 8"),
+        ({"train_labels": np.zeros((6, 14), np.uint8)}, r"train_labels is uint8\(6, 14\); expected integers \(N,\)"),
+        ({"train_labels": np.zeros(6)}, r"train_labels is float64\(6,\); expected integers"),
+        ({"train_labels": np.array(["cat"] * 6)}, r"train_labels is <U3\(6,\)"),
+        ({"train_labels": np.zeros(5, int)}, "train: 6 images but 5 labels"),
+        ({"train_labels": np.array([0, 1, -1, 0, 1, 2])}, r"train: image 2 has label -1, outside 0\.\.2"),
+        ({"train_labels": np.array([0, 1, 900, 0, 1, 2])}, "label 900 but only 9 images; number the classes 0..K-1"),
+        ({"train_labels": np.array([0, 0, 2, 0, 2, 2])}, r"train has no image of 1 of 3 classes \(1\)"),
+        ({"train_labels": np.zeros(6, int), "test_labels": np.zeros(3, int)}, "single class 0; .* at least 2"),
+        ({"train_images": pixels(0), "train_labels": np.zeros(0, int)}, "train: no images at all"),
+        ({"class_names": np.array(["cat", "dog"])}, r"train: image 2 has label 2, outside 0\.\.1"),
+        ({"class_names": np.array(["cat", "dog", "fox", "yak"])}, r"no image of 1 of 4 classes \(yak\)"),
+        ({"class_names": np.array(["cat", "dog", "cat"])}, "class names must be unique and not empty, got cat"),
+        ({"class_names": np.array([1, 2, 3])}, r"class_names is int64\(3,\); expected a 1-D array of strings"),
+        ({"class_names": np.array(["cat", None, "fox"])}, "class_names cannot be read .* without pickles"),
+    ],
+)
+def test_what_does_not_fit_an_npz_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    source = save(tmp_path, **changes)
+    before = Path(source).read_bytes()
+    with pytest.raises(ValueError, match=words):
+        load(DataConfig(source=source))
+    assert Path(source).read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set.npz"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped"])
+def test_a_damaged_npz_is_named(tmp_path: Path, damage: str) -> None:
+    path = Path(save(tmp_path))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[300] ^= 255  # inside the pixels of train_images: its checksum no longer holds
+    path.write_bytes({"empty": b"", "text": b"hello", "cut": whole[:-50], "flipped": bytes(flipped)}[damage])
+    with pytest.raises(
+        ValueError, match=r"set\.npz (is not an \.npz archive, or it is damaged|train_images cannot be read)"
+    ):
+        load(DataConfig(source=str(path)))
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("cifar-10", r"cifar-10 is neither .* \(did you mean cifar10\?\); the names are digits, cifar10, cifar100, "),
+        ("Digits", r"did you mean digits\?"),
+        ("flower102", r"did you mean flowers102\?"),
+        ("tinyimagenet", r"did you mean tiny-imagenet\?"),
+        ("caltech-256", r"did you mean caltech256\?"),
+        ("no/such/folder", r"no/such/folder is neither a data set's name nor a path that exists; the names are"),
+        ("notes.txt", r"notes\.txt is a file of a kind that is not understood; expected a folder .* or an \.npz"),
+    ],
+)
+def test_what_is_no_data_set_gets_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=words):
+        load(DataConfig(source=source))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_path_may_start_at_home_or_be_called_like_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path)
+    assert len(load(DataConfig(source="~/set.npz")).train) == 6
+    Path("digits").mkdir()
+    assert len(load(DataConfig(source="digits")).train) == 200
+    with pytest.raises(ValueError, match="digits holds nothing"):
+        load(DataConfig(source="./digits"))
+
+
+# torchvision's
+
+
+@dataclasses.dataclass
+class Torchvision:
+    """Stands in for a class of torchvision.datasets: the data set is there once it was downloaded."""
+
+    there: bool = True
+    error: Exception | None = None
+    images: dict[Any, Any] = dataclasses.field(default_factory=dict)  # what `data` or `_image_files` is, by part
+    calls: list[tuple[Path, Any, bool]] = dataclasses.field(default_factory=list)
+    classes = ("cat", "dog")
+
+    def __call__(self, root: Path, part: Any, *, download: bool) -> "Torchvision":
+        self.calls.append((root, part, download))
+        if download:
+            if self.error:
+                raise self.error
+            self.there = True
+        if not self.there:
+            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
+        made = Torchvision()
+        made.data = made._image_files = self.images[part]  # type: ignore[attr-defined]
+        made.targets = made._labels = [i % 2 for i in range(len(self.images[part]))]  # type: ignore[attr-defined]
+        return made
+
+
+@pytest.mark.parametrize(("name", "cls"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_cifar_is_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cls: str) -> None:
+    fake = Torchvision(images={True: pixels(4, 32, 32, 3), False: pixels(2, 32, 32, 3)})
+    monkeypatch.setattr(torchvision.datasets, cls, fake)
+    splits = load(DataConfig(source=name, root=str(tmp_path)))
+    assert isinstance(splits.train.images, np.ndarray)
+    assert splits.train.pixels()[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert splits.train.labels.tolist() == [0, 1, 0, 1]
+    assert splits.train.class_names == ("cat", "dog")
+    assert (len(splits.test), splits.test.origin, splits.generator) == (2, f"{name} test", None)
+    assert fake.calls == [(tmp_path, True, False), (tmp_path, False, False)]  # nothing was downloaded
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "train"), [("flowers102", "Flowers102", "train"), ("fgvc-aircraft", "FGVCAircraft", "trainval")]
+)
+def test_flowers_and_aircraft_are_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cls: str, train: str
+) -> None:
+    for number, size in enumerate([(20, 30), (30, 20), (25, 25)]):
+        Image.new("RGB", size, (number,) * 3).save(tmp_path / f"{number}.png")
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    fake = Torchvision(images={train: files[:2], "test": files[2:]})
+    monkeypatch.setattr(torchvision.datasets, cls, fake)
+    with pytest.raises(ValueError, match=r"1\.png is 30x20 while .*0\.png is 20x30; .*--image-size"):
+        load(DataConfig(source=name, root=str(tmp_path)))
+    splits = load(DataConfig(source=name, root=str(tmp_path), image_size=16))
+    assert splits.train.image_shape == (16, 16, 3)
+    assert splits.train.pixels()[:, 0, 0, 0].tolist() == [0, 1]
+    assert splits.train.labels.tolist() == [0, 1]
+    assert splits.test.pixels()[:, 0, 0, 0].tolist() == [2]
+
+
+def test_the_real_classes_take_the_part_where_we_put_it(tmp_path: Path) -> None:
+    # The fakes above would not notice: the second argument is the part, and nothing is found in an empty folder.
+    for cls, part in (("CIFAR10", True), ("CIFAR100", False), ("Flowers102", "train"), ("FGVCAircraft", "trainval")):
+        with pytest.raises(RuntimeError, match="not found"):
+            getattr(torchvision.datasets, cls)(tmp_path, part, download=False)
+    with pytest.raises(ValueError, match="split"):
+        torchvision.datasets.Flowers102(tmp_path, "no such part")
+
+
+def test_what_is_missing_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Torchvision(there=False, images={True: pixels(4, 32, 32, 3), False: pixels(2, 32, 32, 3)})
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
+    assert len(load(DataConfig(source="cifar10", root=str(tmp_path))).train) == 4
+    assert [download for _, _, download in fake.calls] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("Name or service not known"),
+        urllib.error.HTTPError("https://example.org", 404, "Not Found", None, None),  # type: ignore[arg-type]
+        RuntimeError("File not found or corrupted."),
+        PermissionError(13, "Permission denied"),
+        EOFError("Compressed file ended before the end-of-stream marker was reached"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "cls", "folder"),
+    [("cifar10", "CIFAR10", "cifar-10-batches-py"), ("fgvc-aircraft", "FGVCAircraft", "fgvc-aircraft-2013b")],
+)
+def test_a_failed_download_says_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, name: str, cls: str, folder: str
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, cls, Torchvision(there=False, error=error))
+    words = rf"{name} is not in .*\({re.escape(str(error))}\).*{folder}, or give the path"
+    with pytest.raises(ValueError, match=words) as caught:
+        load(DataConfig(source=name, root=str(tmp_path / "root")))
+    assert str(tmp_path / "root" / folder) in str(caught.value)
+    assert "parquet" in str(caught.value)
+    assert caught.value.__cause__ is error
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,580 @@
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.filesize import decimal
+
+from latebloom.flows.cli import app, tables
+from latebloom.flows.cli.resolve import nested
+from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
+from latebloom.flows.config.presets import PRESETS, Preset
+from latebloom.flows.run.budget import Budget
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.progress import duration
+from latebloom.flows.stages import checks, fit_generator
+from latebloom.flows.stages.fit_generator import FitGeneratorConfig
+from latebloom.synth.sampling.sample import SampleConfig
+
+Tiny = Callable[..., CompareConfig]
+Latebloom = Callable[..., Any]
+
+STAGES = ["run", "compare", "select", "plan", "generate", "retrain", "report"]
+FLOWS = ["augment_and_retrain", *STAGES[1:]]
+OPTIONS = {
+    "--out",
+    "--generator",
+    "--kind",
+    "--sampling",
+    "--prompt",
+    "--work-size",
+    "--generate-batch-size",
+    "--processes",
+    "--k",
+    "--levels",
+    "--model",
+    "--epochs",
+    "--batch-size",
+    "--optimizer",
+    "--strong",
+    "--strong-fraction",
+    "--coreset",
+    "--policy",
+    "--preset",
+    "--separating-epoch",
+    "--image-size",
+    "--train-limit",
+    "--test-limit",
+    "--seed",
+    "--device",
+    "--arms",
+    "--optimizers",
+    "--seeds",
+    "--workers",
+    "--config",
+    "--set",
+    "--json",
+}
+
+
+@pytest.fixture
+def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamespace]:
+    """The flows that were called, with what: nothing is checked, run or printed. The current folder is empty."""
+    calls: list[SimpleNamespace] = []
+
+    def record(name: str, config: Any, out: str, *more: Any) -> None:
+        calls.append(SimpleNamespace(name=name, config=config, out=out, more=more))
+
+    for name in FLOWS:
+        setattr(fake_flows, name, functools.partial(record, name))
+    monkeypatch.setattr(checks, "check_inputs", lambda *_: None)
+    monkeypatch.setattr(checks, "check_folder", lambda *_: None)
+    monkeypatch.setattr(tables, "print_report", lambda *_: None)
+    monkeypatch.setattr(tables, "print_forecast", lambda *_: None)
+    monkeypatch.setattr(tables, "print_errors", lambda *_: None)
+    monkeypatch.setattr(RunFolder, "record", lambda *_: {"facts": {"forecast": {}}})
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+@pytest.fixture
+def ask(latebloom: Latebloom, asked: list[SimpleNamespace]) -> Callable[..., SimpleNamespace]:
+    """Runs a command; which flow it would have called, with which config and folder."""
+
+    def call(*words: str | Path) -> SimpleNamespace:
+        outcome = latebloom(*words)
+        assert outcome.code == 0, outcome.err
+        return asked.pop()
+
+    return call
+
+
+def setting(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+# ------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_help_names_every_option_of_a_stage(command: str, latebloom: Latebloom) -> None:
+    outcome = latebloom(command, "--help")
+    assert outcome.code == 0
+    named = {word.strip(",") for word in outcome.out.split() if word.startswith("--")}
+    assert named >= OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("demo", {"--out", "--seeds", "--workers", "--json"}),
+        ("fit-generator", {"--steps", "--channels", "--size", "--split", "--seed", "--config", "--set"}),
+    ],
+)
+def test_help_names_the_options_of_the_other_commands(command: str, options: set[str], latebloom: Latebloom) -> None:
+    outcome = latebloom(command, "--help")
+    assert outcome.code == 0
+    assert {word.strip(",") for word in outcome.out.split() if word.startswith("--")} >= options
+
+
+def test_help_names_every_command(latebloom: Latebloom) -> None:
+    outcome = latebloom("--help")
+    assert outcome.code == 0
+    assert all(f"  {command} " in outcome.out for command in (*STAGES, "demo", "fit-generator"))
+
+
+def test_help_waits_for_no_heavy_package() -> None:
+    script = """
+import sys
+from latebloom.flows.cli import app
+for words in (["--help"], ["run", "--help"], ["fit-generator", "--help"]):
+    sys.argv = ["latebloom", *words]
+    try:
+        app.main()
+    except SystemExit as end:
+        assert end.code == 0
+heavy = {"torch", "prefect", "diffusers", "sklearn", "pyarrow", "matplotlib", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--generator /some/where", "generate.generator", "/some/where"),
+        ("-g /some/where", "generate.generator", "/some/where"),
+        ("--k 2", "plan.k", 2),
+        ("--levels 1,2,3,4", "plan.levels", (1, 2, 3, 4)),
+        ("--model preact-resnet18", "classifier.model", "preact-resnet18"),
+        ("--epochs 7", "train.epochs", 7),
+        ("--batch-size 9", "train.batch_size", 9),
+        ("--separating-epoch 3", "slow.separating_epoch", 3),
+        ("--separating-epoch 0", "slow.separating_epoch", 0),
+        ("--kind latent", "generate.kind", "latent"),
+        ("--generate-batch-size 9", "generate.batch_size", 9),
+        ("--processes 3", "generate.processes", 3),
+        ("--prompt {name} --prompt a_{name}", "prompts.templates", ("{name}", "a_{name}")),
+        ("--work-size 64", "sizes.work_size", 64),
+        ("--sampling balanced", "sample.steps", 25),
+        ("--image-size 16", "data.image_size", 16),
+        ("--train-limit 50", "data.train_limit", 50),
+        ("--test-limit 60", "data.test_limit", 60),
+        ("--seed 4", "seed", 4),
+        ("--device cpu", "device", "cpu"),
+        ("--set train.lr=0.25", "train.lr", 0.25),
+        ("-s train.lr=0.25", "train.lr", 0.25),
+        ("--set plan.levels=[1,2,3,4]", "plan.levels", (1, 2, 3, 4)),
+        ("--set train.flip=true", "train.flip", True),
+        ("--set slow.method=random", "slow.method", "random"),
+        ("--set quality.min_contrast=5 --set quality.min_distance=6", "quality.min_distance", 6),
+        ("--set data.root=a=b", "data.root", "a=b"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_an_option_becomes_its_setting(
+    command: str, words: str, key: str, value: Any, ask: Callable[..., SimpleNamespace]
+) -> None:
+    assert setting(ask(command, "digits", *words.split()).config, key) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--arms", "original, ours-2"], "arms", ("original", "ours-2")),
+        (["--optimizers", "sam"], "optimizers", ("sam",)),
+        (["--optimizers", "sgd,sam"], "optimizers", ("sgd", "sam")),
+        (["--seeds", "4"], "seeds", 4),
+        (["--workers", "2"], "workers", 2),
+    ],
+)
+@pytest.mark.parametrize("command", STAGES[1:])
+def test_an_option_of_a_comparison_becomes_its_setting(
+    command: str, words: list[str], key: str, value: Any, ask: Callable[..., SimpleNamespace]
+) -> None:
+    assert setting(ask(command, "digits", *words).config, key) == value
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_a_command_calls_its_flow_with_config_and_folder(command: str, ask: Callable[..., SimpleNamespace]) -> None:
+    call = ask(command, "digits", "--out", "here", "--seed", "4")
+    assert call.name == {"run": "augment_and_retrain"}.get(command, command)
+    assert type(call.config) is (RunConfig if command == "run" else CompareConfig)
+    assert call.out == "here"
+    assert call.config.seed == 4
+
+
+def test_only_generate_takes_a_time_budget(ask: Callable[..., SimpleNamespace], latebloom: Latebloom) -> None:
+    call = ask("generate", "digits", "--max-seconds", "60", "--until", "22:00-07:00 UTC")
+    assert call.more == (Budget(max_seconds=60, until="22:00-07:00 UTC"),)
+    assert ask("select", "digits").more == ()
+    outcome = latebloom("compare", "digits", "--until", "07:00")
+    assert outcome.code == 2
+    assert "--until" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
+def test_a_stage_alone_is_that_of_run_unless_a_comparison_is_asked_for(
+    command: str, ask: Callable[..., SimpleNamespace]
+) -> None:
+    alone = ask("run", "digits", "--k", "2").config
+    assert ask(command, "digits", "--k", "2").config == one_setting(alone)
+    assert ask(command, "digits", "--seeds", "4").config == ask("compare", "digits", "--seeds", "4").config
+
+
+def test_the_demo_is_its_config_with_the_seeds_and_workers_asked_for(ask: Callable[..., SimpleNamespace]) -> None:
+    call = ask("demo")
+    assert (call.name, call.config, call.out) == ("compare", demo_config(), str(Path("runs/demo")))
+    call = ask("demo", "--seeds", "3", "--workers", "1", "--out", "here")
+    assert (call.config.seeds, call.config.workers, call.out) == (3, 1, "here")
+
+
+# ------------------------------------------------------------------------------------------------- sources, folders
+
+
+def test_a_source_starts_from_its_preset(ask: Callable[..., SimpleNamespace]) -> None:
+    digits = ask("run", "digits").config
+    assert (digits.data.source, digits.classifier.model, digits.sample.grid) == ("digits", "small-cnn", 20)
+    other = ask("run", "/some/folder").config
+    assert (other.data.source, other.classifier.model, other.sample.grid) == ("/some/folder", "preact-resnet18", 100)
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("digits", "digits"),
+        ("fgvc-aircraft", "fgvc-aircraft"),
+        ("/data/blood.npz", "blood"),
+        ("/data/flowers", "flowers"),
+        ("/data/flowers/", "flowers"),
+        ("./digits", "digits"),
+    ],
+)
+def test_a_run_folder_is_called_after_its_source(source: str, folder: str, ask: Callable[..., SimpleNamespace]) -> None:
+    assert Path(ask("compare", source).out) == Path("runs") / folder
+
+
+def test_a_run_folder_may_lie_at_home(ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert ask("compare", "digits", "--out", "~/run").out == "/home/somebody/run"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.toml", 'seed = 1\n[train]\nepochs = 11\nlr = 0.5\n[data]\ntrain_limit = 20\nsource = "elsewhere"\n'),
+        (
+            "c.json",
+            '{"seed": 1, "train": {"epochs": 11, "lr": 0.5}, "data": {"train_limit": 20, "source": "elsewhere"}}',
+        ),
+    ],
+)
+def test_set_goes_over_options_over_the_file_over_the_preset(
+    name: str, text: str, ask: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    plain = ask("run", "digits").config
+    config = ask(
+        "run", "digits", "-c", name, "--epochs", "12", "--batch-size", "8", "--set", "train.batch_size=9"
+    ).config
+    assert config.train.batch_size == 9  # --set over the option
+    assert config.train.epochs == 12  # the option over the file
+    assert (config.train.lr, config.seed, config.data.train_limit) == (0.5, 1, 20)  # the file over the preset
+    assert config.data.source == "digits"  # the argument over the file
+    assert config.train.rho == plain.train.rho == 0.05  # the preset, where nobody says anything
+    assert config.classifier == plain.classifier
+
+
+def test_a_row_of_the_papers_goes_over_the_sources_preset_and_all_else_over_it(
+    ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "data": {"source": "cifar10", "train_limit": 100},
+        "classifier": {"model": "resnet20", "width": 0},
+        "train": {"lr": 0.3, "epochs": 7, "rho": 0.7, "optimizer": "sam"},
+        "arms": ["original", "original+dea"],
+    }
+    monkeypatch.setitem(PRESETS, "row", Preset("of the tests", row))
+    Path("c.toml").write_text("[train]\nlr = 0.2\nepochs = 8\n")
+    config = ask("retrain", "digits", "--preset", "row", "-c", "c.toml", "--epochs", "9").config
+    assert config.data.source == "digits"  # the SOURCE of the command
+    assert config.data.train_limit == 100
+    assert (config.train.lr, config.train.epochs, config.train.rho) == (0.2, 9, 0.7)
+    assert config.train.batch_size == 32  # of the digits' own preset, where nobody says anything
+    assert config.arms == ("original", "original+dea")
+    assert config.optimizers == ("sam",)
+    assert ask("retrain", "--preset", "row").config.data.source == "cifar10"
+    one = ask("run", "digits", "--preset", "row").config  # its arms are its own
+    assert (one.train.rho, isinstance(one, CompareConfig)) == (0.7, False)
+
+
+def test_a_row_of_the_papers_in_a_run_folder_keeps_the_runs_data(
+    ask: Callable[..., SimpleNamespace], pristine: RunFolder
+) -> None:
+    config = ask("retrain", "--out", pristine.path, "--preset", "dea-cifar10-table4").config
+    assert (config.data.source, config.data.train_limit) == ("digits", 60)
+    assert config.strong.every == PRESETS["dea-cifar10-table4"].settings["strong"]["every"]
+
+
+def test_presets_are_listed_a_line_each(latebloom: Latebloom) -> None:
+    lines = latebloom("presets").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert all(one.about in line for one, line in zip(PRESETS.values(), lines, strict=True))
+
+
+def test_strong_copies_are_asked_for_by_three_options(ask: Callable[..., SimpleNamespace]) -> None:
+    strong = ask("run", "digits", "--strong", "dea", "--strong-fraction", "0.3", "--policy", "augmix").config.strong
+    assert (strong.selector, strong.coreset.fraction, strong.policy.policy) == ("dea", 0.3, "augmix")
+    config = ask("retrain", "digits", "--strong", "random").config
+    assert config.arms == ("original", "original@ours-5+random", "ours-5", "ours-5+random")
+
+
+@pytest.mark.parametrize("name", ["paper", "balanced", "fast"])
+def test_a_sampling_goes_over_the_preset_and_single_settings_over_the_sampling(
+    name: str, ask: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    assert ask("run", "digits", "--sampling", name).config.sample == SampleConfig(**SAMPLING[name])  # no grid of 20
+    (tmp_path / "c.toml").write_text('[sample]\nmatch = "steps"\nguidance_scale = 2.0\n')
+    words = ("--sampling", name, "-c", "c.toml", "--set", "sample.steps=10")
+    changed = {"steps": 10, "match": "steps", "guidance_scale": 2.0}
+    assert ask("run", "digits", *words).config.sample == SampleConfig(**SAMPLING[name] | changed)
+
+
+def test_a_file_may_name_the_source(ask: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[data]\nsource = "digits"\n')
+    call = ask("run", "--config", "c.toml")
+    assert call.config == ask("run", "digits").config
+    assert Path(call.out) == Path("runs/digits")
+
+
+def test_settings_are_nested_by_their_dots() -> None:
+    assert nested(None, {"seed": 1, "train.lr": 2, "train.rho": 3}, None) == {"seed": 1, "train": {"lr": 2, "rho": 3}}
+
+
+def test_a_value_of_set_is_json_and_else_a_word() -> None:
+    words = ["a=1", "b=1.5", "c=true", "d=[1,2]", "e=null", "f=word", 'g="1"', "h=", "i=x=y"]
+    assert nested(None, {}, words) == {
+        "a": 1,
+        "b": 1.5,
+        "c": True,
+        "d": [1, 2],
+        "e": None,
+        "f": "word",
+        "g": "1",
+        "h": "",
+        "i": "x=y",
+    }
+
+
+def test_an_option_that_is_not_given_sets_nothing() -> None:
+    assert nested(None, {"seed": None, "train.lr": 0.0}, None) == {"train": {"lr": 0.0}}
+
+
+# ------------------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("command", STAGES[1:])
+def test_without_a_source_a_command_goes_on_with_what_the_folder_was_asked_before(
+    command: str, ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny
+) -> None:
+    call = ask(command, "--out", pristine.path)
+    assert (call.config, call.out) == (tiny(), str(pristine.path))
+
+
+def test_going_on_may_change_a_setting(ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny) -> None:
+    words = ("--out", pristine.path, "--seeds", "3", "--set", "train.rho=1", "--arms", "original")
+    call = ask("compare", *words)
+    assert call.config == tiny({"seeds": 3, "train.rho": 1, "arms": ("original",)})
+
+
+@pytest.fixture
+def one(tmp_path: Path, tiny: Tiny) -> tuple[Path, RunConfig]:
+    """A run folder that `latebloom run` has begun, and its setting."""
+    fields = {name: value for name, value in dict(tiny()).items() if name in RunConfig.model_fields}
+    checks.open_run(one_setting(RunConfig(**fields)), str(tmp_path / "one"))
+    return tmp_path / "one", RunConfig(**fields)
+
+
+def test_a_run_of_one_setting_goes_on(ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]) -> None:
+    folder, before = one
+    call = ask("run", "--out", folder)
+    assert (call.name, call.config, call.out) == ("augment_and_retrain", before, str(folder))
+
+
+@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
+def test_a_stage_of_one_setting_that_is_changed_is_that_of_the_changed_setting(
+    command: str, ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]
+) -> None:
+    folder, before = one
+    words = ("--out", folder, "--k", "2", "--set", "plan.levels=[4]", "--optimizer", "sam", "--workers", "2")
+    config = ask(command, *words).config
+    # Not ours-3 at its old levels with SGD: the arms follow from the setting.
+    assert config.arms == ("original", "original@ours-2", "ours-2")
+    assert (config.optimizers, config.seeds, config.workers) == (("sam",), 1, 2)
+    assert config.plan.levels == (4,)
+    assert config.train == before.train.model_copy(update={"optimizer": "sam"})
+
+
+def test_one_setting_may_become_a_comparison(ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]) -> None:
+    folder, before = one
+    config = ask("compare", "--out", folder, "--seeds", "5").config
+    assert config == one_setting(before).model_copy(update={"seeds": 5})
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "check_inputs", lambda *_: None)
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_the_report_as_json_is_report_json(
+    command: str, latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    setattr(fake_flows, command, lambda *_: "report.html")
+    outcome = latebloom(command, "--out", pristine.path, "--json")
+    assert outcome.code == 0
+    assert outcome.out == (pristine.path / "report.json").read_text()
+    assert {arm["arm"] for arm in json.loads(outcome.out)["arms"]} == {"original", "ours-3"}
+    assert outcome.err == f"{command}: digits in {pristine.path}\n"  # and nothing else between
+
+
+@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain"])
+def test_a_stage_as_json_is_its_result_and_the_records(
+    command: str, latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    setattr(fake_flows, command, lambda _, out, *_more: f"{out}/thing")
+    outcome = latebloom(command, "--out", pristine.path, "--json")
+    value = json.loads(outcome.out)
+    assert value["result"] == f"{pristine.path}/thing"
+    assert value["stages"] == pristine.records()
+
+
+def test_a_report_for_people_has_the_table_the_sentences_and_where_the_page_is(
+    latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    fake_flows.compare = lambda *_: "report.html"
+    out = latebloom("compare", "--out", pristine.path).out
+    report = json.loads((pristine.path / "report.json").read_text())
+    text = " ".join(out.split())
+    assert "ours-3" in text
+    for sentence in report["sentences"]:
+        assert f"- {sentence}" in text
+    for warning in report["warnings"]:
+        assert f"! {warning}" in text
+    overlap = f"overlap by {report['jaccard']:.2f} (Jaccard, mean over pairs); sets drawn by lot would by "
+    assert overlap + f"{report['jaccard_chance']:.2f}." in text
+    assert out.splitlines()[-1] == str(pristine.path / "report.html")
+
+
+def test_a_plan_for_people_has_the_forecast(
+    latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    fake_flows.plan = lambda _, out: f"{out}/plan.parquet"
+    out = latebloom("plan", "--out", pristine.path).out
+    forecast = pristine.record("plan")["facts"]["forecast"]
+    lines = [line.split() for line in out.splitlines()]
+    for level, count in forecast["per_level"].items():
+        assert ["level", *level.split(), str(count)] in lines
+    for name, count in forecast["per_class"].items():
+        assert ["class", name, str(count)] in lines
+    assert ["in", "all", str(forecast["images"])] in lines
+    cost = f"{forecast['denoiser_calls']:,} denoiser calls, about {duration(forecast['seconds'])} on this device and "
+    assert out.splitlines()[-2] == cost + decimal(forecast["bytes"])
+    assert len(lines) == 5 + len(forecast["per_level"]) + len(forecast["per_class"])  # title, head, total, cost, path
+    assert out.splitlines()[-1] == f"{pristine.path}/plan.parquet"
+
+
+def test_lists_of_words_need_no_quotation_marks_and_a_wrong_word_names_the_right_ones(
+    latebloom: Latebloom, ask: Callable[..., SimpleNamespace]
+) -> None:
+    assert ask("plan", "digits", "--set", "train_states=[ok, flat]").config.train_states == ("ok", "flat")
+    assert ask("plan", "digits", "--set", 'train_states=["ok"]').config.train_states == ("ok",)
+    outcome = latebloom("plan", "digits", "--set", "train_states=[foo]")
+    assert outcome.code == 1
+    assert re.match(r"error: train_states\.0: Input should be 'ok', 'nan', .* or 'duplicate', got 'foo'", outcome.err)
+
+
+# ------------------------------------------------------------------------------------------------- fit-generator
+
+
+@pytest.fixture
+def fitted(fake_flows: Any, monkeypatch: pytest.MonkeyPatch) -> list[FitGeneratorConfig]:
+    configs: list[FitGeneratorConfig] = []
+
+    def flow(config: FitGeneratorConfig, out: str) -> str:
+        configs.append(config)
+        return out
+
+    fake_flows.fit_generator = flow
+    monkeypatch.setattr(fit_generator, "check_fit", lambda *_: None)
+    return configs
+
+
+def test_fit_generator_options_become_settings(
+    latebloom: Latebloom, fitted: list[FitGeneratorConfig], tmp_path: Path
+) -> None:
+    words = "--steps 5 --channels 8,16 --size 16 --batch-size 4 --image-size 24 --train-limit 30 --seed 2 --device cpu"
+    outcome = latebloom("fit-generator", "digits", tmp_path / "new", *words.split(), "--set", "generator.lr=0.5")
+    assert outcome == (0, f"{tmp_path / 'new'}\n", "")
+    (config,) = fitted
+    assert config == FitGeneratorConfig(
+        data={"source": "digits", "image_size": 24, "train_limit": 30},
+        split="generator",
+        generator={"steps": 5, "channels": (8, 16), "size": 16, "batch_size": 4, "lr": 0.5},
+        seed=2,
+        device="cpu",
+    )
+
+
+def test_only_digits_have_images_kept_for_a_generator(
+    latebloom: Latebloom, fitted: list[FitGeneratorConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_text('split = "train"\n')
+    for words in (["digits"], ["/some/folder"], ["digits", "--split", "train"], ["digits", "-c", tmp_path / "c.toml"]):
+        assert latebloom("fit-generator", words[0], tmp_path / "new", *words[1:]).code == 0
+    assert [config.split for config in fitted] == ["generator", "train", "train", "train"]
+
+
+# ------------------------------------------------------------------------------------------------- around it
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+) -> None:
+    def select(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    fake_flows.select = select
+    outcome = latebloom("select", "--out", pristine.path)
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    assert "Traceback" not in outcome.err
+
+
+def test_prefect_is_quiet_and_patient_unless_the_person_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", environment := {"DO_NOT_TRACK": "0"})
+    app.prepare_prefect()
+    assert environment["DO_NOT_TRACK"] == "0"
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert int(environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]) >= 60
+    assert environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "CRITICAL"
+    assert environment["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
+    monkeypatch.setattr(os, "environ", environment := {"PREFECT_API_URL": "http://prefect.example/api"})
+    app.prepare_prefect()
+    assert "PREFECT_LOGGING_TO_API_ENABLED" not in environment

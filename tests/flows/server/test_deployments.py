@@ -1,0 +1,138 @@
+"""The deployments: forms that the UI shows well, presets that are configs, and a prefect.yaml that says the same."""
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from prefect.utilities.callables import parameter_schema
+
+from latebloom.flows.config.compare import CompareConfig, RunConfig, demo_config, preset
+from latebloom.flows.config.merge import merge
+from latebloom.flows.server import deployed
+from latebloom.flows.server.deployments import DEPLOYMENTS, Deployment, prefect_yaml, runner_deployments
+
+EACH = pytest.mark.parametrize("one", DEPLOYMENTS, ids=lambda one: one.full_name)
+
+
+def schema(one: Deployment) -> dict[str, Any]:
+    return parameter_schema(one.flow.fn).model_dump(mode="json")
+
+
+def by_name(name: str) -> Deployment:
+    return next(one for one in DEPLOYMENTS if one.full_name == name)
+
+
+def everything(place: Any) -> list[dict[str, Any]]:
+    """Every object in a nested value."""
+    if isinstance(place, list):
+        return [found for value in place for found in everything(value)]
+    return (
+        [place, *(found for value in place.values() for found in everything(value))] if isinstance(place, dict) else []
+    )
+
+
+def test_the_flows_that_the_ui_offers() -> None:
+    assert {one.flow.name for one in DEPLOYMENTS} == {
+        "augment-and-retrain", "compare", "select", "generate", "retrain", "fit-generator", "export", "generate-part",
+    }  # fmt: skip
+    assert len({one.full_name for one in DEPLOYMENTS}) == len(DEPLOYMENTS)
+
+
+@EACH
+def test_a_form_has_no_union_no_free_dictionary_and_one_level_of_groups(one: Deployment) -> None:
+    told = schema(one)
+    for place in everything(told):
+        assert not {"anyOf", "oneOf", "allOf"} & set(place), place
+        assert place.get("type") != "object" or "properties" in place, place
+    for group in told["definitions"].values():
+        assert not any("$ref" in field for field in group["properties"].values()), group["title"]
+
+
+@EACH
+def test_every_field_says_what_it_is_and_has_a_value(one: Deployment) -> None:
+    told = schema(one)
+    fields = [field for field in told["properties"].values() if "$ref" not in field]
+    fields += [field for group in told["definitions"].values() for field in group["properties"].values()]
+    for field in fields:
+        assert field["description"], field
+    missing = [name for name, field in told["properties"].items() if "default" not in field]
+    assert missing == told["required"]
+
+
+@EACH
+def test_no_secret_is_asked_for(one: Deployment) -> None:
+    names = {name for place in everything(schema(one)) for name in place.get("properties", {})}
+    assert not [name for name in names if any(word in name for word in ("token", "secret", "password", "api_key"))]
+
+
+@EACH
+def test_the_parameters_of_a_deployment_and_its_schedule_are_valid(one: Deployment) -> None:
+    told = {**schema(one), "additionalProperties": False, "required": []}
+    given = dict(one.parameters) | (dict(one.schedule.parameters) if one.schedule else {})
+    jsonschema.validate(given, told)
+
+
+@EACH
+def test_a_description_says_what_is_made_and_what_it_costs_or_who_starts_it(one: Deployment) -> None:
+    if one.schedule:
+        assert "paused" in one.description
+    elif one.name == "generate-part":
+        assert "nobody has to trigger one" in one.description
+    else:
+        assert "**Makes**" in one.description or one.queue == "cpu"
+        assert "**Costs**" in one.description
+
+
+def asked(one: Deployment, **given: Any) -> Any:
+    """The config that a deployment's form means."""
+    form = {"augment-and-retrain": deployed.RUN_FORM, "compare": deployed.COMPARE_FORM}[one.flow.name]
+    return form(lambda config, **_: config)(**merge(dict(one.parameters), given))
+
+
+LIMIT = {"parts": {"limit": "gpu:{host}"}}
+
+
+def test_submit_of_an_untouched_form_is_the_digits_demo() -> None:
+    assert asked(by_name("augment-and-retrain/augment-digits")) == RunConfig(**merge(preset("digits"), LIMIT))
+    demo = demo_config().model_dump()
+    assert asked(by_name("compare/compare-digits")) == CompareConfig(**merge(demo, LIMIT))
+
+
+def test_the_papers_setting_and_that_of_a_folder_are_the_configs_defaults() -> None:
+    paper = asked(by_name("augment-and-retrain/augment-cifar10-paper"), generator="sd")
+    assert paper == RunConfig(**merge(LIMIT, {"data": {"source": "cifar10"}, "generate": {"generator": "sd"}}))
+    yours = asked(by_name("augment-and-retrain/augment-your-folder"), source="a", generator="b")
+    assert yours == RunConfig(**merge(LIMIT, {"data": {"source": "a"}, "generate": {"generator": "b"}}))
+    assert (paper.train.epochs, paper.classifier.model, paper.plan.steps(100)) == (
+        200,
+        "preact-resnet18",
+        (40, 50, 70, 80),
+    )
+
+
+def test_schedules_are_paused_and_one_run_at_a_time() -> None:
+    scheduled = [one for one in DEPLOYMENTS if one.schedule]
+    assert [one.full_name for one in scheduled] == ["generate/generate-nightly", "generate/generate-continue"]
+    for one in scheduled:
+        assert one.schedule
+        assert one.schedule.active is False
+        assert one.concurrency
+        assert (one.concurrency.limit, one.concurrency.collision_strategy) == (1, "CANCEL_NEW")
+
+
+def test_prefect_yaml_is_written_of_the_same_table() -> None:
+    file = Path(__file__).parents[3] / "prefect.yaml"
+    assert file.read_text() == prefect_yaml(), "run `python -m latebloom.flows.server.deployments > prefect.yaml`"
+
+
+def test_prefect_yaml_and_serve_say_the_same() -> None:
+    in_yaml = {one["name"] + one["entrypoint"]: one for one in yaml.safe_load(prefect_yaml())["deployments"]}
+    for served in runner_deployments():
+        told = in_yaml[served.name + str(served.entrypoint)]
+        assert (told["description"], told["tags"], told["parameters"]) == (
+            served.description, served.tags, served.parameters,
+        )  # fmt: skip
+        assert len(told.get("schedules", [])) == len(served.schedules or [])
+        assert told.get("concurrency_limit", {}).get("limit") == served.concurrency_limit

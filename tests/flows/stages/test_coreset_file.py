@@ -1,0 +1,405 @@
+"""Training on a coreset that `latebloom coreset` wrote: from its file to the rows of an arm."""
+
+import functools
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+from latebloom.data.store.files import digest_file, read_json, write_arrays
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.cli.coresets import resolve_coreset
+from latebloom.flows.config.arms import parse_arm
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.resolve import resolve
+from latebloom.flows.stages import checks, fitting, training
+from latebloom.flows.stages.arm_rows import Pool
+from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, pick_coreset
+from latebloom.flows.stages.coreset_file import check_pictures, given_to, read_picks
+from latebloom.flows.stages.loaders import images_of
+
+Tiny = Callable[..., CompareConfig]
+Latebloom = Callable[..., Any]
+
+ALONE = {"strong.main": "coreset", "strong.copies": 0, "train.batch_size": 4}
+REAL = 60  # of the tiny run
+NO_ITEMS = Pool(6, {}, {})
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def facts(run: RunFolder, arm: str) -> dict[str, Any]:
+    return run.record(f"retrain-{arm}-sgd")["facts"]
+
+
+def picks_of(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def changed(file: Path, out: Path, **arrays: np.ndarray) -> Path:
+    write_arrays(out, **{**picks_of(file), **arrays})
+    return out
+
+
+@pytest.fixture(scope="module")
+def picked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CRAIG's fifth of the tiny run's 60 images, by a classifier of one epoch."""
+    config = tiny()
+    asked = CoresetRunConfig(
+        data=config.data,
+        classifier=config.classifier,
+        train=config.train.model_copy(update={"epochs": 1}),
+        coreset={"method": "craig", "fraction": 0.2},  # type: ignore[arg-type]
+        device="cpu",
+    )
+    check_coreset(asked)
+    run = RunFolder(tmp_path_factory.mktemp("coreset"))
+    pick_coreset(run, asked)
+    return run.path / "coreset-craig.npz"
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Tiny, picked: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Trained on the picks alone, in an empty folder."""
+    config = tiny({"arms": ("original+file",), "strong.file": str(picked), "strong.weights": "normalised", **ALONE})
+    checks.check_inputs(config, "retrain")
+    run = checks.open_run(config, str(tmp_path_factory.mktemp("alone") / "run"))
+    training.retrain_arm(run, config, "original+file", "sgd")
+    return SimpleNamespace(config=config, run=run)
+
+
+# ----------------------------------------------------------------------------------------------- what is trained on
+
+
+def test_the_picks_alone_are_trained_on_with_their_weights(alone: SimpleNamespace, picked: Path) -> None:
+    found, arrays = facts(alone.run, "original+file"), picks_of(picked)
+    assert found["steps"] == [3 * (12 // 4)] * 2  # a fifth of 60 images
+    assert (found["strong"]["selected"], found["strong"]["selections"]) == (12, 1)
+    assert found["strong"]["strong_copies"] == 0
+    job = training._job(alone.run, alone.config, "original+file", "sgd")
+    assert job.mixers is not None
+    for mixer in job.mixers:
+        plan = mixer.epoch(0, None, None)  # type: ignore[arg-type]  # it neither looks nor judges
+        assert plan.rows.tolist() == arrays["indices"].tolist()
+        assert plan.weights is not None
+        np.testing.assert_allclose(plan.weights, arrays["weights"] / arrays["weights"].mean(), rtol=1e-6)
+
+
+def test_the_same_picks_elsewhere_are_not_trained_again_and_others_are(
+    alone: SimpleNamespace, picked: Path, tmp_path: Path
+) -> None:
+    inputs = read_json(alone.run.path / "retrained/original+file-sgd/config.json")
+    assert inputs["strong"]["file"] == digest_file(picked)
+
+    def done(file: Path) -> bool:
+        strong = alone.config.strong.model_copy(update={"file": str(file)})
+        return training.arm_is_done(
+            alone.run, alone.config.model_copy(update={"strong": strong}), "original+file", "sgd"
+        )
+
+    moved = changed(picked, tmp_path / "moved.npz")
+    assert done(moved)
+    heavier = changed(picked, tmp_path / "moved.npz", weights=picks_of(picked)["weights"] * 2)
+    assert not done(heavier)
+
+
+def test_a_file_is_nothing_to_arms_that_do_not_read_it(alone: SimpleNamespace) -> None:
+    for name in ("original", "original+random"):
+        assert alone.config.strong_of(parse_arm(name)).file == ""
+    strong = fitting.strong_key(alone.config.strong_of(parse_arm("original+random")))
+    assert "file" not in strong  # as before there were files
+
+
+def test_an_interrupted_arm_goes_on_and_not_with_another_file(
+    alone: SimpleNamespace, picked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = changed(picked, tmp_path / "picked.npz")
+    strong = alone.config.strong.model_copy(update={"file": str(file)})
+    config = alone.config.model_copy(update={"strong": strong})
+    run = checks.open_run(config, str(tmp_path / "run"))
+    train = functools.partial(training.retrain_arm, run, config, "original+file", "sgd")
+    save, load = fitting.save_fit, fitting.load_fit
+    starts: list[int] = []
+
+    def stops(*args: Any) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    def loads(*args: Any) -> Any:
+        start = load(*args)
+        starts.append(start.step if start else 0)
+        return start
+
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(fitting, "load_fit", loads)
+    with monkeypatch.context() as once:
+        once.setattr(fitting, "save_fit", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        weights = picks_of(picked)["weights"]
+        changed(picked, file, weights=weights[::-1].copy())
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        assert starts == [0, 0]
+        changed(picked, file)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    train()
+    assert starts == [0, 0, 0, 3]  # of one epoch: the other file's checkpoint is not gone on from, its own is
+    for number in (0, 1):
+        name = f"retrained/original+file-sgd/seed-{number}.safetensors"
+        assert digest_file(run.path / name) == digest_file(alone.run.path / name)
+
+
+# ---------------------------------------------------------------------------------------------------- synthetic picks
+
+
+def of_real_and_synthetic(run: RunFolder, tiny: Tiny) -> Path:
+    config = tiny()
+    asked = CoresetRunConfig(
+        data=config.data,
+        classifier=config.classifier,
+        run=str(run.path),
+        with_synthetic=True,
+        coreset={"method": "k_center", "fraction": 0.3},  # type: ignore[arg-type]
+        device="cpu",
+    )
+    pick_coreset(run, asked)
+    return run.path / "coreset-k_center.npz"
+
+
+def test_synthetic_picks_are_the_images_with_their_item_ids(finished: RunFolder, tiny: Tiny) -> None:
+    file = of_real_and_synthetic(finished, tiny)
+    picks, items = picks_of(file), SyntheticFolder(finished.path / "synthetic").rows()["item_id"].to_pylist()
+    config = tiny({"arms": ("ours-3+file",), "seeds": 1, "strong.file": str(file)})
+    data, pool, _ = training._pool(finished, config, {"ours-3+file"})
+    rows = training._rows(finished, config, "ours-3+file", 0, pool)
+    held = [source == "real" or REAL + items.index(source) in rows for source in picks["source"].tolist()]
+    missing = held.count(False)
+    if missing:
+        with pytest.raises(ValueError, match=f"seed 0, has not {missing} of the {len(held)} picks"):
+            checks.check_folder(config, str(finished.path), "retrain")
+        file = changed(file, file.with_name("held.npz"), **{name: array[held] for name, array in picks.items()})
+        config = config.model_copy(update={"strong": config.strong.model_copy(update={"file": str(file)})})
+    checks.check_inputs(config, "retrain")
+    checks.check_folder(config, str(finished.path), "retrain")
+    picks = picks_of(file)
+    (mixer,) = training._job(finished, config, "ours-3+file", "sgd").mixers or []
+    assert mixer.given is not None
+    chosen = rows[mixer.given.indices]
+    names = ["real" if row < REAL else items[row - REAL] for row in chosen]
+    assert names == picks["source"].tolist()
+    assert "real" in names
+    assert set(names) != {"real"}
+    assert data.labels[chosen].tolist() == picks["labels"].tolist()
+    training.retrain_arm(finished, config, "ours-3+file", "sgd")
+    share = np.mean(picks["source"] != "real")
+    assert facts(finished, "ours-3+file")["strong"]["selected_synthetic"] == pytest.approx(share)
+
+
+def test_an_arm_without_synthetic_images_refuses_synthetic_picks(finished: RunFolder, tiny: Tiny) -> None:
+    file = of_real_and_synthetic(finished, tiny)
+    source = picks_of(file)["source"]
+    config = tiny({"arms": ("original+file",), "strong.file": str(file)})
+    message = f"arm original.file has not {(source != 'real').sum()} of the {len(source)} picks"
+    with pytest.raises(ValueError, match=message):
+        checks.check_inputs(config, "retrain")
+
+
+def test_of_an_image_that_an_arm_has_several_times_the_first_is_picked(tmp_path: Path) -> None:
+    write_arrays(
+        tmp_path / "p.npz",
+        indices=np.array([3, 1]),
+        labels=np.array([0, 1]),
+        weights=np.array([2.0, 4.0]),
+        source=np.array(["real", "real"]),
+    )
+    rows = np.array([0, 1, 2, 3, 4, 5, 3, 1, 1])  # as upsample-K has them
+    given = given_to("arm", read_picks(str(tmp_path / "p.npz")), LABELS, NO_ITEMS, rows)
+    assert (given.indices.tolist(), given.weights.tolist()) == ([3, 1], [2, 4])
+
+
+# ----------------------------------------------------------------------------------------------------------- bad files
+
+
+def write_bad(folder: Path, how: str) -> Path:
+    """A file of the four picks 0, 1, 2, 3 of `LABELS`, with one thing wrong."""
+    file = folder / "p.npz"
+    arrays: dict[str, Any] = {
+        "indices": np.array([0, 3, 1, 2]),
+        "labels": np.array([0, 0, 1, 2]),
+        "weights": np.ones(4, np.float32),
+        "source": np.array(["real"] * 4),
+    }
+    changes: dict[str, dict[str, Any]] = {
+        "nan": {"weights": np.array([1, np.nan, 1, -np.inf])},
+        "negative": {"weights": np.array([1, 1, 1, -1.0])},
+        "too large": {"weights": np.array([1, 1, 1, 1e300])},
+        "all zero": {"weights": np.zeros(4)},
+        "no picks": {name: array[:0] for name, array in arrays.items()},
+        "outside": {"indices": np.array([0, 3, 1, 6])},
+        "below": {"indices": np.array([0, 3, -1, 2])},
+        "labels": {"labels": np.array([0, 0, 2, 1])},
+        "twice": {"indices": np.array([0, 0, 1, 2])},
+        "short": {"labels": np.array([0, 0, 1])},
+        "floats": {"indices": np.array([0.0, 3, 1, 2])},
+        "synthetic": {"source": np.array(["real", "i-1", "i-2", "real"])},
+    }
+    if how == "absent":
+        return file
+    if how == "folder":
+        file.mkdir()
+    elif how == "text":
+        file.write_text("indices\n0\n")
+    elif how == "pickle":
+        file.write_bytes(pickle.dumps(arrays))
+    elif how == "pickle inside":
+        np.savez(file, **{**arrays, "source": np.array(["real", None, 3, {}], object)})
+    elif how == "array missing":
+        np.savez(file, **{name: array for name, array in arrays.items() if name != "weights"})
+    elif how == "no array":
+        np.savez(file, **{name: array for name, array in arrays.items() if name != "weights"})
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("weights.npy", "1 1 1 1")
+    elif how == "cut":
+        np.savez(file, **arrays)
+        file.write_bytes(file.read_bytes()[:-200])
+    elif how == "damaged":
+        np.savez(file, **arrays)
+        content = file.read_bytes()
+        place = content.index(arrays["indices"].tobytes())
+        file.write_bytes(content[:place] + b"\7" + content[place + 1 :])
+    else:
+        np.savez(file, **{**arrays, **changes[how]})
+    return file
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("absent", "there is no coreset at .*p.npz; give a coreset-METHOD.npz"),
+        ("folder", "there is no coreset at"),
+        ("text", "is not an .npz archive"),
+        ("pickle", "is not an .npz archive"),
+        ("pickle inside", r"cannot be read \(Object arrays cannot be loaded"),
+        ("cut", "is not an .npz archive"),
+        ("damaged", r"cannot be read \(Bad CRC"),
+        ("array missing", "has no array weights; expected indices, labels, weights, source"),
+        ("no array", r"weights is \|S7\(\) beside"),
+        ("short", r"labels is int64\(3,\) beside \(4,\) of indices"),
+        ("floats", r"indices is float64\(4,\)"),
+        ("nan", r"pick 1 has weight nan \(2 such picks\)"),
+        ("negative", r"pick 3 has weight -1.0 \(1 such picks\)"),
+        ("too large", "pick 3 has weight inf"),
+        ("all zero", "has 4 picks, none with a weight above 0"),
+        ("no picks", "has 0 picks"),
+        ("outside", r"another data set: its pick 3 is image 6, here there are 6 training images \(1 such picks\)"),
+        ("below", "another data set: its pick 2 is image -1"),
+        ("labels", r"another data set: its pick 2, image 1, has label 2 there and 1 here \(2 such picks\)"),
+        ("twice", "picks 1 images a second time"),
+        ("synthetic", "arm original.file has not 2 of the 4 picks"),
+    ],
+)
+def test_a_file_that_cannot_be_trained_on_is_refused(how: str, message: str, tmp_path: Path) -> None:
+    file = write_bad(tmp_path, how)
+    with pytest.raises(ValueError, match=message) as error:
+        given_to("arm original+file", read_picks(str(file)), LABELS, NO_ITEMS, np.arange(6))
+    assert "\n" not in str(error.value)
+
+
+def test_the_picks_of_the_tests_are_right_but_for_what_is_wrong(tmp_path: Path) -> None:
+    write_bad(tmp_path, "negative")
+    file = changed(tmp_path / "p.npz", tmp_path / "q.npz", weights=np.arange(4))
+    given = given_to("arm", read_picks(str(file)), LABELS, NO_ITEMS, np.arange(6))
+    assert (given.indices.tolist(), given.weights.tolist()) == ([0, 3, 1, 2], [0, 1, 2, 3])
+
+
+def test_other_pictures_at_the_same_rows_are_refused(tiny: Tiny, picked: Path, tmp_path: Path) -> None:
+    """An image that is added to a folder shifts those behind it, and labels may fit all the same."""
+    train = images_of(tiny()).train
+    picks = picks_of(picked)
+    check_pictures(read_picks(str(picked)), train)
+    assert picks["sha256"].tolist() == [train.sha256[row] for row in picks["indices"]]
+    others = picks["sha256"].copy()
+    others[2] = "0" * 64
+    file = changed(picked, tmp_path / "p.npz", sha256=others)
+    with pytest.raises(ValueError, match=rf"its pick 2 is another picture than image {picks['indices'][2]} here \(1 "):
+        check_pictures(read_picks(str(file)), train)
+    untold = changed(picked, tmp_path / "q.npz", sha256=np.full(len(others), ""))
+    check_pictures(read_picks(str(untold)), train)
+
+
+def test_another_data_set_is_refused_before_anything_is_written(
+    picked: Path, latebloom: Latebloom, fake_flows: Any, tmp_path: Path
+) -> None:
+    words = ("retrain", "digits", "--out", tmp_path / "run", "--train-limit", "50", "--coreset", picked)
+    shown = latebloom(*words)  # 50 other digits
+    assert shown.code == 1
+    assert shown.err.splitlines()[-1].startswith(f"error: {picked} is of another data set: its pick ")
+    assert not (tmp_path / "run").exists()
+    shown = latebloom("retrain", "digits", "--out", tmp_path / "run", "--arms", "original+file")
+    assert shown.code == 1
+    assert "selector file trains on a coreset that was picked before; name its .npz as strong.file" in shown.err
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def asked(kind: str, row: str | None = None, arms: tuple[str, ...] = (), **strong: Any) -> Any:
+    settings = {"data": {"source": "digits"}, "strong": {"file": "p.npz", **strong}, **({"arms": arms} if arms else {})}
+    return resolve(None, settings, kind, None, row)[0]
+
+
+def test_retrain_with_a_coreset_trains_on_the_picks_alone_unless_told_otherwise() -> None:
+    config = asked("retrain")
+    assert config.arms == ("original+file",)
+    assert (config.strong.main, config.strong.copies) == ("coreset", 0)
+    assert asked("retrain", main="full").strong.copies == 1
+    assert asked("retrain", where="in_place").strong.main == "full"
+    named = asked("retrain", arms=("original", "original+file"))
+    assert named.arms == ("original", "original+file")
+    assert (named.strong.main, named.strong.copies) == ("full", 1)
+    row = asked("retrain", "dea-cifar10-tiny")
+    assert row.arms == ("original+file",)
+    assert (row.strong.main, row.strong.copies) == ("coreset", 1)  # as the paper mixes them
+    assert asked("run").strong.selector == "file"
+
+
+def test_a_coreset_that_no_arm_would_train_on_is_refused() -> None:
+    for kind, arms in (("compare", ()), ("retrain", ("original", "original+random"))):
+        with pytest.raises(ValueError, match=r"a coreset is named \(p.npz\), but no arm trains on it"):
+            asked(kind, arms=arms)
+    with pytest.raises(ValueError, match="no arm trains on it"):
+        asked("run", selector="random")
+
+
+def test_the_option_is_the_setting(picked: Path, latebloom: Latebloom, fake_flows: Any, tmp_path: Path) -> None:
+    found: list[CompareConfig] = []
+    fake_flows.retrain = lambda config, _: found.append(config)
+    limits = ("--train-limit", "60", "--test-limit", "50", "--seeds", "1", "--batch-size", "4", "--json")
+    words = ("retrain", "digits", "--out", tmp_path / "run", *limits)
+    shown = latebloom(*words, "--coreset", picked)
+    assert shown.code == 0, shown.err
+    settings = (f"strong.file={picked}", "strong.main=coreset", "strong.copies=0")
+    shown = latebloom(*words, "--arms", "original+file", *(word for one in settings for word in ("--set", one)))
+    assert shown.code == 0, shown.err
+    assert found[0] == found[1]
+    assert found[0].strong.file == str(picked)
+
+
+def test_a_coreset_is_picked_as_a_row_of_the_papers_picks(pristine: RunFolder) -> None:
+    config, folder = resolve_coreset(None, {"coreset": {"fraction": 0.3}}, "lcmat-cifar10")
+    assert (config.coreset.method, config.coreset.fraction, config.coreset.gradient) == ("lcmat", 0.3, "last_layer")
+    assert (config.data.source, config.classifier.model, config.train.epochs) == ("cifar10", "resnet18", 10)
+    assert folder == Path("runs/cifar10")
+    config, _ = resolve_coreset(pristine.path, {}, "lcmat-cifar10")
+    assert (config.coreset.method, config.data.source, config.classifier.model) == ("lcmat", "digits", "small-cnn")
+    with pytest.raises(typer.BadParameter, match="preset tada-cifar10 picks no coreset"):
+        resolve_coreset(None, {}, "tada-cifar10")

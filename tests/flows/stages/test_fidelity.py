@@ -1,0 +1,102 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latebloom.data.store.files import as_path
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.compare import CompareConfig, read_config
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages import fidelity
+from latebloom.flows.stages.loaders import images_of, judges
+from latebloom.synth.scoring.fidelity import FeatureSet, compare
+from latebloom.train.evaluate import features_of
+
+Tiny = Callable[..., CompareConfig]
+
+
+def test_rows_are_references_levels_and_all_against_the_training_images(
+    pristine: RunFolder, finished: RunFolder
+) -> None:
+    config = read_config(finished.path)
+    train = images_of(config).train
+    folder = SyntheticFolder(finished.path / "synthetic")
+    rows = folder.rows()
+    content = fidelity.measure(finished.path)
+    assert json.loads((finished.path / "synthetic-fidelity.json").read_text()) == content
+    assert content["dataset"] == folder.manifest()["digest"]
+    assert [row["images"] for row in content["rows"]] == ["references", "3 of 10", "5 of 10", "all levels"]
+    assert {row["features"] for row in content["rows"]} == {"judge"}
+    assert {row["n_real"] for row in content["rows"]} == {60}
+    steps = rows["level_steps"].to_numpy()
+    references = len(set(rows["source_index"].to_pylist()))
+    counts = [references, int((steps == 3).sum()), int((steps == 5).sum()), len(steps)]
+    assert [row["n_synthetic"] for row in content["rows"]] == counts
+    # One level by hand.
+    judge = judges(finished, config)[0]
+    at_5 = folder.images(rows.filter(steps == 5), train)
+    real, made = (FeatureSet(features_of(judge, data)[1]) for data in (train, at_5))
+    expected = vars(compare(real, made, config.seed))
+    assert {name: content["rows"][2][name] for name in expected} == expected
+    per_class = content["per_class"]
+    assert [per_class[name]["real"] for name in train.class_names] == train.class_counts().tolist()
+    labels = np.bincount(rows["label"].to_numpy(), minlength=10)
+    assert [per_class[name]["synthetic"] for name in train.class_names] == labels.tolist()
+    assert not (pristine.path / "synthetic-fidelity.json").exists()
+
+
+def test_only_usable_images_count(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = SyntheticFolder(finished.path / "synthetic").rows()
+    states = ["ok"] * 5 + ["flat"] * (kept.num_rows - 5)
+    changed = kept.set_column(kept.schema.get_field_index("state"), "state", [states])
+    monkeypatch.setattr(SyntheticFolder, "rows", lambda _: changed)
+    assert fidelity.measure(finished.path)["rows"][-1]["n_synthetic"] == 5
+
+
+def test_large_sets_are_drawn_from_by_the_seed(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "LIMIT", 8)
+    first = fidelity.measure(finished.path)
+    assert {(row["n_real"], row["n_synthetic"]) for row in first["rows"]} == {(8, 8)}
+    assert fidelity.measure(finished.path) == first
+
+
+def test_inception_stands_beside_the_judge(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(weights: Path, device: Any) -> Callable[..., np.ndarray]:
+        assert weights == Path("weights.pth")
+        return lambda data: data.pixels().reshape(len(data), -1)
+
+    monkeypatch.setattr(fidelity.InceptionFeatures, "load", load)
+    rows = fidelity.measure(finished.path, Path("weights.pth"))["rows"]
+    assert [row["features"] for row in rows] == ["judge"] * 4 + ["inception"] * 4
+    assert [row["n_synthetic"] for row in rows[:4]] == [row["n_synthetic"] for row in rows[4:]]
+    assert rows[0]["frechet"] != rows[4]["frechet"]
+
+
+def test_the_table_and_its_notes(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    fidelity.fidelity(finished.path, None, as_json=False)
+    out = capsys.readouterr().out
+    for words in ("references", "3 of 10", "5 of 10", "all levels", "KID x 1000"):
+        assert words in out
+    assert "! judge, references: " in out
+    assert out.endswith("synthetic-fidelity.json\n")
+    fidelity.fidelity(finished.path, None, as_json=True)
+    assert json.loads(capsys.readouterr().out) == json.loads((finished.path / "synthetic-fidelity.json").read_text())
+
+
+def test_the_command_hands_over_paths_and_urls(latebloom: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(fidelity, "fidelity", lambda *given: asked.append(given))
+    latebloom("fidelity", "runs/a")
+    latebloom("fidelity", "s3://b/run", "--inception-weights", "s3://b/weights.pth", "--json")
+    assert asked == [(Path("runs/a"), None, False), (as_path("s3://b/run"), as_path("s3://b/weights.pth"), True)]
+
+
+def test_bad_input_is_named(finished: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no run folder"):
+        fidelity.measure(tmp_path / "nothing")
+    (finished.path / "synthetic" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"has no manifest\.json"):
+        fidelity.measure(finished.path)

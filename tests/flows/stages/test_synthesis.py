@@ -1,0 +1,294 @@
+"""What can go wrong while images are made: memory, thresholds, and what a plan tells of its generator."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latebloom.data.store.files import read_json
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import Partial, RunFolder
+from latebloom.flows.stages import planning, select, synthesis, training
+from latebloom.flows.stages.loaders import generator_of, images_of, new_classifiers
+from latebloom.synth.plan import PLAN_SCHEMA
+from latebloom.synth.sampling.denoiser import Made, Wanted
+from latebloom.synth.sampling.loop import LoopGenerator
+from latebloom.train.evaluate import logits_of, softmax
+from latebloom.train.loop.checkpoint import load_model
+
+Tiny = Callable[..., CompareConfig]
+Story = SimpleNamespace
+
+
+def never(*_: object, **__: object) -> Any:
+    raise AssertionError("images were made again")
+
+
+@pytest.fixture
+def planned(finished: RunFolder) -> RunFolder:
+    """The finished run without its synthetic images."""
+    shutil.rmtree(finished.path / "synthetic")
+    return finished
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+class Narrow:
+    """A generator on a device that has room for so many images at once."""
+
+    def __init__(self, real: Any, most: int) -> None:
+        self.real, self.most = real, most
+        self.asked: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def make(self, references: torch.Tensor, wanted: Wanted) -> Made:
+        self.asked.append(len(wanted))
+        if len(wanted) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.real.make(references, wanted)
+
+
+def test_batches_that_do_not_fit_are_halved_once_and_for_all_and_change_no_image(
+    planned: RunFolder,
+    pristine: RunFolder,
+    tiny: Tiny,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    narrow = Narrow(generator_of(tiny()), 3)
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: narrow)
+    story.make_images(planned, tiny())
+    assert narrow.asked[:4] == [7, 3, 3, 1]  # parts of 7; batches may have 8
+    assert max(narrow.asked[1:]) == 3
+    assert "generate: out of memory; batches of 3 to make 8x8" in capsys.readouterr().err.splitlines()
+    assert read_json(planned.path / "batch_sizes.json") == {f"cpu {narrow.digest[:16]}": {"make 8x8": 3}}
+    story.same_but_for_rounding(planned, pristine)
+    shutil.rmtree(planned.path / "synthetic")
+    narrow.asked.clear()
+    story.make_images(planned, tiny())  # as another process would, or the same command another day
+    assert max(narrow.asked) == 3
+    story.same_but_for_rounding(planned, pristine)
+
+
+def test_a_device_without_room_for_one_image_ends_it_with_what_to_do(
+    planned: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = Narrow(generator_of(tiny()), 0)
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: narrow)
+    with pytest.raises(MemoryError, match=r"not even one image fits into the memory \(make 8x8\); set a smaller"):
+        story.make_images(planned, tiny())
+    assert not (planned.path / "synthetic").exists()
+
+
+# ------------------------------------------------------------------------------------------------- what failed
+
+
+def test_what_failed_is_listed_until_all_is_made(finished: RunFolder, tiny: Tiny) -> None:
+    file = finished.path / "synthetic" / "failures.json"
+    with pytest.raises(Partial) as caught:
+        synthesis.check_failures(finished, tiny(), {"part 2": "it broke\nhere", "0000003-5of10-v0": "so did this"})
+    words = f"2 images or parts could not be made, listed in {file}; the first is part 2: it broke"
+    assert str(caught.value) == words
+    assert read_json(file) == {"part 2": "it broke\nhere", "0000003-5of10-v0": "so did this"}
+    with pytest.raises(Partial):  # a whole part is never left out
+        synthesis.check_failures(finished, tiny({"generate.leave_out_failed": True}), {"part 2": "it broke"})
+    synthesis.check_failures(finished, tiny(), {})
+    assert not file.exists()
+    file.write_text("{}")  # of a command that was killed after its last part
+    synthesis.finish_synthetic(finished, tiny())
+    assert not file.exists()
+
+
+# ------------------------------------------------------------------------------------------------- duplicates
+
+
+def test_duplicates_are_found_over_the_whole_set_and_without_making_it_again(
+    finished: RunFolder, pristine: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = tiny({"quality.min_duplicate_distance": 255})  # all images are: of each class the first is left
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis, "draw", never)
+        assert story.make_images(finished, alike) == []
+        moved = story.data_set(finished)
+        table = SyntheticFolder(finished.path / "synthetic").rows()
+        seen: set[int] = set()
+        for label, state in zip(table["label"].to_pylist(), table["state"].to_pylist(), strict=True):
+            assert state == ("duplicate" if label in seen else "ok")
+            seen.add(label)
+        story.make_images(finished, tiny())
+        assert story.data_set(finished) == story.data_set(pristine)
+    shutil.rmtree(finished.path / "synthetic")
+    story.make_images(finished, alike)
+    assert story.data_set(finished) == moved
+
+
+# ------------------------------------------------------------------------------------------------- the judge
+
+
+def test_a_judge_that_is_named_scores_in_place_of_the_early_classifiers(
+    finished: RunFolder, tiny: Tiny, story: Story
+) -> None:
+    folder = SyntheticFolder(finished.path / "synthetic")
+    before = folder.rows()
+    file = finished.path / "retrained/ours-3-sgd/seed-1.safetensors"
+    story.make_images(finished, tiny({"scores.judge": str(file)}))
+    now = folder.rows()
+    assert now.select([*PLAN_SCHEMA.names, "image"]) == before.select([*PLAN_SCHEMA.names, "image"])
+    train = images_of(tiny()).train
+    judge = new_classifiers(tiny({"seeds": 1}), train)[0]
+    load_model(file, judge)
+    seen = softmax(logits_of(judge, folder.images(now, train)))
+    expected = seen[np.arange(len(seen)), now["label"].to_numpy()]
+    np.testing.assert_allclose(now["label_probability"].to_numpy(), expected, rtol=1e-5)
+    assert not np.allclose(before["label_probability"].to_numpy(), expected, rtol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------------- the plan
+
+
+def test_a_plan_tells_of_its_generator_and_so_does_the_data_set(pristine: RunFolder, tiny: Tiny) -> None:
+    generator = generator_of(tiny())
+    planned = pristine.record("plan")["facts"]["generator"]
+    assert planned.pop("config")["generator"] == tiny().generate.generator
+    assert planned == {
+        "name": "tiny",
+        "digest": generator.digest,
+        "licence": generator.licence,
+        "trained_on": "40 digits",
+        "seen": 0,
+        "only_these": False,
+    }
+    about = SyntheticFolder(pristine.path / "synthetic").manifest()["about"]
+    assert (about["generator"], about["generator_digest"]) == ("tiny", generator.digest)
+
+
+def test_images_that_fail_are_left_out_where_that_is_asked_for_and_tried_again_the_next_time(
+    planned: RunFolder, pristine: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, item = LoopGenerator.make, SyntheticFolder(pristine.path / "synthetic").rows().slice(9, 1).to_pylist()[0]
+
+    def moody(self: LoopGenerator, references: Any, wanted: Wanted) -> Made:
+        if item["seed"] in wanted.seeds:
+            raise RuntimeError("no")
+        return make(self, references, wanted)
+
+    config = tiny({"generate.leave_out_failed": True})
+    monkeypatch.setattr(LoopGenerator, "make", moody)
+    story.make_images(planned, config)
+    folder = SyntheticFolder(planned.path / "synthetic")
+    assert folder.manifest()["about"]["left_out"] == [item["item_id"]]
+    assert folder.manifest()["rows"] == SyntheticFolder(pristine.path / "synthetic").manifest()["rows"] - 1
+    training.retrain_arm(planned, config, "ours-3", "sgd")
+    monkeypatch.setattr(LoopGenerator, "make", make)
+    assert len(story.make_images(planned, tiny())) == 1
+    assert folder.manifest() == SyntheticFolder(pristine.path / "synthetic").manifest()
+
+
+OTHER_WAYS: list[dict[str, Any]] = [
+    {"plan.part_size": 40},
+    {"plan.part_size": 3},
+    {"arms": ("original", "ours-3", "random-3")},
+    {"seeds": 3},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_WAYS, ids=lambda changes: "-".join(changes))
+def test_images_that_fit_another_plan_are_not_drawn_again(
+    changes: dict[str, Any],
+    finished: RunFolder,
+    tmp_path: Path,
+    tiny: Tiny,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = set(SyntheticFolder(finished.path / "synthetic").rows()["item_id"].to_pylist())
+    config = tiny(changes)
+    fresh = story.up_to_plan(tmp_path / "fresh", config)
+    story.make_images(fresh, config)
+    made: list[int] = []
+    make = LoopGenerator.make
+    monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
+    training.train_early(finished, config)
+    select.select_examples(finished, config)
+    planning.plan_images(finished, config)
+    story.make_images(finished, config)
+    items = SyntheticFolder(fresh.path / "synthetic").rows()["item_id"].to_pylist()
+    if "seeds" not in changes:  # with other early classifiers the judge is another, and so are its scores
+        story.same_but_for_rounding(finished, fresh)
+    assert sum(made) == len(set(items) - before)
+    assert not list((finished.path / "synthetic").glob(".spare/*"))
+
+
+def test_another_judge_scores_the_images_that_are_there(
+    finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = SyntheticFolder(finished.path / "synthetic").rows()
+    manifest = (finished.path / "synthetic" / "manifest.json").read_bytes()
+    monkeypatch.setattr(LoopGenerator, "make", never)
+    config = tiny({"scores": {"judge": str(finished.path / "retrained/original-sgd/seed-0.safetensors")}})
+    story.make_images(finished, config)
+    after = SyntheticFolder(finished.path / "synthetic").rows()
+    assert after["image"].equals(before["image"])
+    assert after["label_probability"].to_pylist() != before["label_probability"].to_pylist()
+    story.make_images(finished, tiny())
+    assert (finished.path / "synthetic" / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ({"sample.guidance_scale": 2}, "sample"),
+        ({"sizes": {"work_size": 16}}, "sizes"),
+        ({"prompts": {"negative": "blur"}}, "negative_prompt"),
+        ({"data.subset_seed": 1}, "data"),
+        ({"seed": 5}, "seed"),
+        ({"generate.generator": "digits"}, "generate"),
+        ({"quality.min_contrast": 5}, "quality"),
+    ],
+)
+def test_a_data_set_of_other_settings_is_not_taken_for_what_is_asked(
+    changes: dict[str, Any], differ: str, pristine: RunFolder, tiny: Tiny
+) -> None:
+    synthesis.check_made(pristine, tiny())
+    command = "filter" if differ == "quality" else "generate"
+    with pytest.raises(ValueError, match=rf"made with other settings \({differ}\) .*; run `latebloom {command}` first"):
+        synthesis.check_made(pristine, tiny(changes))
+
+
+def test_a_generator_that_changed_since_the_plan_is_refused(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copy.copy(generator_of(tiny()))
+    other.digest = "0" * 64
+    (finished.path / "synthetic" / "part-00000.parquet").unlink()
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: other)
+    with pytest.raises(ValueError, match="generator tiny is not the one that was planned"):
+        synthesis.make_one_part(finished, tiny(), 0, lambda _: None)
+
+
+def test_processes_are_as_many_as_asked_for_and_one_on_the_cpu(tiny: Tiny) -> None:
+    assert planning.generator_processes(tiny()) == 1
+    assert planning.generator_processes(tiny({"generate.processes": 3})) == 3
+
+
+def test_processes_share_the_time_that_is_forecast(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "probe", lambda *_: SimpleNamespace(seconds_per_call=2.0, bytes_per_image=100.0))
+    calls = finished.record("plan")["facts"]["forecast"]["denoiser_calls"]
+    (finished.path / "stages/plan.json").unlink()
+    planning.plan_images(finished, tiny({"generate.processes": 3}))
+    forecast = finished.record("plan")["facts"]["forecast"]
+    assert forecast["seconds"] == pytest.approx(2 * calls / 3)
+    assert forecast["bytes"] == 100 * forecast["images"]

@@ -1,0 +1,57 @@
+"""Makes parts as the stage does, in a process that is killed meanwhile as often as a file beside the run says.
+
+A module of its own, since the processes that are started import it by name.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages import synthesis
+
+__all__ = ["deaths", "die_while_reporting", "make_one_part", "make_one_part_slowly"]
+
+_make_one_part = synthesis.make_one_part  # also where a test puts this module's in its place
+
+
+def deaths(run: RunFolder, number: int) -> Path:
+    """The file with a letter for every death that is to come to the makers of a part."""
+    return run.path.with_name(f"{run.path.name}-deaths-{number}")
+
+
+def make_one_part(
+    run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
+) -> dict[str, Any]:
+    """`latebloom.flows.stages.synthesis.make_one_part`, killed after its first batch where a death is due."""
+
+    def report(images: int) -> None:
+        on_images(images)
+        file = deaths(run, number)
+        if file.is_file() and (left := file.read_text()):
+            file.write_text(left[1:])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _make_one_part(run, config, number, report)
+
+
+def make_one_part_slowly(
+    run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
+) -> dict[str, Any]:
+    """`latebloom.flows.stages.synthesis.make_one_part`, a second later."""
+    time.sleep(1)
+    return _make_one_part(run, config, number, on_images)
+
+
+def die_while_reporting(due: Path, on_images: Callable[[int], None]) -> None:
+    """Report an image; killed in the middle of that where the file `due` is there, which is then gone."""
+    if due.exists():
+        due.unlink()
+        pipe: Any = Connection
+        pipe._send = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    on_images(1)

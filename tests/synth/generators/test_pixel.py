@@ -1,0 +1,346 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latebloom.data.images import LabeledImages
+from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.sampling.denoiser import Wanted, to_pixels
+from latebloom.synth.sampling.loop import LoopGenerator
+from latebloom.synth.sampling.sample import SampleConfig, Sampler
+
+CPU = torch.device("cpu")
+NAMES = ("top", "middle", "bottom")
+Save = Callable[..., Path]
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in content.items() if changes.get(name, 0) is not None}))
+
+
+@pytest.fixture
+def folder(save_tiny: Save, tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "rows")
+
+
+@pytest.fixture
+def denoiser(folder: Path) -> PixelDenoiser:
+    return PixelDenoiser.load(folder, CPU)
+
+
+# Loading
+
+
+def test_a_folder_that_diffusers_saved_becomes_the_same_network(
+    denoiser: PixelDenoiser, tiny_unet: Callable[..., Any]
+) -> None:
+    from diffusers import DDPMScheduler
+
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, timesteps = torch.tensor([0, 2, 1]), torch.tensor([500, 3, 900])
+    with torch.no_grad():
+        expected = [
+            tiny_unet(0).eval()(x[row : row + 1], int(timesteps[row]), class_labels=labels[row : row + 1]).sample
+            for row in range(3)
+        ]
+    torch.testing.assert_close(denoiser.predict(x, timesteps, labels), torch.cat(expected), rtol=0, atol=1e-5)
+    assert float(torch.cat(expected).std()) > 0.1  # not a network of zeros
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    np.testing.assert_array_equal(denoiser.alphas_cumprod, scheduler.alphas_cumprod.double().numpy())
+    assert denoiser.alphas_cumprod.dtype == np.float64
+
+
+def test_the_card_tells_classes_from_the_no_label_embedding(
+    denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path
+) -> None:
+    assert (denoiser.num_classes, denoiser.class_names, denoiser.unconditional) == (3, NAMES, True)
+    plain = PixelDenoiser.load(save_tiny(tmp_path / "plain", card=False), CPU)
+    assert (plain.num_classes, plain.class_names, plain.unconditional) == (4, (), False)
+
+
+def test_the_card_tells_which_images_it_was_trained_on_and_its_licence(folder: Path) -> None:
+    plain = PixelDenoiser.load(folder, CPU)
+    assert (plain.trained_on, plain.trained_on_words, plain.licence) == (frozenset(), "", "")
+    edit(folder / "latebloom.json", trained_on_sha256=["a", "b"], trained_on="rows of light", licence="cc0-1.0")
+    told = PixelDenoiser.load(folder, CPU)
+    assert (told.trained_on, told.trained_on_words, told.licence) == ({"a", "b"}, "rows of light", "cc0-1.0")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert PixelDenoiser.load(folder, CPU).licence == "cc0-1.0"
+    edit(folder / "latebloom.json", licence=None)
+    assert PixelDenoiser.load(folder, CPU).licence == "mit"
+
+
+def test_sizes_are_those_of_the_model(denoiser: PixelDenoiser, tiny_unet: Callable[..., Any]) -> None:
+    assert (denoiser.size, denoiser.multiple, denoiser.channels) == (8, 2, 1)  # two levels: sides are halved once
+    down, up = ("DownBlock2D",) * 3, ("UpBlock2D",) * 3
+    unet = tiny_unet(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8, 8),
+        down_block_types=down,
+        up_block_types=up,
+    )
+    deep = PixelDenoiser(unet, np.ones(1), "sample", num_classes=3, name="x", digest="x")
+    assert (deep.size, deep.multiple, deep.channels) == (32, 4, 3)
+    # And the multiple is the one that the network needs.
+    for side in (4, 12, 20):
+        x = torch.zeros(1, 3, side, 2 * side)
+        assert deep.predict(x, torch.tensor([0]), torch.tensor([0])).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_prediction_type_is_that_of_the_scheduler(save_tiny: Save, tmp_path: Path, kind: str) -> None:
+    folder = save_tiny(tmp_path / kind, scheduler={"prediction_type": kind})
+    assert PixelDenoiser.load(folder, CPU).prediction_type == kind
+
+
+def test_the_digest_is_of_weights_and_settings_not_of_place_or_name(
+    folder: Path, denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path
+) -> None:
+    from diffusers import DDPMPipeline
+
+    assert re.fullmatch("[0-9a-f]{64}", denoiser.digest)
+    moved = tmp_path / "elsewhere" / "other_name"
+    shutil.copytree(folder, moved)
+    assert PixelDenoiser.load(moved, CPU).digest == denoiser.digest
+    assert PixelDenoiser.load(moved, CPU).name == "other_name"
+    assert PixelDenoiser.load(save_tiny(tmp_path / "again"), CPU).digest == denoiser.digest
+    # diffusers writes the path a model came from into its config.
+    resaved = tmp_path / "resaved"
+    DDPMPipeline.from_pretrained(folder).save_pretrained(resaved)
+    assert str(tmp_path) in (resaved / "unet" / "config.json").read_text()
+    assert PixelDenoiser.load(resaved, CPU).digest == denoiser.digest
+    edit(moved / "unet" / "config.json", _diffusers_version="0.99.0")
+    assert PixelDenoiser.load(moved, CPU).digest == denoiser.digest
+
+
+def test_one_weight_changes_the_digest(folder: Path, denoiser: PixelDenoiser) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] += 1e-6
+    save_file(weights, file, metadata={"format": "pt"})
+    assert PixelDenoiser.load(folder, CPU).digest != denoiser.digest
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}),
+        ("unet/config.json", {"flip_sin_to_cos": False}),
+    ],
+)
+def test_one_setting_changes_the_digest(
+    folder: Path, denoiser: PixelDenoiser, file: str, change: dict[str, object]
+) -> None:
+    edit(folder / file, **change)
+    assert PixelDenoiser.load(folder, CPU).digest != denoiser.digest
+
+
+def test_pickled_weights_are_refused(folder: Path, tiny_unet: Callable[..., Any]) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(tiny_unet(0).state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    message = r"has no unet/diffusion_pytorch_model\.safetensors; pickled weights \(\.bin\) are refused"
+    with pytest.raises(ValueError, match=message):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_safetensors_are_taken_where_a_pickle_lies_beside_them(folder: Path, denoiser: PixelDenoiser) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
+    assert PixelDenoiser.load(folder, CPU).digest == denoiser.digest
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_a_missing_config_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"rows has no {file}; copy or save the whole diffusers folder"):
+        PixelDenoiser.load(folder, CPU)
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "latebloom.json"])
+def test_broken_json_is_named(folder: Path, file: str) -> None:
+    (folder / file).write_text('{"unet": ')
+    with pytest.raises(ValueError, match=f"{file} is not valid JSON"):
+        PixelDenoiser.load(folder, CPU)
+
+
+@pytest.mark.parametrize(
+    ("unet", "found"),
+    [
+        (["diffusers", "UNet2DConditionModel"], "UNet2DConditionModel"),
+        ([None, None], "DDPMPipeline"),
+        (None, "DDPMPipeline"),  # no unet at all, as in a pipeline with a transformer
+    ],
+)
+def test_another_kind_of_model_is_refused_by_name(folder: Path, unet: list[str] | None, found: str) -> None:
+    edit(folder / "model_index.json", unet=unet)
+    message = f"rows holds a {found}, a pixel generator is a UNet2DModel; leave the kind at auto$"
+    with pytest.raises(ValueError, match=message):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_an_unknown_prediction_type_is_refused(folder: Path) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="predicts 'flow_prediction'; understood are epsilon, v_prediction, sample"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_schedule_without_betas_is_refused(folder: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    with pytest.raises(ValueError, match="rows has a FlowMatchEulerDiscreteScheduler, which is no schedule of betas"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_missing_and_broken_weights_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_out.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"rows/unet cannot be loaded \(it lacks 1 weights, such as conv_out\.bias"):
+        PixelDenoiser.load(folder, CPU)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"rows/unet cannot be loaded \(.*\); copy or download it again"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_model_without_classes_is_refused(save_tiny: Save, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "unlabelled", num_class_embeds=None)
+    with pytest.raises(ValueError, match="has no class embeddings, so it cannot keep the label of an image"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_learned_variance_is_refused(save_tiny: Save, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "variance", out_channels=2)
+    with pytest.raises(ValueError, match=r"predicts a variance too \(learned_range\)"):
+        PixelDenoiser.load(folder, CPU)
+
+
+def test_a_card_with_more_names_than_embeddings_is_refused(folder: Path) -> None:
+    edit(folder / "latebloom.json", class_names=list("abcde"))
+    with pytest.raises(ValueError, match=r"latebloom\.json names 5 classes, the model has 4 embeddings"):
+        PixelDenoiser.load(folder, CPU)
+
+
+# Does it fit the data?
+
+
+def test_data_that_fit_pass_the_check(denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path) -> None:
+    denoiser.check(NAMES)
+    denoiser.check(NAMES[:2])
+    plain = PixelDenoiser.load(save_tiny(tmp_path / "plain", card=False), CPU)
+    plain.check(("any", "other", "names", "at all"))  # it has none to compare with
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((*NAMES, "left"), "generator rows knows 3 classes, the data have 4"),
+        (("top", "bottom", "middle"), r"class 1 of the data is 'bottom', .* \(it has 'bottom' at 2\)"),
+        (("Top", "middle", "bottom"), r"class 0 of the data is 'Top', .* is 'top' \(it has 'top' at 0\)"),
+        (("cat", "dog"), "class 0 of the data is 'cat', of generator rows it is 'top'; the names and their"),
+    ],
+)
+def test_data_that_do_not_fit_are_told_why(denoiser: PixelDenoiser, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        denoiser.check(names)
+
+
+# Pixels in and out
+
+
+def test_every_grey_level_survives_the_way_in_and_out(denoiser: PixelDenoiser) -> None:
+    images = np.stack([np.arange(256, dtype=np.uint8).reshape(8, 32)] * 3, -1)[None]
+    images[0, ..., 1] = images[0, ::-1, :, 1]  # channels differ and sides too: a swap of axes would show
+    x0 = denoiser.encode(images)
+    assert (x0.shape, x0.dtype) == ((1, 3, 8, 32), torch.float32)
+    assert (float(x0.min()), float(x0.max())) == (-1, 1)
+    assert x0[0, 0, 0, :2].tolist() == pytest.approx([-1, -1 + 1 / 127.5])
+    np.testing.assert_array_equal(to_pixels(denoiser.decode(x0)).images, images)
+
+
+def test_conditions_are_the_labels_whatever_the_prompts(denoiser: PixelDenoiser) -> None:
+    conditions = denoiser.conditions(np.array([2, 0]), ["a photo of a top", ""])
+    assert (conditions.tolist(), conditions.dtype) == ([2, 0], torch.int64)
+
+
+def test_condition_minus_one_is_the_embedding_after_the_last_class(denoiser: PixelDenoiser) -> None:
+    x, timesteps = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    conditions = torch.tensor([-1])
+    unlabelled = denoiser.predict(x, timesteps, conditions)
+    assert torch.equal(unlabelled, denoiser.predict(x, timesteps, torch.tensor([3])))
+    for label in range(3):
+        assert not torch.equal(unlabelled, denoiser.predict(x, timesteps, torch.tensor([label])))
+    assert conditions.tolist() == [-1]
+
+
+def test_a_smaller_precision_is_that_of_the_network_alone(
+    save_tiny: Save, denoiser: PixelDenoiser, tmp_path: Path
+) -> None:
+    half = PixelDenoiser.load(save_tiny(tmp_path / "rows2"), CPU, torch.bfloat16)
+    x, timesteps, labels = torch.zeros(2, 1, 8, 8), torch.tensor([500, 3]), torch.tensor([0, 1])
+    output = half.predict(x, timesteps, labels)
+    assert (output.dtype, half.encode(np.zeros((1, 8, 8, 1), np.uint8)).dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(output, denoiser.predict(x, timesteps, labels), rtol=0, atol=0.05)
+    assert half.digest != denoiser.digest
+
+
+def test_a_compiled_network_sees_few_batch_sizes_and_the_same_comes_back(
+    denoiser: PixelDenoiser, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    compiled = PixelDenoiser.load(folder, CPU)
+    compiled.compiled = True  # as `compile` leaves it; compiling itself takes a minute
+    compiled.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    x = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    timesteps, conditions = 100 * torch.arange(7), torch.tensor([0, 1, 2, -1, 0, 1, 2])
+    for count in range(1, 8):
+        few = x[:count], timesteps[:count], conditions[:count]
+        torch.testing.assert_close(compiled.predict(*few), denoiser.predict(*few), rtol=0, atol=1e-5)
+    assert sizes == [1, 2, 4, 4, 8, 8, 8]
+
+
+def test_predicting_keeps_no_graph_and_no_mode_of_training(tiny_unet: Callable[..., Any]) -> None:
+    unet = tiny_unet(0, dropout=0.5).train()
+    denoiser = PixelDenoiser(unet, np.ones(1), "sample", num_classes=3, name="x", digest="x")
+    x, timesteps, labels = torch.ones(1, 1, 8, 8), torch.tensor([0]), torch.tensor([0])
+    first = denoiser.predict(x, timesteps, labels)
+    assert not first.requires_grad
+    assert torch.equal(first, denoiser.predict(x, timesteps, labels))  # no dropout
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m", "lcm"])
+def test_the_batch_size_changes_no_image(denoiser: PixelDenoiser, tiny_images: LabeledImages, sampler: Sampler) -> None:
+    # Convolutions of another batch size may sum in another order. Measured on an x86-64 CPU with AVX-512, torch 2.15,
+    # one thread and two: x0 up to 2.7e-6 apart (a grey level is 7.8e-3), every pixel equal. Allowed: one grey level on
+    # one pixel in a thousand.
+    generator = LoopGenerator(denoiser, SampleConfig(sampler=sampler, grid=10, guidance_scale=3))
+    rows = np.arange(32) % 8
+    wanted = Wanted(tiny_images.labels[rows], [""] * 32, np.repeat([1, 3, 5, 8], 8), list(range(32)))
+    references = generator.encode(tiny_images.pixels(rows))
+
+    def pixels(batch_size: int) -> np.ndarray:
+        batches = [np.arange(start, min(start + batch_size, 32)) for start in range(0, 32, batch_size)]
+        return np.concatenate([generator.make(references[b], wanted.take(b)).images for b in batches]).astype(int)
+
+    alone = pixels(1)
+    assert np.mean((alone > 0) & (alone < 255)) > 0.5  # not all clipped, where any difference would hide
+    for batch_size in (7, 32):
+        difference = np.abs(pixels(batch_size) - alone)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() <= 0.001

@@ -1,0 +1,372 @@
+"""Where strong augmentation goes: which examples get strong copies, how many, how they weigh, and since when."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pydantic
+import torch
+from pydantic import Field
+
+from latebloom.data.seeds import child_seed, numpy_rng, torch_rng
+from latebloom.train.augment.policies import Draw, PolicyConfig, choose, make_policy
+from latebloom.train.selection.coreset import (
+    Coreset,
+    CoresetConfig,
+    Evidence,
+    Method,
+    budgets,
+    normalised,
+    select_coreset,
+    updated_moments,
+)
+from latebloom.train.selection.gradients import Moments
+from latebloom.train.selection.scores import top
+
+__all__ = ["EpochRows", "Mixer", "Selector", "StrongConfig"]
+
+Selector = Literal["none", "all", Method, "file"]
+
+
+class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Strong augmentation of selected examples, mixed into training (arXiv 2210.08363, Alg. 1 and section 6)."""
+
+    selector: Selector = Field(
+        "none",
+        description="Who gets strong copies: none, all, the examples that a coreset method picks, or those of a file",
+    )
+    file: str = Field(
+        "", description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote"
+    )
+    policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
+    coreset: CoresetConfig = Field(
+        CoresetConfig(), description="How many examples are picked, and how; its method is the selector's"
+    )
+    copies: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Strong copies of each picked example, 1 to 64; 0 with main=coreset: the picks alone",
+    )
+    every: int = Field(
+        1, ge=1, le=100_000, description="Epochs between two selections, 1 to 100,000; a file is the same in all"
+    )
+    where: Literal["append", "in_place", "in_place_twice"] = Field(
+        "append",
+        description="append: strong copies beside the main set; in_place: picked examples are strong instead of weak; "
+        "in_place_twice: the same with every row twice",
+    )
+    main: Literal["full", "coreset", "random"] = Field(
+        "full", description="Main set: all examples, the picked ones alone, or as many random ones"
+    )
+    weights: Literal["none", "normalised", "gamma_over_r"] = Field(
+        "none",
+        description="Factors of losses. normalised: the coreset's gamma by its mean, on a main set that is the "
+        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on such a main set, which multiplies a step "
+        "by about n / B on a coreset, so lower lr",
+    )
+    weigh_strong: bool = Field(False, description="normalised weights on strong copies as well")
+    redraw: Literal["epoch", "round"] = Field(
+        "epoch", description="Whether augmentations are drawn each epoch, or kept from one selection to the next"
+    )
+    warm_epochs: int = Field(
+        0, ge=0, le=100_000, description="Epochs with weak augmentation only before the first selection"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _together(self) -> "StrongConfig":
+        if self.where != "append" and self.copies != 1:
+            raise ValueError(f"copies={self.copies} needs where=append; an image changed in place has no copies")
+        if self.copies == 0 and self.main != "coreset":
+            raise ValueError(f"copies=0 trains on the picks alone: give main=coreset, not {self.main}")
+        if self.where != "append" and self.main == "random":
+            raise ValueError(f"where={self.where} changes the main set's images; give main=full or coreset, not random")
+        if self.selector == "file" and not self.file:
+            raise ValueError("selector file trains on a coreset that was picked before; name its .npz as strong.file")
+        if self.selector == "forgetting" and not self.warm_epochs:
+            raise ValueError("forgetting counts what training forgets; give warm_epochs of at least 1")
+        if self.weigh_strong and self.weights != "normalised":
+            raise ValueError(f"weigh_strong is for weights=normalised, not {self.weights}")
+        if self.weights == "normalised" and self.main != "coreset" and not self.weigh_strong:
+            raise ValueError(
+                f"weights=normalised has no effect with main={self.main}; give main=coreset, weigh_strong=true or "
+                "weights=none"
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRows:
+    """What an epoch shows, before it is put in order.
+
+    Attributes:
+        rows: int64 (L,), rows of the model's training set.
+        strong: bool (L,), which of them are strongly augmented.
+        weights: float32 (L,), factors of the losses; None: 1.
+        copies: the policy's draw for the S strong ones, in their order.
+        drawn: the number of the epoch whose weak augmentation this one has.
+    """
+
+    rows: np.ndarray
+    strong: np.ndarray
+    weights: np.ndarray | None
+    copies: Draw
+    drawn: int
+
+
+Look = Callable[[], tuple[np.ndarray, np.ndarray]]
+Judge = Callable[[EpochRows], np.ndarray]
+
+
+class Mixer:
+    """Makes the epochs of one model's training from its training set (the rows 0..n-1 here).
+
+    All follows from the seed, the epoch's number and the model, so an interrupted run that restores `state` goes on
+    as if it had not stopped.
+
+    Args:
+        labels: int64 (n,), of the training set.
+        image_shape: (H, W, C).
+        seed: the model's.
+        given: for selector=file and for no other, the coreset, of rows of this training set, each once. It is selected
+            once.
+
+    Attributes:
+        length: examples of every epoch. Epochs before the first selection are as long: whole passes over the
+            training set, and the rest at random.
+        seconds: spent so far on looking at the training set, selecting and judging candidates.
+        selections: how often examples were picked so far.
+        selection: epoch, indices and gamma of the last one; None before the first.
+        picked: int64 (n,), how often each row was picked. Earlier selections are not kept: each checkpoint would hold
+            them all.
+
+    Raises:
+        ValueError: a policy that does not fit the images, or a budget or a coreset that does not fit the labels.
+    """
+
+    def __init__(
+        self,
+        config: StrongConfig,
+        labels: np.ndarray,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        seed: int,
+        given: Coreset | None = None,
+    ) -> None:
+        if (given is not None) != (config.selector == "file"):
+            raise ValueError(f"a coreset is given for selector=file and for no other, which is {config.selector} here")
+        if given is not None and ((given.indices < 0) | (given.indices >= len(labels))).any():
+            raise ValueError(f"the coreset has rows outside 0..{len(labels) - 1}, the rows of the training set")
+        self.config, self.labels, self.num_classes, self.seed = config, labels, num_classes, seed
+        self.given = given
+        height, width, channels = image_shape
+        self.policy = make_policy(config.policy, channels, height, width)
+        self.size = self._budget()
+        self.length = self._length()
+        self.seconds = 0.0
+        self.selections = 0
+        self.selection: tuple[int, np.ndarray, np.ndarray] | None = None
+        self.picked = np.zeros(len(labels), np.int64)
+        self._main = np.arange(len(labels))  # of the round
+        self._choice = np.empty(0, np.int64)  # of the wu2020 candidates, one for each strong copy
+        self._chosen_in = -1  # the epoch
+        self._moments: Moments | None = None
+        self._hits = np.zeros(len(labels), np.int8)  # as last seen in training: right 1, wrong or never seen 0
+        self._forgotten = np.zeros(len(labels), np.int64)
+        self._learned = np.zeros(len(labels), bool)
+
+    @property
+    def counts(self) -> bool:
+        """Whether `count` must be told what training got right."""
+        return self.config.selector == "forgetting"
+
+    @property
+    def forgotten(self) -> np.ndarray:
+        """Forgetting events so far, float64 (n,); inf for rows that training never got right."""
+        return np.where(self._learned, self._forgotten, np.inf)
+
+    def epoch(self, number: int, look: Look, judge: Judge) -> EpochRows:
+        """The epoch `number` (from 0); selects first where that is due.
+
+        Args:
+            look: gives logits float32 (n, K) and features float32 (n, D) of the training set by the model as it is,
+                in eval mode, without augmentation.
+            judge: gives the losses float32 (S,) of an epoch's strong copies, by the model as it is, in eval mode.
+        """
+        config = self.config
+        if number < config.warm_epochs:
+            return self._warm(number)
+        start = number - (number - config.warm_epochs) % config.every  # of the round
+        if self.selection is None or (self.selection[0] != start and self.given is None):
+            # At most one selection a round, also when the run goes on from the middle of one.
+            assert number == start
+            begin = time.perf_counter()
+            coreset = self._select(number, look)
+            self.selection = number, coreset.indices, coreset.weights
+            self.selections += 1
+            self.picked[coreset.indices] += 1
+            self._main = self._main_rows(number, coreset)
+            self.seconds += time.perf_counter() - begin
+        _, picked, gamma = self.selection
+        drawn = start if config.redraw == "round" else number
+        plan = self._arrange(picked, gamma, drawn)
+        assert len(plan.rows) == self.length
+        choice = torch.zeros(int(plan.strong.sum()), dtype=torch.int64)
+        if self.policy.candidates > 1 and len(choice):
+            if self._chosen_in != drawn:
+                begin = time.perf_counter()
+                self._choice, self._chosen_in = self._judge(plan, judge), drawn
+                self.seconds += time.perf_counter() - begin
+            choice = torch.from_numpy(self._choice)
+        if len(choice):
+            plan = dataclasses.replace(plan, copies=self.policy.candidate(plan.copies, choice))
+        return plan
+
+    def count(self, rows: np.ndarray, right: np.ndarray) -> None:
+        """Note which weakly augmented rows (n,) an epoch of training got right (bool); each row once."""
+        self._forgotten[rows] += (self._hits[rows] == 1) & ~right
+        self._hits[rows] = right
+        self._learned[rows] |= right
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` needs to go on; no two arrays share memory, also of mixers that were given one coreset."""
+        state = {
+            "main": self._main.copy(),
+            "choice": self._choice,
+            "chosen_in": np.array(self._chosen_in),
+            "seconds": np.array(self.seconds),
+            "selections": np.array(self.selections),
+            "picked": self.picked.copy(),
+        }
+        if self.selection:
+            epoch, indices, gamma = self.selection
+            state |= {"epoch": np.array(epoch), "indices": indices.copy(), "gamma": gamma.copy()}
+        if self.counts:
+            state |= {"hits": self._hits, "forgotten": self._forgotten, "learned": self._learned}
+        if self._moments is not None:
+            state |= {f"moments.{name}": value for name, value in self._moments.state().items()}
+        return state
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from a `state` of a mixer that was made with the same arguments."""
+        self._main, self._choice = state["main"], state["choice"]
+        self._chosen_in, self.seconds = int(state["chosen_in"].item()), float(state["seconds"].item())
+        self.selections, self.picked = int(state["selections"].item()), state["picked"].copy()
+        self.selection = None
+        if self.selections:
+            self.selection = int(state["epoch"].item()), state["indices"], state["gamma"]
+        if self.counts:
+            self._hits, self._forgotten = state["hits"].copy(), state["forgotten"].copy()
+            self._learned = state["learned"].copy()
+        moments = {n.removeprefix("moments."): v for n, v in state.items() if n.startswith("moments.")}
+        self._moments = Moments.restored(moments) if moments else None
+
+    def _budget(self) -> int:
+        """How many examples are picked."""
+        if self.config.selector in ("none", "all"):
+            return 0 if self.config.selector == "none" else len(self.labels)
+        if self.given is not None:
+            return len(self.given.indices)
+        return int(budgets(self.labels, self.num_classes, self._coreset_config()).sum())
+
+    def _coreset_config(self) -> CoresetConfig:
+        return self.config.coreset.model_copy(update={"method": self.config.selector})
+
+    def _length(self) -> int:
+        config = self.config
+        main = self.size if config.main != "full" and config.selector != "none" else len(self.labels)
+        if config.where == "append":
+            return main + config.copies * self.size
+        return main * (2 if config.where == "in_place_twice" else 1)
+
+    def _warm(self, number: int) -> EpochRows:
+        n = len(self.labels)
+        passes, rest = divmod(self.length, n)
+        some = numpy_rng(self.seed, "warm", number).permutation(n)[:rest]
+        rows = np.concatenate([*[np.arange(n)] * passes, some])
+        return EpochRows(rows, np.zeros(len(rows), bool), None, {}, number)
+
+    def _select(self, number: int, look: Look) -> Coreset:
+        selector, n = self.config.selector, len(self.labels)
+        if selector in ("none", "all"):
+            rows = np.arange(n if selector == "all" else 0)
+            return Coreset(rows, np.ones(len(rows), np.float32))
+        if self.given is not None:
+            return self.given
+        if selector in ("random", "forgetting"):  # these do not look
+            logits, features = np.zeros((n, self.num_classes), np.float32), np.zeros((n, 1), np.float32)
+        else:
+            logits, features = look()
+        evidence = Evidence(
+            logits,
+            self.labels,
+            features,
+            forgotten=self.forgotten if self.counts else None,
+        )
+        config = self._coreset_config()
+        if selector == "adacore":
+            self._moments = updated_moments(evidence, config, self._moments)
+            evidence = dataclasses.replace(evidence, moments=self._moments)
+        return select_coreset(evidence, config, child_seed(self.seed, "coreset", number))
+
+    def _main_rows(self, number: int, coreset: Coreset) -> np.ndarray:
+        n = len(self.labels)
+        if self.config.main == "full" or self.config.selector in ("none", "all"):
+            return np.arange(n)
+        if self.config.main == "coreset":
+            return coreset.indices
+        if self.given is not None:  # as many of each class
+            lot = numpy_rng(self.seed, "main", number).random(n)
+            return top(lot, self.labels, np.bincount(self.labels[coreset.indices], minlength=self.num_classes), True)
+        evidence = Evidence(np.zeros((n, self.num_classes), np.float32), self.labels, np.zeros((n, 1), np.float32))
+        at_random = self.config.coreset.model_copy(update={"method": "random"})
+        return select_coreset(evidence, at_random, child_seed(self.seed, "main", number)).indices
+
+    def _arrange(self, picked: np.ndarray, gamma: np.ndarray, drawn: int) -> EpochRows:
+        config, n = self.config, len(self.labels)
+        rows = self._main
+        is_picked = np.zeros(n, bool)
+        is_picked[picked] = True
+        is_main = np.ones(len(rows), bool)
+        if config.where == "append":
+            copies = np.tile(picked, config.copies)
+            rows = np.concatenate([rows, copies])
+            strong = np.concatenate([~is_main, np.ones(len(copies), bool)])
+            is_main = ~strong
+        else:
+            rows = np.tile(rows, 2 if config.where == "in_place_twice" else 1)
+            strong, is_main = is_picked[rows], np.ones(len(rows), bool)
+        draw: Draw = {}
+        if strong.any():
+            draw = self.policy.draw(int(strong.sum()), torch_rng(self.seed, "strong", drawn))
+        return EpochRows(rows, strong, self._weights(rows, strong, is_main, picked, gamma), draw, drawn)
+
+    def _weights(
+        self, rows: np.ndarray, strong: np.ndarray, is_main: np.ndarray, picked: np.ndarray, gamma: np.ndarray
+    ) -> np.ndarray | None:
+        config = self.config
+        if config.weights == "none" or not len(picked):
+            return None
+        of_row = np.ones(len(self.labels), np.float32)
+        of_row[picked] = normalised(gamma) if config.weights == "normalised" else gamma
+        weights = np.ones(len(rows), np.float32)
+        if config.weights == "gamma_over_r":
+            weights[strong] = of_row[rows[strong]] / config.copies
+        elif config.weigh_strong:
+            weights[strong] = of_row[rows[strong]]
+        if config.main == "coreset":
+            weights[is_main] = of_row[rows[is_main]]
+        return weights
+
+    def _judge(self, plan: EpochRows, judge: Judge) -> np.ndarray:
+        """Which of its candidate compositions each strong copy gets, int64 (S,)."""
+        copies = int(plan.strong.sum())
+        losses = []
+        for candidate in range(self.policy.candidates):
+            draw = self.policy.candidate(plan.copies, torch.full((copies,), candidate))
+            losses.append(judge(dataclasses.replace(plan, copies=draw)))
+        generator = torch_rng(self.seed, "choice", plan.drawn)
+        table = torch.from_numpy(np.stack(losses, 1))  # (S, candidates)
+        return choose(table, self.config.policy.choose, generator).numpy()

@@ -1,0 +1,120 @@
+"""The batches of one epoch of one model: rows in, augmented images on the device out."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latebloom.data.batches import Pixels
+from latebloom.data.seeds import torch_rng
+from latebloom.train.augment.mixing import EpochRows
+from latebloom.train.augment.policies import Draw, Policy, mixed
+from latebloom.train.augment.weak import apply_resized_crop, apply_weak, draw_resized_crop, draw_weak
+from latebloom.train.loop.config import FitConfig
+from latebloom.train.loop.step import Batch
+
+__all__ = ["Epoch"]
+
+
+class Epoch:
+    """An epoch's list of examples, and how each is augmented.
+
+    Everything is drawn for the whole list at once, by the number of the epoch, so what an example looks like does not
+    depend on its batch. Weak augmentation comes first, then the strong one of the strong copies. What lies on the host
+    is sent to the device once for many batches.
+
+    Args:
+        labels: int64 (N,), of all rows of `pixels`, on its device.
+        scale: float32 (N,), factors of the rows' losses, likewise; None: 1.
+        rows: int64 (n,), the model's training set, which `plan.rows` index.
+        policy: of the strong copies; None where there are none.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        labels: Tensor,
+        scale: Tensor | None,
+        rows: np.ndarray,
+        plan: EpochRows,
+        policy: Policy | None,
+        config: FitConfig,
+        seed: int,
+    ) -> None:
+        self.pixels, self.labels, self.scale = pixels, labels, scale
+        self.plan, self.policy, self.config = plan, policy, config
+        self.rows = rows[plan.rows]  # (L,) rows of `pixels`
+        self.strong = np.flatnonzero(plan.strong)  # (S,) places in the list
+        self.rank = np.cumsum(plan.strong) - 1  # of each strong place among the strong ones
+        self.weak: Draw = {}
+        self.padding = 0 if config.resized_crop else config.crop_padding
+        if config.resized_crop or config.crop_padding or config.flip:
+            generator, count = torch_rng(seed, "augment", plan.drawn), len(self.rows)
+            if config.resized_crop:
+                height, width, _ = pixels.data.image_shape
+                self.weak |= draw_resized_crop(count, height, width, generator, scale=(config.resized_crop, 1.0))
+            self.weak |= draw_weak(count, self.padding, config.flip, generator)
+
+    def batches(self, groups: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each array of places in the list int64 (B,), in order."""
+        if not groups:
+            return
+        device, plan = self.labels.device, self.plan
+        slots = [np.flatnonzero(plan.strong[group]) for group in groups]  # which of a batch are strong
+        ranks = [self.rank[group[slot]] for group, slot in zip(groups, slots, strict=True)]
+        overlaid = [self._overlaid(rank) for rank in ranks]  # which of the strong ones Mixup lays another image over
+        others = [self._partners(rank[over]) for rank, over in zip(ranks, overlaid, strict=True)]
+        wanted = [np.concatenate(pair) for pair in zip(groups, others, strict=True)]
+        places = _sent(wanted, device)
+        rows = _sent([self.rows[want] for want in wanted], device)
+        weak = {name: _sent([values[want] for want in wanted], device) for name, values in self._weak().items()}
+        factors = None if plan.weights is None else _sent([plan.weights[group] for group in groups], device)
+        slots_there, overlaid_there = _sent(slots, device), _sent(overlaid, device)
+        for b, raw in enumerate(self.pixels.batches([self.rows[want] for want in wanted])):
+            size = len(groups[b])
+            seen = self._weakly(raw, {name: values[b] for name, values in weak.items()})
+            images, targets = seen[:size], self.labels[rows[b]]
+            partners = shares = None
+            if len(slots[b]):
+                assert self.policy is not None
+                draw = {name: values[torch.from_numpy(ranks[b])] for name, values in plan.copies.items()}
+                changed = self.policy.apply(images[slots_there[b]].contiguous(), draw)
+                if len(others[b]):
+                    over = overlaid_there[b]
+                    mix = draw["mix"].to(device, non_blocking=True)[over]
+                    changed[over] = mixed(changed[over], seen[size:], mix)
+                    partners, shares = targets[:size].clone(), torch.ones(size, device=device)
+                    partners[slots_there[b][over]] = targets[size:]
+                    shares[slots_there[b][over]] = mix
+                images.index_copy_(0, slots_there[b], changed)
+            own = None if factors is None else factors[b]
+            if self.scale is not None:
+                of_rows = self.scale[rows[b][:size]]
+                own = of_rows if own is None else own * of_rows
+            yield Batch(images, targets[:size], places[b][:size], own, partners, shares)
+
+    def _weakly(self, images: Tensor, draw: Draw) -> Tensor:
+        if "window" in draw:
+            draw = dict(draw)
+            images = apply_resized_crop(images, {"window": draw.pop("window")}, *images.shape[2:])
+        return apply_weak(images, draw, self.padding)
+
+    def _weak(self) -> dict[str, np.ndarray]:
+        return {name: values.numpy() for name, values in self.weak.items()}
+
+    def _overlaid(self, ranks: np.ndarray) -> np.ndarray:
+        if "mix" not in self.plan.copies:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.plan.copies["mix"].numpy()[ranks] < 1)
+
+    def _partners(self, ranks: np.ndarray) -> np.ndarray:
+        """Places of the images that Mixup lays over the strong copies of these ranks: themselves only weak."""
+        if not len(ranks):
+            return np.empty(0, np.int64)
+        return self.strong[self.plan.copies["partner"].numpy()[ranks]]
+
+
+def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
+    """The arrays as tensors on the device, in one transfer, which does not wait for what the device has still to do."""
+    return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True).split([len(part) for part in parts])

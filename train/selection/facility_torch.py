@@ -1,0 +1,164 @@
+"""Facility location in torch: many classes at once, padded to one size, on any device."""
+
+import torch
+from torch import Tensor
+
+from latebloom.train.selection.facility_points import Medoids, Points, Similarity
+
+__all__ = ["groups", "solve"]
+
+
+def groups(sizes: dict[int, int], memory_bytes: int) -> list[list[int]]:
+    """Classes of like size together, as many as fit into `memory_bytes` with one (n, n) float32 matrix each.
+
+    A class that does not fit stands alone.
+    """
+    found: list[list[int]] = []
+    room = 0
+    for label in sorted(sizes, key=lambda label: -sizes[label]):
+        # Padding costs at most a factor of four in memory before a new group is begun.
+        if found and room > 0 and 2 * sizes[label] > sizes[found[-1][0]]:
+            found[-1].append(label)
+            room -= 1
+        else:
+            found.append([label])
+            room = memory_bytes // (4 * sizes[label] ** 2) - 1
+    return found
+
+
+def solve(
+    classes: list[Points], budgets: list[int], similarity: Similarity, device: torch.device, memory_bytes: int
+) -> list[Medoids]:
+    """Lazy greedy for all `classes` side by side; `budgets` in 1..n each.
+
+    Every step evaluates the candidates of each class with the best old gains and picks where a fresh one tops them
+    all. Distances come from float64 Gram matrices and are kept in float32: in whole where that fits into
+    `memory_bytes`, else rows are made as they are needed.
+    """
+    sizes = torch.tensor([len(points) for points in classes], device=device)  # (G,)
+    counts = torch.tensor(budgets, device=device)
+    n = int(sizes.max())
+    rows = _Rows(classes, n, similarity, device)
+    there = torch.arange(n, device=device) < sizes[:, None]  # (G, n)
+    sums, largest = rows.prepare(4 * len(classes) * n * n <= memory_bytes)
+    which = torch.arange(len(classes), device=device)
+    index = torch.arange(n, device=device).expand(len(classes), n)
+
+    start = torch.ones_like(largest) if similarity == "exp" else largest
+    gone = torch.tensor(-torch.inf, dtype=torch.float64, device=device)
+    keys = torch.where(there, (sizes * start)[:, None] - sums, gone)  # (G, n)
+    stamp = torch.zeros_like(index)
+    nearest = torch.where(there, torch.inf, 0.0).float()
+    owner = torch.zeros_like(index)
+    done = torch.zeros_like(counts)
+    picks = torch.zeros(len(classes), max(budgets), dtype=torch.int64, device=device)
+    gains = torch.zeros(picks.shape, dtype=torch.float64, device=device)
+    together = min(n, 64 if device.type != "cpu" else 16)
+    step = 0
+    while True:
+        best = keys.amax(1)  # (G,)
+        pick = torch.where(keys == best[:, None], index, n).amin(1)  # ties to the lowest index
+        # Gains that are no gains any more are not worth refreshing: what is left coincides with medoids.
+        settled = (stamp[which, pick] == done) | (best <= 0)
+        now = settled & (done < counts)
+        place = done.clamp(max=picks.shape[1] - 1)
+        picks[which, place] = torch.where(now, pick, picks[which, place])
+        gains[which, place] = torch.where(now, best.clamp(min=0), gains[which, place])
+        row = rows(pick[:, None])[:, 0]  # (G, n)
+        nearer = (row < nearest) & now[:, None]
+        nearest = torch.where(nearer, row, nearest)
+        mine = nearer | ((index == pick[:, None]) & now[:, None])
+        owner = torch.where(mine, done[:, None], owner)
+        keys[which, pick] = torch.where(now, gone, keys[which, pick])
+        done += now
+        step += 1
+        if step % 8 == 0 and bool((done >= counts).all()):
+            break
+        old = torch.where(stamp < done[:, None], keys, gone)
+        value, wanted = old.topk(together, 1)  # (G, b)
+        saved = (nearest[:, None] - rows(wanted)).clamp_(min=0).sum(2, dtype=torch.float64)
+        usable = value > gone
+        keys.scatter_(1, wanted, torch.where(usable, saved, keys.gather(1, wanted)))
+        stamp.scatter_(1, wanted, torch.where(usable, done[:, None], stamp.gather(1, wanted)))
+    found = []
+    for i, budget in enumerate(budgets):
+        owned = owner[i, : sizes[i]].bincount(minlength=budget)
+        found.append(
+            Medoids(picks[i, :budget].cpu().numpy(), owned.float().cpu().numpy(), gains[i, :budget].cpu().numpy())
+        )
+    return found
+
+
+class _Rows:
+    """Rows of the distance matrices of several classes; 0 in the columns of padding."""
+
+    def __init__(self, classes: list[Points], n: int, similarity: Similarity, device: torch.device) -> None:
+        def padded(parts: list[Tensor]) -> Tensor:
+            out = parts[0].new_zeros(len(parts), n, parts[0].shape[1])
+            for i, part in enumerate(parts):
+                out[i, : len(part)] = part
+            return out.to(device)
+
+        def centred(part: Tensor) -> Tensor:
+            return part - part.mean(0)
+
+        vectors = [torch.from_numpy(points.vectors).double() for points in classes]
+        self._parts = [padded([centred(part) for part in vectors])]
+        self._norms = [padded([part.square().sum(1, keepdim=True) for part in vectors])[..., 0]]
+        if classes[0].factors is not None:
+            factors = [torch.from_numpy(points.factors).double() for points in classes]
+            self._parts.append(padded([centred(part) for part in factors]))
+            self._norms.append(padded([part.square().sum(1, keepdim=True) for part in factors])[..., 0])
+        self._city: Tensor | None = None
+        if classes[0].city is not None and classes[0].city_scale > 0:
+            self._city = padded([torch.from_numpy(points.city).float() * points.city_scale for points in classes])
+        self._width = classes[0].width if similarity == "exp" else 0
+        self._squares = [part.square().sum(2) for part in self._parts]  # (G, n)
+        self._sizes = torch.tensor([len(points) for points in classes], device=device)
+        self._there = torch.arange(n, device=device) < self._sizes[:, None]
+        self._which = torch.arange(len(classes), device=device)[:, None]
+        self._matrix: Tensor | None = None
+
+    def __call__(self, wanted: Tensor) -> Tensor:
+        """float32 (G, b, n): the distances of the points `wanted` (G, b) to all of their class."""
+        return self._made(wanted) if self._matrix is None else self._matrix[self._which, wanted]
+
+    def prepare(self, keep: bool) -> tuple[Tensor, Tensor]:
+        """Row sums float64 (G, n) and largest distances (G,); with `keep` the whole matrices are kept."""
+        many, n = self._there.shape
+        sums = torch.zeros(many, n, dtype=torch.float64, device=self._there.device)
+        largest = torch.zeros(many, dtype=torch.float64, device=self._there.device)
+        matrix = torch.empty(many, n, n, device=self._there.device) if keep else None
+        block = max(1, min(n, (1 << 25) // (many * n)))  # 256 MB in float64
+        for start in range(0, n, block):
+            rows = torch.arange(start, min(start + block, n), device=self._there.device)
+            made = self._made(rows.expand(many, -1))
+            made *= self._there[:, rows, None]
+            sums[:, rows] = made.sum(2, dtype=torch.float64)
+            largest = torch.maximum(largest, made.amax((1, 2)))
+            if matrix is not None:
+                matrix[:, rows] = made
+        self._matrix = matrix
+        return sums, largest
+
+    def _made(self, wanted: Tensor) -> Tensor:
+        which = self._which
+        # |a - b|^2 without the centre; the product of two such parts as in the kernels.
+        apart = [
+            (square[which, wanted][:, :, None] + square[:, None] - 2 * part[which, wanted] @ part.mT).clamp_(min=0)
+            for part, square in zip(self._parts, self._squares, strict=True)
+        ]  # (G, b, n) each
+        if len(apart) == 1:
+            square = apart[0]
+        else:
+            x, y = apart
+            a, p = (norm[which, wanted][:, :, None] for norm in self._norms)
+            b, q = (norm[:, None] for norm in self._norms)
+            square = (x * (p + q) + y * (a + b) - x * y + (a - b) * (p - q)) / 2
+        own = torch.arange(square.shape[2], device=square.device) == wanted[:, :, None]
+        distance = torch.where(own | ~self._there[:, None], 0, square.clamp_(min=0).sqrt_()).float()
+        if self._city is not None:
+            distance += torch.cdist(self._city[which, wanted], self._city, p=1) * self._there[:, None]
+        if self._width:
+            distance = -torch.expm1(-distance.double() / self._width).float()
+        return distance

@@ -1,0 +1,83 @@
+"""One number per example, the highest picked first: baselines of coreset selection."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from latebloom.train.evaluate import softmax
+from latebloom.train.selection.gradients import gradient_norms, residuals
+
+__all__ = ["el2n", "entropy", "forgetting_events", "grand", "least_confidence", "margin", "top"]
+
+
+def least_confidence(logits: np.ndarray) -> np.ndarray:
+    """1 - max p, float64 (N,) in [0, 1 - 1/C], of logits (N, C). The sum of all other p: 1 - p would round to 0."""
+    p = softmax(logits)
+    p[np.arange(len(p)), p.argmax(1)] = 0
+    return p.sum(1)
+
+
+def entropy(logits: np.ndarray) -> np.ndarray:
+    """-sum p log p in nats, float64 (N,) in [0, log C], of logits (N, C); finite where p is 0."""
+    p = softmax(logits)
+    return -(p * np.log(np.where(p > 0, p, 1))).sum(1)
+
+
+def margin(logits: np.ndarray) -> np.ndarray:
+    """1 - (p1 - p2), the two largest p, float64 (N,) in [0, 1], of logits (N, C).
+
+    Raises:
+        ValueError: a single class.
+    """
+    if logits.shape[1] < 2:
+        raise ValueError("margin compares the two likeliest classes, and the logits are of one")
+    second, first = np.partition(softmax(logits), -2, axis=1)[:, -2:].T
+    return 1 - (first - second)
+
+
+def forgetting_events(correct: np.ndarray) -> np.ndarray:
+    """How often each example went from right to wrong, float64 (N,); inf for those never right.
+
+    Args:
+        correct: bool (E, N), whether epoch e got example n right.
+
+    Raises:
+        ValueError: not of that shape, or no epochs.
+    """
+    if correct.ndim != 2 or len(correct) == 0 or correct.dtype != bool:
+        raise ValueError(f"expected bool (E, N) of at least one epoch, got {correct.dtype} {correct.shape}")
+    events = (correct[:-1] & ~correct[1:]).sum(0)  # (N,)
+    return np.where(correct.any(0), events, np.inf)
+
+
+def el2n(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Mean over models of |p - y|_2, float64 (N,); logits (N, C) of each. Deep Learning on a Data Diet, Def. 2.2."""
+    return np.stack([gradient_norms(residuals(one, labels)) for one in logits]).mean(0, dtype=np.float64)
+
+
+def grand(looks: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> np.ndarray:
+    """Mean over models of the norm of the last layer's gradient, float64 (N,); logits and features of each.
+
+    Deep Learning on a Data Diet (arXiv 2107.07075), Def. 2.1, for the last layer. The norm is of each example's own
+    loss, so it does not depend on batches: DeepCore takes those of batch means, which makes a short last batch count
+    more.
+    """
+    norms = [gradient_norms(residuals(logits, labels), features) for logits, features in looks]
+    return np.stack(norms).mean(0, dtype=np.float64)
+
+
+def top(score: np.ndarray, labels: np.ndarray, budgets: np.ndarray, by_class: bool) -> np.ndarray:
+    """The rows with the highest score, ties to the lowest row: class after class, the highest first in each.
+
+    Args:
+        score: float (N,), inf allowed.
+        budgets: int64 (C,), rows of each class; not `by_class`: their sum goes to whatever scores highest.
+    """
+    order = np.argsort(-score, kind="stable")
+    if not by_class:
+        order = order[: budgets.sum()]
+    grouped = order[np.argsort(labels[order], kind="stable")]
+    if not by_class:
+        return grouped
+    starts = np.searchsorted(labels[grouped], np.arange(len(budgets)))
+    return np.concatenate([grouped[start : start + count] for start, count in zip(starts, budgets, strict=True)])

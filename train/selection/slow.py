@@ -1,0 +1,167 @@
+"""Which examples are learned slowly: arrays in, indices out (paper 2505.21574, section 4.2 and Alg. 1)."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pydantic
+from pydantic import Field
+
+from latebloom.data.seeds import child_seed, numpy_rng
+from latebloom.train.evaluate import losses_of, softmax
+
+__all__ = ["Method", "Selection", "SlowConfig", "jaccard", "select_slow", "separating_epoch"]
+
+Method = Literal["cluster", "high_loss", "misclassified", "random", "all"]
+
+
+class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How the slow-learnable examples are found."""
+
+    method: Method = Field("cluster", description="cluster is the paper's; the others are its baselines")
+    space: Literal["softmax", "logits"] = Field("softmax", description="What cluster runs 2-means on")
+    separating_epoch: int = Field(
+        0, ge=0, le=100_000, description="Epoch of early training whose outputs are used; 0 finds the knee of the error"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The chosen examples and how they came about.
+
+    Attributes:
+        indices: int64 (S,), ascending.
+        cluster: int64 (N,): 1 where 2-means calls the example slow, else 0, whatever the method.
+        mean_loss: float64 (C, 2): mean loss of the fast and the slow cluster of each class, NaN where empty.
+    """
+
+    indices: np.ndarray
+    cluster: np.ndarray
+    mean_loss: np.ndarray
+
+
+def select_slow(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    method: Method,
+    seed: int,
+    *,
+    space: Literal["softmax", "logits"] = "softmax",
+) -> Selection:
+    """Choose the examples to augment from the outputs of an early model.
+
+    `cluster` runs 2-means within each class and takes the cluster with the higher mean loss, whatever its size.
+    `high_loss`, `misclassified` and `random` take as many of each class as `cluster` does, so that they compare at
+    equal cost: by loss, by loss among the misclassified before the others, and by lot. `all` takes everything.
+
+    A class with one example, or whose outputs are all equal, has no slow half: nothing of it is chosen and a warning
+    says so.
+
+    Args:
+        logits: float (N, C), eval mode, no augmentation.
+        labels: int64 (N,).
+        seed: of the k-means starts and of `random`. The same rows in another order give the same choice (but for
+            `random`, which draws positions).
+
+    Raises:
+        ValueError: logits that are not finite or do not fit the labels.
+    """
+    if logits.ndim != 2 or len(logits) != len(labels) or len(labels) == 0:
+        raise ValueError(f"expected logits (N, C) and labels (N,), got {logits.shape} and {labels.shape}")
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{int((~np.isfinite(logits)).any(1).sum())} rows of the logits are not finite")
+    num_classes = logits.shape[1]
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1} for logits of {num_classes} classes")
+    losses = losses_of(logits, labels)
+    outputs = softmax(logits) if space == "softmax" else logits.astype(np.float64)
+    cluster = np.zeros(len(labels), np.int64)
+    mean_loss = np.full((num_classes, 2), np.nan)
+    without_slow = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        halves = _two_means(outputs[rows], child_seed(seed, "two-means", int(label)))
+        means = [_mean(losses[rows[halves == half]]) for half in (0, 1)]
+        if np.isnan(means).any():
+            without_slow.append(int(label))
+            mean_loss[label, 0] = _mean(losses[rows])
+            continue
+        slow = int(means[1] > means[0])
+        cluster[rows] = halves == slow
+        mean_loss[label] = means[1 - slow], means[slow]
+    if without_slow and method != "all":
+        warnings.warn(
+            f"no slow half in class {', '.join(map(str, without_slow))}: a single example or equal outputs; "
+            "nothing of it is augmented",
+            stacklevel=2,
+        )
+    score = _score(method, cluster, losses, logits.argmax(1) != labels, seed)
+    budget = np.bincount(labels if method == "all" else labels[cluster == 1], minlength=num_classes)
+    chosen = [_top(np.flatnonzero(labels == label), score, budget[label]) for label in range(num_classes)]
+    return Selection(np.sort(np.concatenate(chosen)), cluster, mean_loss)
+
+
+def _two_means(outputs: np.ndarray, seed: int) -> np.ndarray:
+    """Cluster (0 or 1) of each row of (n, C); all 0 where the rows are not two distinct points."""
+    from sklearn.cluster import KMeans
+
+    if len(np.unique(outputs, axis=0)) < 2:
+        return np.zeros(len(outputs), np.int64)
+    # k-means++ draws rows by position: sort them first, so that the order they came in does not matter.
+    order = np.lexsort(outputs.T)
+    halves = np.empty(len(outputs), np.int64)
+    halves[order] = KMeans(2, n_init=10, random_state=seed % 2**32).fit_predict(outputs[order])
+    return halves
+
+
+def _mean(losses: np.ndarray) -> float:
+    """NaN of nothing. Exactly summed: with rounding, the order of the rows could decide between two equal means."""
+    return math.fsum(losses) / len(losses) if len(losses) else math.nan
+
+
+def _score(method: Method, cluster: np.ndarray, losses: np.ndarray, wrong: np.ndarray, seed: int) -> np.ndarray:
+    """float64 (N,): those with the highest score of a class are taken first."""
+    if method == "cluster":
+        return cluster.astype(np.float64)
+    if method == "high_loss":
+        return losses
+    if method == "misclassified":
+        return losses + np.where(wrong, losses.max() + 1, 0)
+    if method == "random":
+        return numpy_rng(seed, "random selection").random(len(losses))
+    return np.zeros(len(losses))
+
+
+def _top(rows: np.ndarray, score: np.ndarray, count: int) -> np.ndarray:
+    """The `count` rows with the highest score, ties to the lowest row."""
+    return rows[np.argsort(-score[rows], kind="stable")[:count]]
+
+
+def separating_epoch(errors: Sequence[float]) -> int:
+    """The epoch (from 1) at which the training error stops falling fast: the knee of its smoothed curve.
+
+    The curve is averaged over three epochs, its ends kept; its knee is the point farthest below the straight line
+    from its first to its last value. The rule of Nguyen et al. (arXiv 2404.17768) in words is "where the reduction of
+    training error starts to slow".
+
+    Args:
+        errors: training error of epochs 1, 2, ... Fewer than three, or a curve that never falls below its chord: the
+            last epoch.
+    """
+    if len(errors) < 3:
+        return max(1, len(errors))
+    # An odd reflection keeps both ends as they are, so that a straight line stays one.
+    padded = np.pad(np.asarray(errors, np.float64), 1, mode="reflect", reflect_type="odd")
+    smooth = np.convolve(padded, np.ones(3) / 3, mode="valid")  # (E,)
+    chord = np.linspace(smooth[0], smooth[-1], len(smooth))
+    depth = chord - smooth
+    return int(depth.argmax()) + 1 if depth.max() > 1e-9 else len(errors)
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """|A and B| / |A or B| of two index sets, 0..1; 1 for two empty ones."""
+    union = np.union1d(first, second)
+    return len(np.intersect1d(first, second)) / len(union) if len(union) else 1.0
