@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from latebloom.train.selection.coreset_config import CoresetConfig
     from latebloom.train.selection.slow import Selection, select_slow, separating_epoch
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Coreset",
     "CoresetConfig",
@@ -90,10 +92,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("latebloom")
     if name not in _HOME:
         raise AttributeError(f"latebloom has no {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(f"latebloom.{_HOME[name]}"), name)
