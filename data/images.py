@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latebloom.data.store.files import digest_bytes
+from latebloom.data.store import digest_bytes
 
 __all__ = ["COLOUR_MODES", "GREY_MODES", "EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.futures import as_completed
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows import tasks
 from latebloom.flows.artifacts import publish
 from latebloom.flows.config.compare import CompareConfig, RunConfig, one_setting

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latebloom.data.batches import Pixels
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import torch_rng, torch_stream
-from latebloom.data.store.files import write_bytes, write_json
+from latebloom.data.store import write_bytes, write_json
 from latebloom.synth.generators.diffusers_folder import CARD_FILE
 
 __all__ = ["GeneratorConfig", "GeneratorFit", "fit_generator", "save_generator"]

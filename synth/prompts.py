@@ -15,7 +15,7 @@ from pydantic import Field
 
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.folders import listed
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 
 __all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
 

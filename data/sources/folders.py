@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latebloom.data.store.files import in_memory, list_folder, local_file
+from latebloom.data.store import in_memory, list_folder, local_file
 
 __all__ = ["IMAGE_SUFFIXES", "LAYOUTS", "Files", "Found", "Split", "listed", "numbered", "read_folder"]
 

@@ -20,7 +20,7 @@ from PIL import Image
 from latebloom.data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
 from latebloom.data.sources.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
 from latebloom.data.sources.named import FOLDERS, NAMED, read_named, read_published
-from latebloom.data.store.files import as_path, is_remote, local_file
+from latebloom.data.store import as_path, is_remote, local_file
 
 __all__ = ["DataConfig", "Splits", "digits_split", "load"]
 

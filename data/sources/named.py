@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.sources.folders import IMAGE_SUFFIXES, LAYOUTS, Files, Found, Split, listed
-from latebloom.data.store.files import in_memory, list_folder, local_file
+from latebloom.data.store import in_memory, list_folder, local_file
 
 __all__ = ["FOLDERS", "NAMED", "read_named", "read_published"]
 

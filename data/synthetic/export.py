@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from latebloom.data.images import decode, encode_png
 from latebloom.data.sources.load import Splits
-from latebloom.data.store.files import atomic_folder, local_file
+from latebloom.data.store import atomic_folder, local_file
 from latebloom.data.synthetic.card import Contents, card, summarise
 from latebloom.data.synthetic.folder import SyntheticFolder
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latebloom.data.images import EncodedImages, LabeledImages
-from latebloom.data.store.files import (
+from latebloom.data.store import (
     atomic_path,
     digest_file,
     digest_json,

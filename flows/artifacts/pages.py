@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 from rich.filesize import decimal
 
-from latebloom.data.store.files import is_remote, read_json
+from latebloom.data.store import is_remote, read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import lineage

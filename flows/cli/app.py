@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.cli.coresets import add_coreset_command
 from latebloom.flows.cli.datasets import add_dataset_commands
 from latebloom.flows.cli.options import (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.cli.options import (
     BatchSize,
     ConfigFile,

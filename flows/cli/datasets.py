@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latebloom.data.store.files import as_path, write_bytes
+from latebloom.data.store import as_path, write_bytes
 from latebloom.flows.cli.resolve import nested
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
         ValueError: the data set is not finished, a threshold does not exist, or its score was not measured; nothing
             has changed then.
     """
-    from latebloom.data.store.files import write_json
+    from latebloom.data.store import write_json
     from latebloom.data.synthetic.folder import SyntheticFolder
     from latebloom.flows.config.compare import CompareConfig, read_config
     from latebloom.flows.report.inspect import columns_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.config.merge import put
 
 __all__ = [

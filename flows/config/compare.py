@@ -8,7 +8,7 @@ from pydantic import Field
 
 from latebloom.data.perturb import PerturbConfig
 from latebloom.data.sources.load import DataConfig
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import State
 from latebloom.flows.config.arms import METHODS, Arm, parse_arm
 from latebloom.synth.generate import ScoreConfig

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store.files import local_file
+from latebloom.data.store import local_file
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report

@@ -13,7 +13,7 @@ from PIL import Image
 
 from latebloom.data.images import LabeledImages, decode
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store.files import local_file, read_table
+from latebloom.data.store import local_file, read_table
 from latebloom.data.synthetic.card import STATE_WORDS, score_names
 from latebloom.data.synthetic.folder import STATES, SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig

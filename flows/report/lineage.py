@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig, read_config

@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from latebloom.data.store.files import write_bytes, write_json
+from latebloom.data.store import write_bytes, write_json
 from latebloom.data.synthetic.folder import STATES
 from latebloom.flows.report.charts import (
     ORIGINAL,

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 
 __all__ = ["RUN_ENVIRONMENT", "prepare_prefect", "runs_root"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latebloom.data.store.files import digest_file, digest_json, is_remote, read_json, write_json
+from latebloom.data.store import digest_file, digest_json, is_remote, read_json, write_json
 
 __all__ = ["LOCK", "Partial", "RunFolder", "Stage", "measured"]
 

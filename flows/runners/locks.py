@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from latebloom.data.store.files import digest_json, is_remote
+from latebloom.data.store import digest_json, is_remote
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import say
 from latebloom.flows.runners.limits import leased

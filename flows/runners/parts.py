@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.config.compare import CompareConfig, PartsConfig, read_config
 from latebloom.flows.run.budget import Deadline, Unfinished
 from latebloom.flows.run.folder import Partial, RunFolder

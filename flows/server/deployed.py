@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 from rich.console import Console
 
-from latebloom.data.store.files import as_path, digest_json, is_remote, read_json
+from latebloom.data.store import as_path, digest_json, is_remote, read_json
 from latebloom.data.synthetic.export import ExportFormat
 from latebloom.data.synthetic.folder import State
 from latebloom.flows import pipeline

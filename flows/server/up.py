@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latebloom.data.store.files import is_remote
+from latebloom.data.store import is_remote
 from latebloom.flows.run.environment import RUN_ENVIRONMENT, runs_root
 from latebloom.flows.run.progress import say
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store.files import as_path, is_remote, write_arrays, write_json
+from latebloom.data.store import as_path, is_remote, write_arrays, write_json
 from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder

@@ -14,7 +14,7 @@ from latebloom.data.images import LabeledImages, concat
 from latebloom.data.perturb import PerturbConfig
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import DataConfig
-from latebloom.data.store.files import (
+from latebloom.data.store import (
     as_path,
     digest_file,
     digest_json,

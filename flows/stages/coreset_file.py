@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.stages.arm_rows import Pool
 from latebloom.train.selection.coreset import Coreset
 

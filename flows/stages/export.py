@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.data.synthetic.export import ExportFormat, export
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig, read_config

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store.files import write_json
+from latebloom.data.store import write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import read_config
 from latebloom.flows.run.folder import RunFolder

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.load import DataConfig, load
-from latebloom.data.store.files import atomic_folder
+from latebloom.data.store import atomic_folder
 from latebloom.flows.run.progress import meter, say
 from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.fit import GeneratorConfig, fit_generator, save_generator

@@ -12,7 +12,7 @@ import pydantic
 from torch import nn
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store.files import as_path, digest_file, digest_json
+from latebloom.data.store import as_path, digest_file, digest_json
 from latebloom.flows.config.compare import ClassifierConfig
 from latebloom.flows.run.processes import leads
 from latebloom.flows.run.progress import Meter, meter, say, warn

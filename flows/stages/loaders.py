@@ -18,7 +18,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.perturb import PerturbConfig, Perturbed, perturb
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import DataConfig, Splits, load
-from latebloom.data.store.files import as_path, local_file, local_folder
+from latebloom.data.store import as_path, local_file, local_folder
 from latebloom.data.synthetic.folder import State, SyntheticFolder
 from latebloom.flows.config.compare import ClassifierConfig, CompareConfig, RunConfig
 from latebloom.flows.run.folder import RunFolder

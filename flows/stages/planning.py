@@ -9,7 +9,7 @@ import pydantic
 import torch
 from rich.filesize import decimal
 
-from latebloom.data.store.files import atomic_path, read_table, write_json
+from latebloom.data.store import atomic_path, read_table, write_json
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration, say

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latebloom.data.store.files import local_file, write_arrays
+from latebloom.data.store import local_file, write_arrays
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import say

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from rich.filesize import decimal
 
-from latebloom.data.store.files import (
+from latebloom.data.store import (
     as_path,
     digest_file,
     digest_json,

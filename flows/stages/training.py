@@ -10,7 +10,7 @@ import pyarrow as pa
 from torch import nn
 
 from latebloom.data.images import LabeledImages, concat
-from latebloom.data.store.files import digest_bytes, digest_json, write_arrays, write_json
+from latebloom.data.store import digest_bytes, digest_json, write_arrays, write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latebloom.data.store.files import as_path, kept_file
+from latebloom.data.store import as_path, kept_file
 
 __all__ = ["Lora", "TextualInversion", "find_lora", "find_textual_inversion", "fuse_loras", "merge_loras"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from latebloom.data.store.files import digest_file, read_json
+from latebloom.data.store import digest_file, read_json
 from latebloom.synth.generators.diffusers_folder import load_part
 from latebloom.synth.sampling.denoiser import PredictionType
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latebloom.data.images import decode
 from latebloom.data.seeds import numpy_rng, torch_rng
-from latebloom.data.store.files import as_path, digest_file, digest_json, local_folder, read_json
+from latebloom.data.store import as_path, digest_file, digest_json, local_folder, read_json
 from latebloom.synth.generators.diffusers_folder import digest_files, licence, load_pipeline
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latebloom.data.store.files import digest_file, digest_json, read_json
+from latebloom.data.store import digest_file, digest_json, read_json
 
 __all__ = [
     "CARD_FILE",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latebloom.data.store.files import digest_file, digest_json
+from latebloom.data.store import digest_file, digest_json
 from latebloom.synth.generators.adapters import Lora, TextualInversion, find_lora, find_textual_inversion, merge_loras
 from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet, read_card

@@ -8,7 +8,7 @@ import pydantic
 import torch
 from pydantic import Field
 
-from latebloom.data.store.files import as_path, local_folder, read_json
+from latebloom.data.store import as_path, local_folder, read_json
 from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
 from latebloom.synth.generators.latent import LatentDenoiser

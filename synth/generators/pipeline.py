@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latebloom.data.seeds import child_seed
-from latebloom.data.store.files import digest_file, digest_json, read_json
+from latebloom.data.store import digest_file, digest_json, read_json
 from latebloom.synth.generators.adapters import Lora, find_lora, fuse_loras
 from latebloom.synth.generators.diffusers_folder import (
     compile_network,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.synth.sampling.levels import Level, Match, glide_log_snr
 
 __all__ = ["Start", "choose", "image_to_image_class", "level_of", "settle_scheduler", "starts", "watched"]

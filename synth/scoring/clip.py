@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latebloom.data.store.files import digest_file, digest_json, read_json
+from latebloom.data.store import digest_file, digest_json, read_json
 
 __all__ = ["ClipScorer", "SafetyScorer", "clip_digest", "safety_digest"]
 

@@ -15,7 +15,7 @@ import torch
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store.files import local_file
+from latebloom.data.store import local_file
 
 __all__ = [
     "FeatureSet",

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 import unserved
 
-from latebloom.data.store.files import read_json, write_json
+from latebloom.data.store import read_json, write_json
 from latebloom.data.synthetic.folder import STATES, SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run import processes

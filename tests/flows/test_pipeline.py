@@ -16,7 +16,7 @@ import pytest
 
 from latebloom.data.images import encode_png
 from latebloom.data.sources.load import DataConfig, load
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.data.synthetic import folder as synthetic
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig, RunConfig

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
-from latebloom.data.store.files import as_path, is_remote, read_json, write_bytes
+from latebloom.data.store import as_path, is_remote, read_json, write_bytes
 from latebloom.flows.config.compare import CompareConfig, read_config
 from latebloom.flows.report import gather
 from latebloom.flows.run.folder import RunFolder

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from latebloom.data.store.files import local_file, write_bytes
+from latebloom.data.store import local_file, write_bytes
 from latebloom.train.loop.fit import FitState, History
 
 __all__ = ["load_fit", "load_model", "save_fit", "save_model"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from latebloom.data.store.files import is_remote, read_json, write_bytes, write_json
+from latebloom.data.store import is_remote, read_json, write_bytes, write_json
 
 __all__ = ["RunLog"]
 

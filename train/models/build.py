@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latebloom.data.seeds import torch_stream
-from latebloom.data.store.files import as_path, local_file
+from latebloom.data.store import as_path, local_file
 from latebloom.train.models.resnets import PreActResNet18, ResNet, WideResNet28
 from latebloom.train.models.vit import ViT
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from latebloom.data.images import EncodedImages, decode, encode_png
 from latebloom.data.sources.load import DataConfig, Splits, digits_split, load
-from latebloom.data.store.files import digest_bytes
+from latebloom.data.store import digest_bytes
 
 # Config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latebloom.data.store.files import (
+from latebloom.data.store import (
     atomic_path,
     digest_bytes,
     digest_file,
@@ -43,7 +43,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     # The umask is read when the module is imported, so another process is needed to see another one.
-    code = "import os; os.umask(0o027)\nimport pathlib, sys; from latebloom.data.store.files import write_bytes\n"
+    code = "import os; os.umask(0o027)\nimport pathlib, sys; from latebloom.data.store import write_bytes\n"
     code += "write_bytes(pathlib.Path(sys.argv[1]), b'')"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=True)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640

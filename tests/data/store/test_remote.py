@@ -15,7 +15,7 @@ from s3fs import S3FileSystem
 
 from latebloom.data.images import encode_png
 from latebloom.data.sources.load import DataConfig, load
-from latebloom.data.store.files import (
+from latebloom.data.store import (
     as_path,
     atomic_folder,
     atomic_path,
@@ -412,7 +412,7 @@ def test_a_missing_package_is_named() -> None:
     code = """
 import sys
 sys.modules["s3fs"] = None  # as if it were not installed
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 path = as_path("s3://bucket/run") / "config.json"
 try:
     path.is_file()

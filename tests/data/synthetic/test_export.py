@@ -13,7 +13,7 @@ from PIL import Image
 
 from latebloom.data.images import LabeledImages, encode_png
 from latebloom.data.sources.load import DataConfig, Splits, load
-from latebloom.data.store.files import digest_file
+from latebloom.data.store import digest_file
 from latebloom.data.synthetic import export as module
 from latebloom.data.synthetic.card import STATE_WORDS, Contents, Summary, card, score_names, summarise
 from latebloom.data.synthetic.export import EXPORT_FORMATS, ExportFormat, export

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
-from latebloom.data.store.files import digest_file, write_json
+from latebloom.data.store import digest_file, write_json
 from latebloom.data.synthetic.folder import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
 
 NAMES = ("cat", "dog")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latebloom.data.store.files import read_json, write_json
+from latebloom.data.store import read_json, write_json
 from latebloom.flows.artifacts.pages import (
     PICTURE_BYTES,
     lineage_page,

@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from served import Server, wait_for
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.flows import pipeline
 from latebloom.flows.artifacts import publish
 from latebloom.flows.artifacts.publish import ArtifactMeter, emit_ready, watched, watched_progress

@@ -11,7 +11,7 @@ from PIL import Image
 
 from latebloom.data.images import LabeledImages, decode, encode_png
 from latebloom.data.sources.load import load
-from latebloom.data.store.files import write_json
+from latebloom.data.store import write_json
 from latebloom.data.synthetic.export import EXPORT_FORMATS
 from latebloom.data.synthetic.folder import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
 from latebloom.flows.config.compare import read_config

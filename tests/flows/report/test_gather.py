@@ -11,7 +11,7 @@ import pytest
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.load import load
-from latebloom.data.store.files import read_json, write_arrays
+from latebloom.data.store import read_json, write_arrays
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from latebloom.data.store.files import read_json, write_json
+from latebloom.data.store import read_json, write_json
 from latebloom.flows.report.lineage import diagram, short
 from latebloom.flows.run.folder import RunFolder
 

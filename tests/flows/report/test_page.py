@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import STATES
 from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts
 from latebloom.flows.report.page import (

@@ -25,7 +25,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from s3fs.errors import translate_boto_error
 from served import free_port
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.run.errors import telling, transient
 from latebloom.synth.generators import load
 

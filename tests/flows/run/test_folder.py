@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from latebloom.data.store.files import digest_json, read_json
+from latebloom.data.store import digest_json, read_json
 from latebloom.flows.run.folder import RunFolder, measured
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latebloom.data.store import digest_file, read_json
 from latebloom.data.store import files as store
-from latebloom.data.store.files import digest_file, read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig, read_config
 from latebloom.flows.run.folder import RunFolder

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Failed, Pending, Running, Scheduled
 from prefect.types._datetime import now
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.budget import Deadline
 from latebloom.flows.run.folder import RunFolder

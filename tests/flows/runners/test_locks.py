@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from served import Server
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows import pipeline
 from latebloom.flows.run.folder import LOCK, RunFolder
 from latebloom.flows.runners import locks
@@ -125,7 +125,7 @@ def test_two_folders_do_not_keep_each_other(server: Server, impatient: None) -> 
 
 _HOLDER = """
 import sys, time
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.flows.runners import locks
 from latebloom.flows.run.folder import RunFolder
 with locks.held(RunFolder(as_path(sys.argv[1]))):

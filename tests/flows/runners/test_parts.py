@@ -22,7 +22,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from served import Server, wait_for
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.flows.config.compare import CompareConfig, PartsConfig
 from latebloom.flows.run.budget import Deadline, Unfinished
 from latebloom.flows.run.folder import Partial, RunFolder

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from latebloom.data.store.files import write_json
+from latebloom.data.store import write_json
 from latebloom.flows.config.compare import CompareConfig, RunConfig, one_setting
 from latebloom.flows.report.results import ArmResult
 from latebloom.flows.run.budget import Budget, Unfinished

@@ -16,7 +16,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from served import Server, wait_for
 from serving import Serving
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.flows.server.automations import RETRAIN
 from latebloom.flows.server.deployed import GENERATE_FORM
 from latebloom.flows.server.deployments import DEPLOYMENTS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latebloom.data.sources.load import load
-from latebloom.data.store.files import digest_file, read_json
+from latebloom.data.store import digest_file, read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.cli.coresets import resolve_coreset
 from latebloom.flows.config.compare import CompareConfig

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import typer
 
-from latebloom.data.store.files import digest_file, read_json, write_arrays
+from latebloom.data.store import digest_file, read_json, write_arrays
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.cli.coresets import resolve_coreset
 from latebloom.flows.config.arms import parse_arm

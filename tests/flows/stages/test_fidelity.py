@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig, read_config
 from latebloom.flows.run.folder import RunFolder

@@ -10,7 +10,7 @@ import torch
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.load import DataConfig, Splits, load
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.flows.stages import fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig, check_fit, fit_and_save
 from latebloom.synth.generators.pixel import PixelDenoiser

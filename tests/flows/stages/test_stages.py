@@ -16,7 +16,7 @@ import safetensors.numpy
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import Splits, load
-from latebloom.data.store.files import digest_file, read_json
+from latebloom.data.store import digest_file, read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder

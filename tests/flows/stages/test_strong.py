@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from latebloom.data.sources.load import load
-from latebloom.data.store.files import digest_file, read_json
+from latebloom.data.store import digest_file, read_json
 from latebloom.flows.config.compare import ClassifierConfig, CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.report.results import Report

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from latebloom.data.store.files import read_json
+from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Partial, RunFolder

@@ -5,7 +5,7 @@ import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import save_file
 
-from latebloom.data.store.files import as_path, digest_file, write_bytes
+from latebloom.data.store import as_path, digest_file, write_bytes
 from latebloom.synth.generators.adapters import find_lora, find_textual_inversion
 
 

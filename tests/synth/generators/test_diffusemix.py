@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_instruct import save_tiny_instruct
 
 from latebloom.data.seeds import torch_rng
-from latebloom.data.store.files import as_path, write_bytes
+from latebloom.data.store import as_path, write_bytes
 from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator, blend, concatenate, julia_set
 from latebloom.synth.sampling.denoiser import Wanted
 

@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store.files import as_path, write_bytes
+from latebloom.data.store import as_path, write_bytes
 from latebloom.synth.scoring import fidelity
 from latebloom.synth.scoring.fidelity import (
     FeatureSet,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latebloom.data.store.files import as_path
+from latebloom.data.store import as_path
 from latebloom.train.loop.log import RunLog
 
 
