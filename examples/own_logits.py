@@ -18,7 +18,7 @@ for _ in range(12):  # one epoch at a time
 epoch = latebloom.separating_epoch(errors)
 slow = latebloom.select_slow(outputs[epoch - 1], digits.target)
 print(f"separating epoch {epoch}: {errors[epoch - 1]:.0%} of the training images are still wrong")
-print(f"{len(slow.indices)} of {len(digits.target)} images are learned late, the first are rows {slow.indices[:8].tolist()}")
+print(f"{len(slow.indices)} of {len(digits.target)} images are learned late, such as rows {slow.indices[:8].tolist()}")
 for label in range(10):
     rows = slow.indices[digits.target[slow.indices] == label]
     print(f"  digit {label}: {len(rows)} slow of {np.sum(digits.target == label)}")

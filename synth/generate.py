@@ -97,8 +97,8 @@ def draw(
     generator: Generator,
     data: LabeledImages,
     plan: pa.Table,
-    sizes: SizeConfig,
-    batch: BatchSizes,
+    sizes: SizeConfig = SizeConfig(),
+    batch: BatchSizes | None = None,
     on_images: Callable[[int], None] | None = None,
     known: pa.Table | None = None,
 ) -> Drawn:
@@ -111,6 +111,7 @@ def draw(
 
     Args:
         data: the images that `source_index` points into.
+        batch: how many images go together at most; None: 64.
         on_images: told the number of images finished, after each batch; those that are known first.
         known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before; those of the plan are not drawn.
 
@@ -118,6 +119,7 @@ def draw(
         MemoryError: not even one image fits.
         Exception: whatever the generator raised, where no image came out at all or the device is unusable.
     """
+    batch = batch or BatchSizes(64)
     count = plan.num_rows
     wanted = Wanted(
         plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()

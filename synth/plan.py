@@ -83,16 +83,21 @@ def item_id(request: Request, grid: int) -> str:
 
 
 def make_plan(
-    wanted: Iterable[Request], data: LabeledImages, grid: int, seed: int, prompt: Callable[[int, int], str]
+    wanted: Iterable[Request],
+    data: LabeledImages,
+    grid: int = 100,
+    seed: int = 0,
+    prompt: Callable[[int, int], str] | None = None,
 ) -> pa.Table:
     """One row per image to make (`PLAN_SCHEMA`), in order of source, level and variant; a repeated request is one row.
 
     Args:
-        prompt: the text for a label and the seed of an image.
+        prompt: the text for a label and the seed of an image; None: "a photo of a {class name}".
 
     Raises:
         ValueError: a source index outside the data, or a level outside the grid.
     """
+    prompt = prompt or (lambda label, _: f"a photo of a {data.class_names[label]}")
     rows = sorted(set(wanted))
     for request in rows:
         if not 0 <= request.source_index < len(data):

@@ -71,16 +71,20 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 def load_generator(
     config: GenerateConfig,
-    sample: SampleConfig,
-    diffusemix: DiffuseMixConfig,
-    negative_prompt: str,
-    device: torch.device,
+    sample: SampleConfig = SampleConfig(),
+    diffusemix: DiffuseMixConfig = DiffuseMixConfig(),
+    negative_prompt: str = "",
+    device: torch.device | None = None,
 ) -> Generator:
     """Load the generator that a config names.
+
+    Args:
+        device: None is the CPU.
 
     Raises:
         ValueError: there is none, it is of a kind that is not understood, or it cannot be sampled as asked.
     """
+    device = device or torch.device("cpu")
     folder = generator_folder(config.generator, config.revision)
     kind = kind_of(config)
     for name, takes in _TAKES.items():

@@ -46,8 +46,8 @@ class Selection:
 def select_slow(
     logits: np.ndarray,
     labels: np.ndarray,
-    method: Method,
-    seed: int,
+    method: Method = "cluster",
+    seed: int = 0,
     *,
     space: Literal["softmax", "logits"] = "softmax",
 ) -> Selection:
