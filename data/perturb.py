@@ -1,12 +1,10 @@
 """Training sets made harder on purpose: wrong labels and unequal classes, seeded and recorded."""
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
-import pydantic
-from pydantic import Field
 
+from latebloom.data.config import PerturbConfig
 from latebloom.data.images import LabeledImages
 
 __all__ = ["PerturbConfig", "Perturbed", "class_shares", "noise_targets", "perturb"]
@@ -14,39 +12,6 @@ __all__ = ["PerturbConfig", "Perturbed", "class_shares", "noise_targets", "pertu
 # The mistakes a person might make, of "Making Deep Neural Networks Robust to Label Noise" (arXiv 1609.03683).
 _CIFAR10_PAIRS = {"truck": "automobile", "bird": "airplane", "cat": "dog", "dog": "cat", "deer": "horse"}
 _CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
-
-
-class PerturbConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How the training set is made harder: first classes lose images, then labels are changed."""
-
-    noise: Literal["none", "symmetric", "asymmetric"] = Field(
-        "none",
-        description="Label noise. symmetric: images of any class get one of the other classes, each as likely; "
-        "asymmetric: CIFAR-10's look-alikes (truck to automobile, bird to airplane, deer to horse, cat and dog to each "
-        "other), or with other classes the next one, the last to the first",
-    )
-    noise_fraction: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of labels that become wrong, 0 to 1: of all images when symmetric, of each affected class "
-        "when asymmetric; without noise it is not read",
-    )
-    imbalance: Literal["none", "long_tailed", "linear"] = Field(
-        "none",
-        description="Class imbalance. long_tailed: sizes fall by a constant factor from the first class to the last; "
-        "linear: class c of C keeps the share c/C",
-    )
-    imbalance_factor: float = Field(
-        100.0, ge=1, le=1e6, description="Of long_tailed: size of the first class over that of the last, from 1"
-    )
-    linear_least: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="Of linear: the share that every class keeps at least, 0 to 1; with 0, as published, the first "
-        "class has no training image left",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

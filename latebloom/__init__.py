@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latebloom.data.images import LabeledImages
-    from latebloom.data.sources.load import DataConfig, Splits, load
+    from latebloom.data.config import DataConfig
+    from latebloom.data.sources.load import Splits, load
     from latebloom.data.synthetic.folder import SyntheticFolder
     from latebloom.synth.generate import draw
-    from latebloom.synth.generators.load import GenerateConfig, load_generator
+    from latebloom.synth.config import GenerateConfig, SampleConfig, SizeConfig
+    from latebloom.synth.generators.load import load_generator
     from latebloom.synth.plan import make_plan, requests
-    from latebloom.synth.sampling.sample import SampleConfig
-    from latebloom.synth.sizes import SizeConfig
     from latebloom.train.loop.optim import sam_ascent
     from latebloom.train.selection.coreset import Coreset, Evidence, select_coreset
-    from latebloom.train.selection.coreset_config import CoresetConfig
+    from latebloom.train.config import CoresetConfig
     from latebloom.train.selection.slow import Selection, select_slow, separating_epoch
 
 __version__ = "0.1.0"
@@ -69,14 +69,14 @@ __all__ = [
 
 _HOME = {
     "Coreset": "train.selection.coreset",
-    "CoresetConfig": "train.selection.coreset_config",
-    "DataConfig": "data.sources.load",
+    "CoresetConfig": "train.config",
+    "DataConfig": "data.config",
     "Evidence": "train.selection.coreset",
-    "GenerateConfig": "synth.generators.load",
+    "GenerateConfig": "synth.config",
     "LabeledImages": "data.images",
-    "SampleConfig": "synth.sampling.sample",
+    "SampleConfig": "synth.config",
     "Selection": "train.selection.slow",
-    "SizeConfig": "synth.sizes",
+    "SizeConfig": "synth.config",
     "Splits": "data.sources.load",
     "SyntheticFolder": "data.synthetic.folder",
     "draw": "synth.generate",

@@ -6,47 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pydantic
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from latebloom.data.batches import Pixels
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import torch_rng, torch_stream
 from latebloom.data.store import write_bytes, write_json
+from latebloom.synth.config import GeneratorConfig
 from latebloom.synth.generators.diffusers_folder import CARD_FILE
 
 __all__ = ["GeneratorConfig", "GeneratorFit", "fit_generator", "save_generator"]
 
 TRAIN_TIMESTEPS = 1000
-
-
-class GeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How a pixel generator is trained. The defaults make the shipped digits generator."""
-
-    steps: int = Field(1000, ge=1, le=10_000_000, description="Optimizer steps, 1 to 10 million")
-    batch_size: int = Field(128, ge=1, le=65_536, description="Images a step, 1 to 65,536")
-    lr: float = Field(2e-3, gt=0, le=1, description="Peak learning rate of AdamW, above 0 to 1; cosine to zero")
-    channels: tuple[int, ...] = Field(
-        (16, 32),
-        min_length=1,
-        max_length=6,
-        description="Channels of each UNet level, multiples of 8; size halves between",
-    )
-    layers_per_block: int = Field(1, ge=1, le=4, description="Residual blocks a UNet level, 1 to 4")
-    size: int = Field(0, ge=0, le=512, description="Side in pixels the model works at; 0: that of the images")
-    label_dropout: float = Field(0.1, ge=0, le=0.5, description="Share of labels hidden, for guidance; 0 to 0.5")
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights that are kept, 0 to below 1")
-    flip: bool = Field(False, description="Random horizontal flip; wrong for digits and letters")
-
-    @pydantic.field_validator("channels")
-    @classmethod
-    def _multiples_of_eight(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        if any(c < 8 or c % 8 for c in channels):
-            raise ValueError(f"channels are positive multiples of 8 (for GroupNorm), got {channels}")
-        return channels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import pydantic
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from latebloom.data.images import LabeledImages, cut, decode, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
+from latebloom.synth.config import ScoreConfig
 from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import (
@@ -37,18 +36,6 @@ __all__ = ["Drawn", "Probe", "ScoreConfig", "Scorers", "describe", "draw", "prob
 # An image of less contrast than this, in grey levels, gets its one retry. Not a threshold of the config: those may
 # move after the images are made, and which images were retried must not depend on when they did.
 _FLAT = 2.0
-
-
-class ScoreConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Who scores images. The scores say nothing yet; the thresholds of `quality` do."""
-
-    judge: str = Field(
-        "",
-        description="Classifier that says how probable the label is: the path of a .safetensors file that a run wrote "
-        "(retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early classifiers",
-    )
-    clip: str = Field("", description="Folder of a CLIP model for CLIP scores; empty: none")
-    safety: bool = Field(False, description="Run the generator's own safety checker, as a score: it blanks no image")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pydantic
-from pydantic import Field
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import child_seed
-from latebloom.synth.sampling.levels import paper_levels
+from latebloom.synth.config import PlanConfig
 
 __all__ = ["PLAN_SCHEMA", "Forecast", "PlanConfig", "Request", "forecast", "item_id", "make_plan", "requests"]
 
@@ -27,39 +25,6 @@ PLAN_SCHEMA = pa.schema(
         ("prompt", pa.string()),
     ]
 )
-
-
-class PlanConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How many variants of each reference are made, and at which levels."""
-
-    k: int = Field(
-        5, ge=2, le=1000, description="Images per slow example, the real one counted: k - 1 variants, k 2 to 1000"
-    )
-    levels: tuple[int, ...] = Field(
-        (),
-        max_length=999,
-        description="k - 1 levels in steps of the grid, each 1 to grid; empty: the paper's 50 for k = 2, 50 70 80 for "
-        "k = 4, 40 50 70 80 for k = 5 (of 100, scaled to the grid). A repeated level makes another variant",
-    )
-    part_size: int = Field(
-        512, ge=1, le=1_000_000, description="Images a part: what an interruption can cost, 1 to 1,000,000"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _levels_fit_k(self) -> "PlanConfig":
-        if self.levels and len(self.levels) != self.k - 1:
-            raise ValueError(
-                f"k = {self.k} needs {self.k - 1} levels (k counts the real image), got {len(self.levels)}"
-            )
-        return self
-
-    def steps(self, grid: int) -> tuple[int, ...]:
-        """The k - 1 levels in steps of a grid; ValueError where one does not exist."""
-        levels = self.levels or paper_levels(self.k, grid)
-        for level in levels:
-            if not 1 <= level <= grid:
-                raise ValueError(f"level {level} of {grid} does not exist: levels go from 1 to {grid}")
-        return levels
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -10,43 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pydantic
-from pydantic import Field
-
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.folders import listed
 from latebloom.data.store import as_path
+from latebloom.synth.config import PromptConfig
 
 __all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
-
-
-class PromptConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What is said about an image. Class-conditional generators take the label and read none of it."""
-
-    templates: tuple[str, ...] = Field(
-        ("a photo of a {name}",),
-        min_length=1,
-        max_length=1000,
-        description="Each has {name} where the class's name goes; of several, an image draws one by its seed",
-    )
-    names: str = Field(
-        "",
-        description="Path of a class-name map: a .json object of class to name, or a table of the columns class and "
-        "name, .csv by commas, .tsv or .txt by tabs. Classes that it leaves out keep their own name; empty: all do",
-    )
-    negative: str = Field("", description="What guidance leads away from; empty: the empty prompt")
-
-    @pydantic.field_validator("templates")
-    @classmethod
-    def _only_name_in_braces(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            rest = template.replace("{name}", "")
-            if rest == template or "{" in rest or "}" in rest:
-                raise ValueError(
-                    f"template {template!r} must have {{name}} where the class's name goes, and no other braces; "
-                    "such as 'a photo of a {name}'"
-                )
-        return templates
 
 
 def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...]:

@@ -6,55 +6,17 @@ padded by reflection on both sides and cut off again afterwards. Nothing is stre
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
-import pydantic
 from PIL import Image
-from pydantic import Field
+
+from latebloom.synth.config import Filter, SizeConfig
 
 __all__ = ["Filter", "Frame", "SizeConfig", "buckets", "check_channels", "work_size_warning"]
 
-Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
-_MIN_WORK_SIZE = 8
 _MAX_ASPECT = 4  # the memory of a batch is set by its area: at 512 pixels this is 512x2048
 _STEPS_A_SIZE = 8  # longer sides of a bucket are an eighth of the shorter one apart
-
-
-class SizeConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What size references have in front of the generator, and what size variants have in the end."""
-
-    work_size: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        description="Shorter side in pixels that the generator sees, 8 to 4096; 0: the size it was trained at",
-    )
-    filter: Filter = Field(
-        "bicubic",
-        description="Resampling of Pillow, both ways, antialiased on the way down (but for nearest). A 32-pixel photo "
-        "that goes to 512 and back differs from itself by about 2 grey levels with lanczos, which leaves halos at "
-        "edges, 3 with bicubic or hamming, 5.5 with bilinear, and none with box or nearest, which show the generator "
-        "square blocks. bicubic is Real-Guidance's",
-    )
-    stretch: bool = Field(
-        False, description="Make images that are not square square for the generator, instead of keeping their shape"
-    )
-    returned: Literal["training", "source"] = Field(
-        "training",
-        description="training: references are images as the classifier sees them, cut to the image size; source: the "
-        "whole images as they are stored. Variants come back in the size of their reference",
-    )
-
-    @pydantic.field_validator("work_size")
-    @classmethod
-    def _not_tiny(cls, size: int) -> int:
-        if 0 < size < _MIN_WORK_SIZE:
-            raise ValueError(
-                f"work size {size} is too small; give {_MIN_WORK_SIZE} to 4096, or 0 for the generator's own"
-            )
-        return size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,67 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 from PIL import Image
 
+from latebloom.data.config import MIN_SIDE, NAMES, DataConfig
 from latebloom.data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
 from latebloom.data.sources.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
-from latebloom.data.sources.named import FOLDERS, NAMED, read_named, read_published
+from latebloom.data.sources.named import read_named, read_published
 from latebloom.data.store import as_path, is_remote, local_file
 
 __all__ = ["DataConfig", "Splits", "digits_split", "load"]
 
 # data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import, so the function that needs one
 # imports it: a terminal that only wants DataConfig for its help text should not wait.
-
-_NAMES = ("digits", *NAMED)
-_MIN_SIDE = 8
-
-
-class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Which images to learn from."""
-
-    source: str = pydantic.Field(
-        "digits",
-        min_length=1,
-        description=f"A name ({', '.join(_NAMES)}) or the path or URL of a folder or .npz file. For a folder that is "
-        "called like one of the names, write ./name.",
-    )
-    root: str = pydantic.Field(
-        "~/.cache/latebloom",
-        min_length=1,
-        description="The local folder where data sets with a name are looked for, and those that can be are "
-        f"downloaded to; {', '.join(FOLDERS)} may also be given by the path of their folder.",
-    )
-    image_size: int = pydantic.Field(
-        0,
-        ge=0,
-        le=2048,
-        description="0 leaves images as they are; 8 to 2048 resizes the shorter side to it and cuts out the centre "
-        "square.",
-    )
-    train_limit: int = pydantic.Field(
-        0,
-        ge=0,
-        description="0 keeps all training images; else exactly this many, a random subset stratified by class: from "
-        "the number of classes to the size of the split.",
-    )
-    test_limit: int = pydantic.Field(
-        0,
-        ge=0,
-        description="0 keeps all test images; else exactly this many, a random subset stratified by class: at most "
-        "the size of the split.",
-    )
-    subset_seed: int = pydantic.Field(
-        0, ge=0, le=2**31 - 1, description="The seed that draws the subsets of the two limits, 0 to 2147483647."
-    )
-
-    @pydantic.field_validator("image_size")
-    @classmethod
-    def _not_tiny(cls, size: int) -> int:
-        if 0 < size < _MIN_SIDE:
-            raise ValueError(f"image size {size} is too small; give {_MIN_SIDE} to 2048, or 0 to leave images as are")
-        return size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,18 +76,18 @@ def load(config: DataConfig) -> Splits:
 def _find(config: DataConfig) -> Found:
     if config.source == "digits":
         return _digits()
-    if config.source in _NAMES:
+    if config.source in NAMES:
         root = as_path(config.root)
         if is_remote(root):
             raise ValueError(f"root {root} is a URL, but data sets with a name need a local folder; give one")
         return read_named(config.source, root)
     path = as_path(config.source)
     if not path.exists():
-        close = difflib.get_close_matches(config.source.lower(), _NAMES, 1)
+        close = difflib.get_close_matches(config.source.lower(), NAMES, 1)
         guess = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(
             f"{config.source} is neither a data set's name nor a path that exists{guess}; "
-            f"the names are {', '.join(_NAMES)}, and a path may be {LAYOUTS}"
+            f"the names are {', '.join(NAMES)}, and a path may be {LAYOUTS}"
         )
     if path.is_dir():
         return read_published(path) or read_folder(path)
@@ -239,8 +190,8 @@ def _uniform(found: dict[str, Split], size: int) -> Mapping[str, np.ndarray | En
     first = arrays["train"].shape[1:]
     for name, array in arrays.items():
         height, width, _ = array.shape[1:]
-        if min(height, width) < _MIN_SIDE:
-            raise ValueError(f"{found[name].origin} has images of {width}x{height}, smaller than {_MIN_SIDE} pixels")
+        if min(height, width) < MIN_SIDE:
+            raise ValueError(f"{found[name].origin} has images of {width}x{height}, smaller than {MIN_SIDE} pixels")
         if array.shape[1:] != first:
             raise ValueError(
                 f"{found[name].origin} has images of (H, W, C) {array.shape[1:]}, {found['train'].origin} of {first}; "
@@ -268,8 +219,8 @@ def _uniform_files(splits: dict[str, Files], size: int) -> dict[str, EncodedImag
         for blob, name in zip(files.blobs, files.names, strict=True):
             (width, height), grey = _header(blob, name)
             all_grey = all_grey and grey
-            if min(width, height) < _MIN_SIDE:
-                raise ValueError(f"{name} is {width}x{height}, smaller than {_MIN_SIDE} pixels; remove it")
+            if min(width, height) < MIN_SIDE:
+                raise ValueError(f"{name} is {width}x{height}, smaller than {MIN_SIDE} pixels; remove it")
             if not first:
                 first, first_size = name, (width, height)
             if not size and (width, height) != first_size:

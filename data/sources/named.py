@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from latebloom.data.config import FOLDERS, NAMED, TORCHVISION
 from latebloom.data.sources.folders import IMAGE_SUFFIXES, LAYOUTS, Files, Found, Split, listed
 from latebloom.data.store import in_memory, list_folder, local_file
 
 __all__ = ["FOLDERS", "NAMED", "read_named", "read_published"]
 
-_TORCHVISION = ("cifar10", "cifar100", "flowers102", "fgvc-aircraft")
-FOLDERS = ("tiny-imagenet", "caltech256", "svhn", "stanford-cars")
-NAMED = _TORCHVISION + FOLDERS
 
 # Where each is looked for in the root, and what to do where it is not.
 _PLACES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -48,7 +46,7 @@ def read_named(name: str, root: Path) -> Found:
     Raises:
         ValueError: not there and not to be downloaded, or not whole; the message says what to put where.
     """
-    if name in _TORCHVISION:
+    if name in TORCHVISION:
         return _torchvision(name, root)
     places, advice = _PLACES[name]
     for place in (*places, "."):

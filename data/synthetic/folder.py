@@ -9,13 +9,14 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latebloom.data.config import STATES, State
 from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.store import (
     atomic_path,
@@ -29,8 +30,6 @@ from latebloom.data.store import (
 
 __all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
 
-State = Literal["ok", "nan", "flat", "unsafe", "off_label", "near_reference", "near_real", "duplicate"]
-STATES: tuple[State, ...] = get_args(State)
 FORMAT = 2
 
 # The image column is the Hugging Face layout; `datasets` and pyarrow both read it.

@@ -115,7 +115,8 @@ def resolve_coreset(
         row: name of a preset of a row of the papers: its data, classifier, training but for the epochs, and how it
             picks. Of it, a run folder without a source takes the latter alone.
     """
-    from latebloom.flows.config.compare import preset, read_config
+    from latebloom.flows.config.compare import preset
+    from latebloom.flows.run.folder import read_config
     from latebloom.flows.stages.coreset import CoresetRunConfig
 
     ten = {"train": {"epochs": 10}}
@@ -140,7 +141,7 @@ def resolve_coreset(
 
 def _picking(row: str, in_run: bool) -> dict[str, Any]:
     """What a row of the papers says of picking a coreset."""
-    from latebloom.train.selection.coreset_config import Method as CoresetMethod
+    from latebloom.train.config import CoresetMethod
 
     published = named_preset(row)
     strong = published.get("strong", {})

@@ -167,9 +167,9 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
     """
     from latebloom.data.store import write_json
     from latebloom.data.synthetic.folder import SyntheticFolder
-    from latebloom.flows.config.compare import CompareConfig, read_config
+    from latebloom.flows.config.compare import CompareConfig
     from latebloom.flows.report.inspect import columns_of
-    from latebloom.flows.run.folder import RunFolder
+    from latebloom.flows.run.folder import RunFolder, read_config
     from latebloom.flows.stages.export import existing
     from latebloom.flows.stages.synthesis import finish_synthetic
 

@@ -5,9 +5,7 @@ from typing import Literal, get_args
 
 import pydantic
 
-from latebloom.train.augment.mixing import Selector
-from latebloom.train.selection.coreset_config import Method as CoresetMethod
-from latebloom.train.selection.slow import Method
+from latebloom.train.config import CoresetMethod, Selector, SlowMethod
 
 __all__ = ["METHODS", "Arm", "parse_arm"]
 
@@ -17,14 +15,14 @@ class Arm(pydantic.BaseModel, frozen=True):
 
     name: str
     kind: Literal["original", "upsample", "synthetic"]
-    method: Method = "cluster"  # which examples are duplicated or augmented
+    method: SlowMethod = "cluster"  # which examples are duplicated or augmented
     k: int = 1
     from_noise: bool = False
     selector: Selector = "none"  # whose picks get strong copies
     equal_steps_of: str = ""
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, SlowMethod] = {
     "ours": "cluster",
     "noise": "cluster",
     "random": "random",

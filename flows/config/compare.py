@@ -1,27 +1,23 @@
 """The configs a flow takes: composed from those of the packages, and the presets."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from latebloom.data.perturb import PerturbConfig
-from latebloom.data.sources.load import DataConfig
-from latebloom.data.store import read_json
-from latebloom.data.synthetic.folder import State
+from latebloom.data.config import DataConfig, PerturbConfig, State
 from latebloom.flows.config.arms import METHODS, Arm, parse_arm
-from latebloom.synth.generate import ScoreConfig
-from latebloom.synth.generators.diffusemix import DiffuseMixConfig
-from latebloom.synth.generators.load import GenerateConfig
-from latebloom.synth.plan import PlanConfig
-from latebloom.synth.prompts import PromptConfig
-from latebloom.synth.sampling.sample import SampleConfig
-from latebloom.synth.scoring.quality import QualityConfig
-from latebloom.synth.sizes import SizeConfig
-from latebloom.train.augment.mixing import StrongConfig
-from latebloom.train.loop.config import FitConfig
-from latebloom.train.selection.slow import SlowConfig
+from latebloom.synth.config import (
+    DiffuseMixConfig,
+    GenerateConfig,
+    PlanConfig,
+    PromptConfig,
+    QualityConfig,
+    SampleConfig,
+    ScoreConfig,
+    SizeConfig,
+)
+from latebloom.train.config import FitConfig, SlowConfig, StrongConfig
 
 __all__ = [
     "SAMPLING",
@@ -32,7 +28,6 @@ __all__ = [
     "demo_config",
     "one_setting",
     "preset",
-    "read_config",
     "setting_of",
 ]
 
@@ -238,15 +233,3 @@ def preset(source: str) -> dict[str, Any]:
 def demo_config() -> CompareConfig:
     """What `latebloom demo` runs."""
     return CompareConfig(**_DIGITS, seeds=10, workers=2)
-
-
-def read_config(run: Path) -> CompareConfig:
-    """The config that a run folder was made with.
-
-    Raises:
-        ValueError: there is none.
-    """
-    file = run / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{run} is no run folder: it has no config.json; name a data source to start a run in it")
-    return CompareConfig.model_validate(read_json(file))

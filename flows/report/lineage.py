@@ -8,8 +8,8 @@ import numpy as np
 from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import parse_arm
-from latebloom.flows.config.compare import CompareConfig, read_config
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages.loaders import early_folder
 
 __all__ = ["diagram", "short"]

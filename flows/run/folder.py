@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from latebloom.data.store import digest_file, digest_json, is_remote, read_json, write_json
+from latebloom.flows.config.compare import CompareConfig
 
-__all__ = ["LOCK", "Partial", "RunFolder", "Stage", "measured"]
+__all__ = ["LOCK", "Partial", "RunFolder", "Stage", "measured", "read_config"]
 
 LOCK = ".lock"  # the file in a run folder that a command at work holds
 
@@ -161,6 +162,18 @@ class Stage:
             "skipped": False,
         }
         write_json(self.record_path, record)
+
+
+def read_config(run: Path) -> CompareConfig:
+    """The config that a run folder was made with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = run / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json; name a data source to start a run in it")
+    return CompareConfig.model_validate(read_json(file))
 
 
 @contextlib.contextmanager

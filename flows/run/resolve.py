@@ -5,6 +5,7 @@ from typing import Any
 
 from latebloom.flows.config.merge import merge
 from latebloom.flows.run.errors import UsageError
+from latebloom.flows.run.folder import read_config
 
 __all__ = ["named_preset", "named_source", "resolve"]
 
@@ -56,7 +57,6 @@ def resolve(
         RunConfig,
         one_setting,
         preset,
-        read_config,
         setting_of,
     )
 

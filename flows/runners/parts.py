@@ -23,9 +23,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from latebloom.data.store import as_path
-from latebloom.flows.config.compare import CompareConfig, PartsConfig, read_config
+from latebloom.flows.config.compare import CompareConfig, PartsConfig
 from latebloom.flows.run.budget import Deadline, Unfinished
-from latebloom.flows.run.folder import Partial, RunFolder
+from latebloom.flows.run.folder import Partial, RunFolder, read_config
 from latebloom.flows.run.processes import Devices, devices
 from latebloom.flows.run.progress import Meter, meter
 from latebloom.flows.runners.deployment_runs import PartRuns

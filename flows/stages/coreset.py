@@ -2,18 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
 import torch
-from pydantic import Field
 from torch import nn
 
 from latebloom.data.images import LabeledImages, concat
-from latebloom.data.perturb import PerturbConfig
 from latebloom.data.seeds import child_seed
-from latebloom.data.sources.load import DataConfig
 from latebloom.data.store import (
     as_path,
     digest_file,
@@ -23,8 +19,8 @@ from latebloom.data.store import (
     write_arrays,
     write_json,
 )
-from latebloom.data.synthetic.folder import State, SyntheticFolder
-from latebloom.flows.config.compare import ClassifierConfig, CompareConfig
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.tools import CoresetRunConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import say
 from latebloom.flows.stages.fitting import classifier_key, fit_all, fit_config_of, fit_key
@@ -39,59 +35,12 @@ from latebloom.flows.stages.loaders import (
 from latebloom.train.augment.mixing import Mixer, StrongConfig
 from latebloom.train.evaluate import features_of
 from latebloom.train.loop.checkpoint import load_model, save_model
-from latebloom.train.loop.config import FitConfig
-from latebloom.train.selection.coreset import Coreset, CoresetConfig, Evidence, budgets, select_coreset
+from latebloom.train.selection.coreset import Coreset, Evidence, budgets, select_coreset
 from latebloom.train.selection.gradients import residuals
 
 __all__ = ["CoresetRunConfig", "check_coreset", "pick_coreset"]
 
-_ENSEMBLES = ("el2n", "grand")  # scores that are means over several classifiers
 _CHUNK = 4096  # rows of the pool that are compared with the picks at once
-
-
-class CoresetRunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What is picked from, by what classifier, and how."""
-
-    data: DataConfig = DataConfig()
-    perturb: PerturbConfig = PerturbConfig()
-    coreset: CoresetConfig = CoresetConfig()
-    run: str = Field(
-        "", description="Run folder whose early classifiers look, and whose synthetic images can be picked; empty: none"
-    )
-    with_synthetic: bool = Field(False, description="Pick from the real and the usable synthetic images of the run")
-    states: tuple[State, ...] = Field(("ok",), min_length=1, description="States of synthetic images that are usable")
-    classifier: ClassifierConfig = ClassifierConfig()
-    checkpoint: str = Field(
-        "", description="Weights of the classifier, a .safetensors that a run wrote; empty: the run's, or trained here"
-    )
-    train: FitConfig = Field(FitConfig(epochs=10), description="How a classifier is trained that has no weights yet")
-    seeds: int = Field(1, ge=1, le=100, description="Classifiers that el2n and grand take the mean of, 1 to 100")
-    seed: int = Field(0, ge=0, lt=2**31, description="Root of every random stream, 0 to 2147483647")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-
-    @pydantic.model_validator(mode="after")
-    def _together(self) -> "CoresetRunConfig":
-        method = self.coreset.method
-        if self.seeds > 1 and method not in _ENSEMBLES:
-            raise ValueError(f"{method} looks by one classifier; several seeds are for {' and '.join(_ENSEMBLES)}")
-        if self.checkpoint and self.seeds > 1:
-            raise ValueError("a checkpoint is one classifier; give seeds 1, or no checkpoint")
-        if self.checkpoint and method == "forgetting":
-            raise ValueError("forgetting counts what training forgets, so one must be watched; give no checkpoint")
-        if self.with_synthetic and not self.run:
-            raise ValueError("only a run folder has synthetic images; give one with --out, and no source")
-        return self
-
-    @property
-    def as_run(self) -> CompareConfig:
-        """The same data and classifiers as a comparison has them."""
-        same = {name: getattr(self, name) for name in ("data", "perturb", "classifier", "seeds", "seed", "device")}
-        return CompareConfig(arms=("original",), optimizers=("sgd",), **same)
-
-    @property
-    def trains(self) -> bool:
-        """Whether the classifiers have to be trained first."""
-        return self.coreset.method == "forgetting" or not (self.checkpoint or self.run)
 
 
 def check_coreset(config: CoresetRunConfig) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from latebloom.data.store import as_path
 from latebloom.data.synthetic.export import ExportFormat, export
 from latebloom.data.synthetic.folder import SyntheticFolder
-from latebloom.flows.config.compare import CompareConfig, read_config
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import read_config
 from latebloom.flows.run.progress import Meter, meter
 from latebloom.flows.stages.loaders import images_of
 

@@ -14,8 +14,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
 from latebloom.data.store import write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
-from latebloom.flows.config.compare import read_config
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages.loaders import device_of, images_of, judges
 from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare
 from latebloom.train.evaluate import features_of

@@ -2,33 +2,18 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
-
-import pydantic
-from pydantic import Field
+from typing import Any
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.sources.load import load
 from latebloom.data.store import atomic_folder
+from latebloom.flows.config.tools import FitGeneratorConfig
 from latebloom.flows.run.progress import meter, say
 from latebloom.flows.stages.loaders import device_of
-from latebloom.synth.fit import GeneratorConfig, fit_generator, save_generator
+from latebloom.synth.fit import fit_generator, save_generator
 from latebloom.synth.generators.diffusers_folder import read_card
 
 __all__ = ["FitGeneratorConfig", "check_fit", "fit_and_save"]
-
-
-class FitGeneratorConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A generator and the images it is trained on."""
-
-    data: DataConfig = DataConfig()
-    split: Literal["generator", "train"] = Field(
-        "generator",
-        description="generator: images kept apart for it, which only digits has; train: those of the classifier",
-    )
-    generator: GeneratorConfig = GeneratorConfig()
-    seed: int = Field(0, ge=0, lt=2**31, description="Of its weights and of every draw, 0 to 2147483647")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
 
 
 def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, bool]:

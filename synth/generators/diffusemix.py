@@ -8,36 +8,23 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import pydantic
 import torch
 from PIL import Image
-from pydantic import Field, StringConstraints
 from torch import Tensor
 
 from latebloom.data.images import decode
 from latebloom.data.seeds import numpy_rng, torch_rng
 from latebloom.data.store import as_path, digest_file, digest_json, local_folder, read_json
+from latebloom.synth.config import RELEASED_PROMPTS, DiffuseMixConfig
 from latebloom.synth.generators.diffusers_folder import digest_files, licence, load_pipeline
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
 
 __all__ = ["RELEASED_PROMPTS", "DiffuseMixConfig", "DiffuseMixGenerator", "Side", "blend", "concatenate", "julia_set"]
 
-# The README of the released code (khawar-islam/diffuseMix).
-RELEASED_PROMPTS = (
-    "Autumn",
-    "snowy",
-    "watercolor art",
-    "sunset",
-    "rainbow",
-    "aurora",
-    "mosaic",
-    "ukiyo-e",
-    "a sketch with crayon",
-)
 
 Side = Literal["left", "top", "right", "bottom"]
 _SIDES: dict[str, tuple[Side, ...]] = {"code": ("left", "top"), "paper": ("left", "top", "right", "bottom")}
@@ -49,31 +36,6 @@ _JULIA_SETS = 32
 _JULIA_VERSION = 1  # part of the digest: to be raised with any change of `julia_set`
 
 _PIPELINE = "StableDiffusionInstructPix2PixPipeline"
-
-
-class DiffuseMixConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How references are edited and mixed. The defaults are the released code's, with the one prompt of 2505.21574."""
-
-    prompts: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = Field(
-        ("Autumn",),
-        min_length=1,
-        description="Edits to ask for; each image draws one by its seed, {name} is its class. The released code lists "
-        + ", ".join(RELEASED_PROMPTS),
-    )
-    masks: Literal["code", "paper"] = Field(
-        "code",
-        description="Which half stays the original. code: left or top, over 20 pixels into the edit; paper: left, top, "
-        "right or bottom, a hard edge",
-    )
-    fractal_alpha: float = Field(0.2, ge=0, lt=1, description="Share of the fractal in the image, 0 (none) to 1")
-    fractals: str = Field(
-        "", description="Folder of fractal images, each drawn by an image's seed; empty: 32 Julia sets made here"
-    )
-    steps: int = Field(
-        100, ge=2, le=1000, description="Denoising steps of the edit, 2 to 1000, three network calls each"
-    )
-    guidance_scale: float = Field(4.0, gt=1, le=50, description="Guidance by the prompt, above 1 to 50")
-    image_guidance_scale: float = Field(1.5, ge=1, le=50, description="Guidance by the reference, 1 to 50")
 
 
 class DiffuseMixGenerator:

@@ -2,13 +2,12 @@
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pydantic
 import torch
-from pydantic import Field
 
 from latebloom.data.store import as_path, local_folder, read_json
+from latebloom.synth.config import GenerateConfig, Kind
 from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
 from latebloom.synth.generators.latent import LatentDenoiser
@@ -20,7 +19,6 @@ from latebloom.synth.sampling.sample import SampleConfig
 
 __all__ = ["GenerateConfig", "generator_folder", "kind_of", "load_generator"]
 
-Kind = Literal["pixel", "latent", "pipeline", "diffusemix"]
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 # Which kinds a setting is for.
 _TAKES: dict[str, tuple[Kind, ...]] = {
@@ -31,42 +29,6 @@ _TAKES: dict[str, tuple[Kind, ...]] = {
 }
 _USUAL_EMBEDDED = 8.5  # of LCM's pipelines
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Which generator makes the images, and how it is run."""
-
-    generator: str = Field(
-        "digits", description="A shipped generator by name, the path of a diffusers folder, or a hub id (owner/name)"
-    )
-    kind: Literal["auto", Kind] = Field(
-        "auto",
-        description="pixel: UNet2DModel; latent: Stable Diffusion 1.x, 2.x, SDXL in our own loop; pipeline: any other "
-        "image-to-image model with a strength; diffusemix: InstructPix2Pix and DiffuseMix. auto: what the folder holds",
-    )
-    revision: str = Field("", description="Of a hub id: commit, tag or branch; empty: the newest")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU that has it, else float32"
-    )
-    loras: tuple[str, ...] = Field((), description="LoRA weights as PATH or PATH@SCALE, fused into the model")
-    textual_inversions: tuple[str, ...] = Field((), description="Textual inversion embeddings by path")
-    compile: bool = Field(False, description="torch.compile: minutes once per size, faster then; changes no image much")
-    fuse_qkv: bool = Field(False, description="One matrix product for query, key and value")
-    batch_size: int = Field(
-        256,
-        ge=1,
-        le=65_536,
-        description="Images denoised together, at most, 1 to 65,536; halved and remembered where memory does not "
-        "suffice. Changes no image",
-    )
-    leave_out_failed: bool = Field(
-        False,
-        description="Finish the data set without images that could not be made; the manifest names them, and the next "
-        "command tries them again",
-    )
-    processes: int = Field(
-        0, ge=0, le=256, description="Processes that generate, 0 to 256; 0: one a GPU, one on the CPU. Changes no image"
-    )
 
 
 def load_generator(

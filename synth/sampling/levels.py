@@ -1,16 +1,12 @@
 """Noise levels: R of S steps, and what they are on a model's own schedule."""
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
+from latebloom.synth.config import Match, paper_levels
+
 __all__ = ["Level", "Match", "NoiseGrid", "glide_log_snr", "paper_levels"]
-
-Match = Literal["snr", "steps", "strength"]
-
-# Paper 2505.21574, App. F.1 and Table 4: denoising steps of 100 by k. (k counts the real image.)
-_PAPER_LEVELS = {2: (50,), 4: (50, 70, 80), 5: (40, 50, 70, 80)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +134,3 @@ def _like_glide(alphas_cumprod: np.ndarray, size: int) -> np.ndarray:
     step = np.arange(size)
     timesteps = np.maximum.accumulate(timesteps - step) + step  # rising by one at least, from below ...
     return np.minimum(timesteps, total - size + step)  # ... and ending with the schedule
-
-
-def paper_levels(k: int, grid: int) -> tuple[int, ...]:
-    """The paper's k - 1 levels on a grid of `grid` steps: (40, 50, 70, 80) of 100 for k = 5, (8, 10, 14, 16) of 20.
-
-    Raises:
-        ValueError: the paper names none for this k, or they do not fall on this grid.
-    """
-    if k not in _PAPER_LEVELS:
-        raise ValueError(f"the paper gives levels for k = 2, 4 and 5 only; name {k - 1} levels yourself for k = {k}")
-    levels = _PAPER_LEVELS[k]
-    if any(level * grid % 100 for level in levels):
-        raise ValueError(
-            f"levels {levels} of 100 do not fall on a grid of {grid} steps (a multiple of 10 does); "
-            "name the levels yourself"
-        )
-    return tuple(level * grid // 100 for level in levels)

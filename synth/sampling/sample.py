@@ -2,65 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-import pydantic
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from latebloom.synth.config import SampleConfig, Sampler
 from latebloom.synth.sampling.denoiser import Denoiser, to_x0
-from latebloom.synth.sampling.levels import Match, NoiseGrid
+from latebloom.synth.sampling.levels import NoiseGrid
 
 __all__ = ["SampleConfig", "Sampler", "check_sampling", "denoise"]
-
-Sampler = Literal["ddpm", "ddim", "dpm++2m", "lcm"]
-
-
-class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How references are noised and denoised. The defaults are the paper's (2505.21574, section 5)."""
-
-    sampler: Sampler = Field(
-        "ddpm",
-        description="ddpm: ancestral, fresh noise at each step; ddim, dpm++2m: deterministic after the start; lcm: for "
-        "few-step models (LCM, Turbo). Generators of kind pipeline and diffusemix bring their own",
-    )
-    grid: int = Field(100, ge=1, le=1000, description="S: steps of the noise grid that levels count in, 1 to 1000")
-    steps: int = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="Denoiser calls from pure noise, at most the grid; level R of S then takes R / S of them, rounded "
-        "up. 0: one a step of the grid, so level R takes R",
-    )
-    match: Match = Field(
-        "snr",
-        description="What makes level R of S the same for every generator. snr: the noise (log-SNR of GLIDE's grid); "
-        "steps: the R-th of S of the model's own timesteps; strength: R / S as diffusers' strength",
-    )
-    guidance_scale: float = Field(
-        3.0,
-        ge=0,
-        le=50,
-        description="Classifier-free guidance, 0 to 50; 1 switches it off and halves the work. A model that takes "
-        "guidance as an input (LCM) gets it there, its usual 8.5 for 1",
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _steps_on_grid(self) -> "SampleConfig":
-        if self.steps > self.grid:
-            raise ValueError(f"{self.steps} steps are more than the {self.grid} of the grid; raise sample.grid too")
-        return self
-
-    @property
-    def calls_a_step(self) -> int:
-        """Network evaluations of one image in one step: guidance makes an unconditional one too."""
-        return 1 if self.guidance_scale == 1 else 2
-
-    def calls(self, level: int) -> int:
-        """Denoising steps that level `level` of the grid takes."""
-        return -(-level * (self.steps or self.grid) // self.grid)
 
 
 def denoise(

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import pydantic
-from pydantic import Field
 
 from latebloom.data.synthetic.folder import State
+from latebloom.synth.config import QualityConfig
 
 __all__ = [
     "ClipScore",
@@ -39,60 +38,6 @@ _FINGERPRINT_SIDE = 8
 
 _NEEDS_CLIP = "name a CLIP model in scores.clip"
 _NEEDS_CHECKER = "turn scores.safety on with a generator that ships a safety checker"
-
-
-class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Thresholds that keep an image out of training. The scores are kept, so these move without generating again."""
-
-    min_contrast: float = Field(
-        2.0,
-        ge=0,
-        le=128,
-        description="flat below: standard deviation of the pixels of the liveliest channel in grey levels, 0 to 128",
-    )
-    drop_unsafe: bool = Field(
-        False,
-        description="unsafe: drop what the generator's own safety checker flags. Needs a generator that ships one; "
-        "it gives many false alarms on small images",
-    )
-    min_label_probability: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="off_label below: probability of the label under the early classifier, 0 (never) to 1. "
-        "Keep it low: the early classifier doubts many real slow examples too",
-    )
-    min_clip_score: float = Field(
-        -1.0,
-        ge=-1,
-        le=1,
-        description="off_label below: cosine of image and class text under CLIP, -1 (off) to 1; 0.2 is common. "
-        "Needs a CLIP model",
-    )
-    min_clip_margin: float = Field(
-        -2.0,
-        ge=-2,
-        le=2,
-        description="off_label below: CLIP score of the own class less that of the next best, -2 (off) to 2; 0 asks "
-        "that no class fits better. Needs a CLIP model",
-    )
-    min_distance: float = Field(
-        1.0, ge=0, le=255, description="near_reference below: root-mean-square distance to the reference in grey levels"
-    )
-    min_real_distance: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="near_real below: cosine distance to the nearest training image that is not the reference, in the "
-        "early classifier's features, 0 (off) to 2",
-    )
-    min_duplicate_distance: float = Field(
-        0.0,
-        ge=0,
-        le=255,
-        description="duplicate below: distance to the nearest earlier image of the same class in the synthetic set, "
-        "root-mean-square grey levels of 8x8 averages, 0 (off) to 255",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,8 @@ from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import DataConfig, load
 from latebloom.train.augment.mixing import EpochRows, Judge, Look, Mixer, StrongConfig
 from latebloom.train.augment.policies import PolicyConfig
+from latebloom.train.config import FitConfig
 from latebloom.train.evaluate import error_rate, logits_of
-from latebloom.train.loop.config import FitConfig
 from latebloom.train.loop.fit import fit
 from latebloom.train.loop.step import autocast
 from latebloom.train.models.build import build

@@ -20,10 +20,10 @@ from latebloom import flows
 from latebloom.data.sources.load import DataConfig, load
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.cli import app, coresets
-from latebloom.flows.config.compare import CompareConfig, read_config
+from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.run import processes
-from latebloom.flows.run.folder import LOCK, RunFolder
+from latebloom.flows.run.folder import LOCK, RunFolder, read_config
 from latebloom.flows.run.progress import meter
 from latebloom.flows.stages import checks, planning, select, synthesis, training
 from latebloom.flows.stages.loaders import images_of

@@ -10,9 +10,9 @@ import pytest
 from s3fs import S3FileSystem
 
 from latebloom.data.store import as_path, is_remote, read_json, write_bytes
-from latebloom.flows.config.compare import CompareConfig, read_config
+from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 from latebloom.synth.generators.load import generator_folder

@@ -3,20 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
-import pydantic
 import torch
-from pydantic import Field
 
 from latebloom.data.seeds import child_seed, numpy_rng, torch_rng
-from latebloom.train.augment.policies import Draw, PolicyConfig, choose, make_policy
+from latebloom.train.augment.policies import Draw, choose, make_policy
+from latebloom.train.config import Selector, StrongConfig
 from latebloom.train.selection.coreset import (
     Coreset,
     CoresetConfig,
     Evidence,
-    Method,
     budgets,
     normalised,
     select_coreset,
@@ -26,75 +23,6 @@ from latebloom.train.selection.gradients import Moments
 from latebloom.train.selection.scores import top
 
 __all__ = ["EpochRows", "Mixer", "Selector", "StrongConfig"]
-
-Selector = Literal["none", "all", Method, "file"]
-
-
-class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Strong augmentation of selected examples, mixed into training (arXiv 2210.08363, Alg. 1 and section 6)."""
-
-    selector: Selector = Field(
-        "none",
-        description="Who gets strong copies: none, all, the examples that a coreset method picks, or those of a file",
-    )
-    file: str = Field(
-        "", description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote"
-    )
-    policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
-    coreset: CoresetConfig = Field(
-        CoresetConfig(), description="How many examples are picked, and how; its method is the selector's"
-    )
-    copies: int = Field(
-        1,
-        ge=0,
-        le=64,
-        description="Strong copies of each picked example, 1 to 64; 0 with main=coreset: the picks alone",
-    )
-    every: int = Field(
-        1, ge=1, le=100_000, description="Epochs between two selections, 1 to 100,000; a file is the same in all"
-    )
-    where: Literal["append", "in_place", "in_place_twice"] = Field(
-        "append",
-        description="append: strong copies beside the main set; in_place: picked examples are strong instead of weak; "
-        "in_place_twice: the same with every row twice",
-    )
-    main: Literal["full", "coreset", "random"] = Field(
-        "full", description="Main set: all examples, the picked ones alone, or as many random ones"
-    )
-    weights: Literal["none", "normalised", "gamma_over_r"] = Field(
-        "none",
-        description="Factors of losses. normalised: the coreset's gamma by its mean, on a main set that is the "
-        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on such a main set, which multiplies a step "
-        "by about n / B on a coreset, so lower lr",
-    )
-    weigh_strong: bool = Field(False, description="normalised weights on strong copies as well")
-    redraw: Literal["epoch", "round"] = Field(
-        "epoch", description="Whether augmentations are drawn each epoch, or kept from one selection to the next"
-    )
-    warm_epochs: int = Field(
-        0, ge=0, le=100_000, description="Epochs with weak augmentation only before the first selection"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _together(self) -> "StrongConfig":
-        if self.where != "append" and self.copies != 1:
-            raise ValueError(f"copies={self.copies} needs where=append; an image changed in place has no copies")
-        if self.copies == 0 and self.main != "coreset":
-            raise ValueError(f"copies=0 trains on the picks alone: give main=coreset, not {self.main}")
-        if self.where != "append" and self.main == "random":
-            raise ValueError(f"where={self.where} changes the main set's images; give main=full or coreset, not random")
-        if self.selector == "file" and not self.file:
-            raise ValueError("selector file trains on a coreset that was picked before; name its .npz as strong.file")
-        if self.selector == "forgetting" and not self.warm_epochs:
-            raise ValueError("forgetting counts what training forgets; give warm_epochs of at least 1")
-        if self.weigh_strong and self.weights != "normalised":
-            raise ValueError(f"weigh_strong is for weights=normalised, not {self.weights}")
-        if self.weights == "normalised" and self.main != "coreset" and not self.weigh_strong:
-            raise ValueError(
-                f"weights=normalised has no effect with main={self.main}; give main=coreset, weigh_strong=true or "
-                "weights=none"
-            )
-        return self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,53 +2,14 @@
 
 from typing import Literal, Protocol
 
-import pydantic
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from latebloom.train.augment.image_ops import CODES, apply_operations, check_images, mixed
 from latebloom.train.augment.weak import Draw
+from latebloom.train.config import PolicyConfig, PolicyName
 
 __all__ = ["Draw", "Policy", "PolicyConfig", "PolicyName", "choose", "make_policy", "mixed"]
-
-PolicyName = Literal[
-    "autoaugment_cifar10",
-    "autoaugment_imagenet",
-    "autoaugment_svhn",
-    "randaugment",
-    "trivialaugment",
-    "augmix",
-    "cutout",
-    "perturb",
-    "wu2020",
-]
-
-
-class PolicyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A strong augmentation and its parameters, each as published; a policy reads those with its name."""
-
-    policy: PolicyName = Field("trivialaugment", description="Which strong augmentation")
-    randaugment_operations: int = Field(2, ge=1, le=16, description="randaugment: operations one after the other")
-    randaugment_magnitude: int = Field(9, ge=0, le=30, description="randaugment: magnitude of all operations, 0 to 30")
-    augmix_severity: int = Field(
-        3,
-        ge=1,
-        le=10,
-        description="augmix: magnitudes are of the lowest so many of 10; torchvision 3, arXiv 2210.08363 1",
-    )
-    augmix_width: int = Field(3, ge=1, le=16, description="augmix: chains that are mixed")
-    augmix_alpha: float = Field(1.0, gt=0, le=100, description="augmix: parameter of the Dirichlet and Beta weights")
-    cutout_holes: int = Field(1, ge=1, le=64, description="cutout: squares")
-    cutout_length: int = Field(16, ge=1, le=4096, description="cutout: their side in pixels; 16 for CIFAR-10")
-    perturb_brightness: float = Field(0.2, ge=0, le=1, description="perturb: brightness times 1 - this to 1 + this")
-    perturb_kernel: Literal[3, 5, 7, 9] = Field(5, description="perturb: width of the Gaussian blur in pixels")
-    wu2020_candidates: int = Field(4, ge=1, le=64, description="wu2020: compositions that are judged for each image")
-    wu2020_operations: int = Field(2, ge=1, le=8, description="wu2020: random operations in a composition")
-    choose: Literal["top", "proportional"] = Field(
-        "top",
-        description="wu2020: the candidate of highest loss (the paper), or by lot in proportion to loss (its code)",
-    )
 
 
 class Policy(Protocol):

@@ -11,7 +11,7 @@ from latebloom.data.seeds import torch_rng
 from latebloom.train.augment.mixing import EpochRows
 from latebloom.train.augment.policies import Draw, Policy, mixed
 from latebloom.train.augment.weak import apply_resized_crop, apply_weak, draw_resized_crop, draw_weak
-from latebloom.train.loop.config import FitConfig
+from latebloom.train.config import FitConfig
 from latebloom.train.loop.step import Batch
 
 __all__ = ["Epoch"]

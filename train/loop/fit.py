@@ -12,8 +12,8 @@ from latebloom.data.batches import Pixels, epoch_order
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import torch_rng, torch_stream
 from latebloom.train.augment.mixing import EpochRows, Mixer
+from latebloom.train.config import FitConfig
 from latebloom.train.evaluate import look
-from latebloom.train.loop.config import FitConfig
 from latebloom.train.loop.epoch import Epoch
 from latebloom.train.loop.optim import AdaHessian, learning_rate
 from latebloom.train.loop.step import Batch, Gradients, autocast, losses_of_batch

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from latebloom.train.loop.config import FitConfig
+from latebloom.train.config import FitConfig
 from latebloom.train.loop.optim import AdaHessian, batchnorm_statistics_kept, sam_ascent
 
 __all__ = ["Batch", "Gradients", "autocast", "losses_of_batch"]

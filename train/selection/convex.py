@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from latebloom.train.selection.budgets import in_proportion
 from latebloom.train.selection.coreset import Coreset
-from latebloom.train.selection.coreset_config import in_proportion
 from latebloom.train.selection.facility import Points, facility_location_by_class
 
 __all__ = ["logistic_coreset", "newton_directions"]

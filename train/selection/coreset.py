@@ -7,9 +7,11 @@ from functools import partial
 import numpy as np
 
 from latebloom.data.seeds import numpy_rng
+from latebloom.train.config import SCORED, CoresetConfig
+from latebloom.train.config import CoresetMethod as Method
 from latebloom.train.evaluate import losses_of
 from latebloom.train.selection import pursuit, scores
-from latebloom.train.selection.coreset_config import SCORED, CoresetConfig, Method, budgets
+from latebloom.train.selection.budgets import budgets
 from latebloom.train.selection.facility import Points, facility_location_by_class
 from latebloom.train.selection.gradients import (
     Moments,

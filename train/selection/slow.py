@@ -7,25 +7,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import pydantic
-from pydantic import Field
 
 from latebloom.data.seeds import child_seed, numpy_rng
+from latebloom.train.config import SlowConfig
+from latebloom.train.config import SlowMethod as Method
 from latebloom.train.evaluate import losses_of, softmax
 
 __all__ = ["Method", "Selection", "SlowConfig", "jaccard", "select_slow", "separating_epoch"]
-
-Method = Literal["cluster", "high_loss", "misclassified", "random", "all"]
-
-
-class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How the slow-learnable examples are found."""
-
-    method: Method = Field("cluster", description="cluster is the paper's; the others are its baselines")
-    space: Literal["softmax", "logits"] = Field("softmax", description="What cluster runs 2-means on")
-    separating_epoch: int = Field(
-        0, ge=0, le=100_000, description="Epoch of early training whose outputs are used; 0 finds the knee of the error"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

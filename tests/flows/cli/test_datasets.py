@@ -14,10 +14,9 @@ from latebloom.data.sources.load import load
 from latebloom.data.store import write_json
 from latebloom.data.synthetic.export import EXPORT_FORMATS
 from latebloom.data.synthetic.folder import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
-from latebloom.flows.config.compare import read_config
 from latebloom.flows.report import inspect
 from latebloom.flows.report.inspect import THRESHOLDS, sheet
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.synth.scoring.quality import QualityConfig
 
 Latebloom = Callable[..., Any]

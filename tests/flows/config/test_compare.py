@@ -15,14 +15,13 @@ from latebloom.flows.config.compare import (
     demo_config,
     one_setting,
     preset,
-    read_config,
     setting_of,
 )
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages.arm_rows import Pool, arm_rows
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 from latebloom.synth.sampling.sample import SampleConfig
-from latebloom.train.loop.config import FitConfig
+from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
 

@@ -18,8 +18,8 @@ import pytest
 from latebloom.data.store import digest_file, read_json
 from latebloom.data.store import files as store
 from latebloom.data.synthetic.folder import SyntheticFolder
-from latebloom.flows.config.compare import CompareConfig, read_config
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fitting, training
 from latebloom.flows.stages.loaders import selection_path
 from latebloom.train.loop.fit import FitState
@@ -35,9 +35,8 @@ import torch
 torch.set_num_threads(1)
 from latebloom.data.synthetic import folder as synthetic_folder
 from latebloom.flows.stages import synthesis, training
-from latebloom.flows.config.compare import read_config
 from latebloom.flows.run.progress import meter
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, read_config
 
 write_table, written = synthetic_folder.pq.write_table, []
 def third_stops(*args, **kwargs):
@@ -60,8 +59,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from latebloom.flows.stages import fitting, synthesis, training
-from latebloom.flows.config.compare import read_config
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, read_config
 
 save_fit, saved = fitting.save_fit, []
 def second_stops(*args):

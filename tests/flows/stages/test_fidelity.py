@@ -8,8 +8,8 @@ import pytest
 
 from latebloom.data.store import as_path
 from latebloom.data.synthetic.folder import SyntheticFolder
-from latebloom.flows.config.compare import CompareConfig, read_config
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fidelity
 from latebloom.flows.stages.loaders import images_of, judges
 from latebloom.synth.scoring.fidelity import FeatureSet, compare

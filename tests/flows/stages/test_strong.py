@@ -22,7 +22,7 @@ from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.stages import checks, fitting, training
 from latebloom.flows.stages.fitting import classifier_key, fit_config_of, fit_key
 from latebloom.flows.stages.loaders import images_of
-from latebloom.train.loop.config import FitConfig
+from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
 Latebloom = Callable[..., Any]

@@ -7,8 +7,10 @@ import numpy as np
 import pydantic
 import pytest
 
+from latebloom.train.config import SCORED
 from latebloom.train.evaluate import losses_of, softmax
 from latebloom.train.selection import coreset
+from latebloom.train.selection.budgets import in_proportion
 from latebloom.train.selection.coreset import (
     Coreset,
     CoresetConfig,
@@ -19,7 +21,6 @@ from latebloom.train.selection.coreset import (
     select_coreset,
     updated_moments,
 )
-from latebloom.train.selection.coreset_config import SCORED, in_proportion
 from latebloom.train.selection.gradients import Moments
 
 METHODS: tuple[Method, ...] = get_args(Method)

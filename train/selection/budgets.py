@@ -1,80 +1,10 @@
-"""How many examples of a coreset are picked, of which class, and by what: the config and the budgets."""
-
-from typing import Literal, get_args
+"""How many examples of a coreset are selected of each class."""
 
 import numpy as np
-import pydantic
-from pydantic import Field
 
-__all__ = ["SCORED", "CoresetConfig", "Method", "budgets", "in_proportion"]
+from latebloom.train.config import SCORED, CoresetConfig
 
-Method = Literal[
-    "random",
-    "max_loss",
-    "least_confidence",
-    "entropy",
-    "margin",
-    "forgetting",
-    "el2n",
-    "grand",
-    "herding",
-    "k_center",
-    "contextual_diversity",
-    "craig",
-    "dea",
-    "adacore",
-    "lcmat",
-    "gradmatch",
-    "glister",
-]
-
-# What one number per example decides: only these can go without class budgets.
-SCORED: tuple[Method, ...] = get_args(Method)[: get_args(Method).index("herding")]
-
-
-class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How many examples are picked, and how."""
-
-    method: Method = Field("craig", description="What decides which examples are picked")
-    fraction: float = Field(0.1, gt=0, le=1, description="Share of all examples to pick, above 0 to 1")
-    per_class: int = Field(
-        0,
-        ge=0,
-        le=10**9,
-        description="Examples to pick per class on average, in place of the fraction; 0: the fraction",
-    )
-    budget: Literal["equal", "proportional", "none"] = Field(
-        "equal",
-        description="How the number is dealt out: as many of each class, in proportion to its size, or whatever scores "
-        "highest (only methods with one score per example)",
-    )
-    gradient: Literal["logits", "last_layer"] = Field(
-        "logits", description="Whose gradients craig, dea, adacore, gradmatch and glister use; lcmat: the last layer's"
-    )
-    dea_similarity: Literal["distance", "exp"] = Field(
-        "distance",
-        description="dea: a constant minus the distance d as in the paper, or exp(-d / width) as in its code",
-    )
-    lcmat_rho: float = Field(0.02, ge=0, le=1e6, description="lcmat: weight of curvature, rho of the paper; 0: craig")
-    lcmat_k: float = Field(
-        100, gt=0, le=1e9, description="lcmat: dimensions of the Hessian compared, a number from 1, or a share below 1"
-    )
-    adacore_damping: float = Field(0.01, gt=0, le=1e6, description="adacore: added to curvature before dividing by it")
-    adacore_curvature: Literal["example", "pool", "given"] = Field(
-        "example",
-        description="adacore: each example's exact Hessian diagonal, the mean of those of the pool, or a given one",
-    )
-    adacore_gradient_decay: float = Field(0.9, ge=0, lt=1, description="adacore: decay of averaged gradients, b1")
-    adacore_curvature_decay: float = Field(0.999, ge=0, lt=1, description="adacore: decay of averaged curvature, b2")
-    gradmatch_ridge: float = Field(0.5, ge=0, le=1e6, description="gradmatch: penalty on squared weights, lambda")
-    glister_lr: float = Field(0.01, gt=0, le=100, description="glister: size of the step that each pick makes, eta")
-
-    @pydantic.field_validator("lcmat_k")
-    @classmethod
-    def _number_or_share(cls, k: float) -> float:
-        if k > 1 and k != int(k):
-            raise ValueError(f"lcmat_k = {k}; expected a whole number of dimensions, or a share of them below 1")
-        return k
+__all__ = ["budgets", "in_proportion"]
 
 
 def budgets(labels: np.ndarray, num_classes: int, config: CoresetConfig) -> np.ndarray:

@@ -1,0 +1,293 @@
+"""What can be set of training and selection. Light to import: pydantic alone."""
+
+from typing import Literal, get_args
+
+import pydantic
+from pydantic import Field
+
+__all__ = [
+    "SCORED",
+    "CoresetConfig",
+    "CoresetMethod",
+    "FitConfig",
+    "PolicyConfig",
+    "PolicyName",
+    "Selector",
+    "SlowConfig",
+    "SlowMethod",
+    "StrongConfig",
+]
+
+
+class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How a classifier is trained. The defaults are the papers' CIFAR setting (2505.21574, App. F.1)."""
+
+    optimizer: Literal["sgd", "sam", "adahessian"] = Field(
+        "sgd", description="sgd: SGD with momentum; sam: the same after SAM's ascent; adahessian: AdaHessian"
+    )
+    epochs: int = Field(200, ge=1, le=100_000, description="Passes over the training set, 1 to 100,000")
+    steps: int = Field(0, ge=0, description="Optimizer steps in all instead of epochs; 0 counts epochs")
+    batch_size: int = Field(
+        128, ge=1, le=65_536, description="Images a step, 1 to 65,536; a last short batch is dropped"
+    )
+    accumulate: int = Field(
+        1, ge=1, le=1024, description="Micro-batches that a step's images are taken in, to save memory: 1 to 1,024"
+    )
+    lr: float = Field(0.1, gt=0, le=100, description="Peak learning rate, above 0")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, first beta of AdaHessian; 0 to below 1")
+    nesterov: bool = Field(False, description="Nesterov's momentum in SGD and SAM")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="Weight decay, in the optimizer only, 0 to 1: L2; decoupled in AdaHessian"
+    )
+    rho: float = Field(0.1, ge=0, le=10, description="Radius of SAM's ascent, 0 to 10; SGD ignores it")
+    sam_batchnorm: Literal["first_pass", "both"] = Field(
+        "first_pass", description="In which of SAM's two passes BatchNorm's running statistics move"
+    )
+    sam_sync: Literal["local", "global"] = Field(
+        "local", description="On several devices: SAM's ascent by each device's own gradient, or by that of all"
+    )
+    schedule: Literal["milestones", "cosine", "constant"] = Field(
+        "milestones", description="Shape of the learning rate"
+    )
+    milestones: tuple[float, ...] = Field(
+        (0.5, 0.75), description="Fractions of the run, each in 0 to 1, at which the rate is multiplied by lr_decay"
+    )
+    lr_decay: float = Field(0.1, gt=0, le=1, description="Factor at each milestone, above 0 to 1")
+    warmup: float = Field(0.0, ge=0, lt=1, description="Fraction of the run with a linearly rising rate, 0 to below 1")
+    crop_padding: int = Field(4, ge=0, le=64, description="Random crop: zero padding in pixels, 0 (none) to 64")
+    resized_crop: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Random resized crop in place of crop_padding: least share of the area it shows; 0: none",
+    )
+    flip: bool = Field(True, description="Random horizontal flip; wrong for digits and letters")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of activations and products, in training and when looking for a selection; weights, gradients and "
+        "optimizer stay in float32",
+    )
+    compile: bool = Field(False, description="Compile the network with torch.compile; for a model trained alone")
+
+    @pydantic.field_validator("milestones")
+    @classmethod
+    def _fractions(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones are ascending fractions between 0 and 1, got {milestones}")
+        return milestones
+
+    @pydantic.model_validator(mode="after")
+    def _together(self) -> "FitConfig":
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate} micro-batches of a batch of {self.batch_size}; give at most as many"
+            )
+        if self.optimizer == "adahessian" and (self.accumulate > 1 or self.compile):
+            raise ValueError("adahessian takes a whole batch and derives twice; give accumulate=1 and compile=false")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum, which is 0; give a momentum, or nesterov=false")
+        return self
+
+    def steps_per_epoch(self, n: int) -> int:
+        """Whole batches in n examples; a set smaller than a batch is one batch."""
+        return max(1, n // self.batch_size)
+
+    def total_steps(self, n: int) -> int:
+        """Optimizer steps of the whole run on n examples."""
+        return self.steps or self.epochs * self.steps_per_epoch(n)
+
+    def total_epochs(self, n: int) -> int:
+        """Whole epochs of the whole run on n examples, at least one."""
+        return max(1, self.total_steps(n) // self.steps_per_epoch(n))
+
+
+SlowMethod = Literal["cluster", "high_loss", "misclassified", "random", "all"]
+
+
+class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How the slow-learnable examples are found."""
+
+    method: SlowMethod = Field("cluster", description="cluster is the paper's; the others are its baselines")
+    space: Literal["softmax", "logits"] = Field("softmax", description="What cluster runs 2-means on")
+    separating_epoch: int = Field(
+        0, ge=0, le=100_000, description="Epoch of early training whose outputs are used; 0 finds the knee of the error"
+    )
+
+
+CoresetMethod = Literal[
+    "random",
+    "max_loss",
+    "least_confidence",
+    "entropy",
+    "margin",
+    "forgetting",
+    "el2n",
+    "grand",
+    "herding",
+    "k_center",
+    "contextual_diversity",
+    "craig",
+    "dea",
+    "adacore",
+    "lcmat",
+    "gradmatch",
+    "glister",
+]
+
+
+# What one number per example decides: only these can go without class budgets.
+SCORED: tuple[CoresetMethod, ...] = get_args(CoresetMethod)[: get_args(CoresetMethod).index("herding")]
+
+
+class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How many examples are picked, and how."""
+
+    method: CoresetMethod = Field("craig", description="What decides which examples are picked")
+    fraction: float = Field(0.1, gt=0, le=1, description="Share of all examples to pick, above 0 to 1")
+    per_class: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Examples to pick per class on average, in place of the fraction; 0: the fraction",
+    )
+    budget: Literal["equal", "proportional", "none"] = Field(
+        "equal",
+        description="How the number is dealt out: as many of each class, in proportion to its size, or whatever scores "
+        "highest (only methods with one score per example)",
+    )
+    gradient: Literal["logits", "last_layer"] = Field(
+        "logits", description="Whose gradients craig, dea, adacore, gradmatch and glister use; lcmat: the last layer's"
+    )
+    dea_similarity: Literal["distance", "exp"] = Field(
+        "distance",
+        description="dea: a constant minus the distance d as in the paper, or exp(-d / width) as in its code",
+    )
+    lcmat_rho: float = Field(0.02, ge=0, le=1e6, description="lcmat: weight of curvature, rho of the paper; 0: craig")
+    lcmat_k: float = Field(
+        100, gt=0, le=1e9, description="lcmat: dimensions of the Hessian compared, a number from 1, or a share below 1"
+    )
+    adacore_damping: float = Field(0.01, gt=0, le=1e6, description="adacore: added to curvature before dividing by it")
+    adacore_curvature: Literal["example", "pool", "given"] = Field(
+        "example",
+        description="adacore: each example's exact Hessian diagonal, the mean of those of the pool, or a given one",
+    )
+    adacore_gradient_decay: float = Field(0.9, ge=0, lt=1, description="adacore: decay of averaged gradients, b1")
+    adacore_curvature_decay: float = Field(0.999, ge=0, lt=1, description="adacore: decay of averaged curvature, b2")
+    gradmatch_ridge: float = Field(0.5, ge=0, le=1e6, description="gradmatch: penalty on squared weights, lambda")
+    glister_lr: float = Field(0.01, gt=0, le=100, description="glister: size of the step that each pick makes, eta")
+
+    @pydantic.field_validator("lcmat_k")
+    @classmethod
+    def _number_or_share(cls, k: float) -> float:
+        if k > 1 and k != int(k):
+            raise ValueError(f"lcmat_k = {k}; expected a whole number of dimensions, or a share of them below 1")
+        return k
+
+
+PolicyName = Literal[
+    "autoaugment_cifar10",
+    "autoaugment_imagenet",
+    "autoaugment_svhn",
+    "randaugment",
+    "trivialaugment",
+    "augmix",
+    "cutout",
+    "perturb",
+    "wu2020",
+]
+
+
+class PolicyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A strong augmentation and its parameters, each as published; a policy reads those with its name."""
+
+    policy: PolicyName = Field("trivialaugment", description="Which strong augmentation")
+    randaugment_operations: int = Field(2, ge=1, le=16, description="randaugment: operations one after the other")
+    randaugment_magnitude: int = Field(9, ge=0, le=30, description="randaugment: magnitude of all operations, 0 to 30")
+    augmix_severity: int = Field(
+        3,
+        ge=1,
+        le=10,
+        description="augmix: magnitudes are of the lowest so many of 10; torchvision 3, arXiv 2210.08363 1",
+    )
+    augmix_width: int = Field(3, ge=1, le=16, description="augmix: chains that are mixed")
+    augmix_alpha: float = Field(1.0, gt=0, le=100, description="augmix: parameter of the Dirichlet and Beta weights")
+    cutout_holes: int = Field(1, ge=1, le=64, description="cutout: squares")
+    cutout_length: int = Field(16, ge=1, le=4096, description="cutout: their side in pixels; 16 for CIFAR-10")
+    perturb_brightness: float = Field(0.2, ge=0, le=1, description="perturb: brightness times 1 - this to 1 + this")
+    perturb_kernel: Literal[3, 5, 7, 9] = Field(5, description="perturb: width of the Gaussian blur in pixels")
+    wu2020_candidates: int = Field(4, ge=1, le=64, description="wu2020: compositions that are judged for each image")
+    wu2020_operations: int = Field(2, ge=1, le=8, description="wu2020: random operations in a composition")
+    choose: Literal["top", "proportional"] = Field(
+        "top",
+        description="wu2020: the candidate of highest loss (the paper), or by lot in proportion to loss (its code)",
+    )
+
+
+Selector = Literal["none", "all", CoresetMethod, "file"]
+
+
+class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Strong augmentation of selected examples, mixed into training (arXiv 2210.08363, Alg. 1 and section 6)."""
+
+    selector: Selector = Field(
+        "none",
+        description="Who gets strong copies: none, all, the examples that a coreset method picks, or those of a file",
+    )
+    file: str = Field(
+        "", description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote"
+    )
+    policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
+    coreset: CoresetConfig = Field(
+        CoresetConfig(), description="How many examples are picked, and how; its method is the selector's"
+    )
+    copies: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Strong copies of each picked example, 1 to 64; 0 with main=coreset: the picks alone",
+    )
+    every: int = Field(
+        1, ge=1, le=100_000, description="Epochs between two selections, 1 to 100,000; a file is the same in all"
+    )
+    where: Literal["append", "in_place", "in_place_twice"] = Field(
+        "append",
+        description="append: strong copies beside the main set; in_place: picked examples are strong instead of weak; "
+        "in_place_twice: the same with every row twice",
+    )
+    main: Literal["full", "coreset", "random"] = Field(
+        "full", description="Main set: all examples, the picked ones alone, or as many random ones"
+    )
+    weights: Literal["none", "normalised", "gamma_over_r"] = Field(
+        "none",
+        description="Factors of losses. normalised: the coreset's gamma by its mean, on a main set that is the "
+        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on such a main set, which multiplies a step "
+        "by about n / B on a coreset, so lower lr",
+    )
+    weigh_strong: bool = Field(False, description="normalised weights on strong copies as well")
+    redraw: Literal["epoch", "round"] = Field(
+        "epoch", description="Whether augmentations are drawn each epoch, or kept from one selection to the next"
+    )
+    warm_epochs: int = Field(
+        0, ge=0, le=100_000, description="Epochs with weak augmentation only before the first selection"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _together(self) -> "StrongConfig":
+        if self.where != "append" and self.copies != 1:
+            raise ValueError(f"copies={self.copies} needs where=append; an image changed in place has no copies")
+        if self.copies == 0 and self.main != "coreset":
+            raise ValueError(f"copies=0 trains on the picks alone: give main=coreset, not {self.main}")
+        if self.where != "append" and self.main == "random":
+            raise ValueError(f"where={self.where} changes the main set's images; give main=full or coreset, not random")
+        if self.selector == "file" and not self.file:
+            raise ValueError("selector file trains on a coreset that was picked before; name its .npz as strong.file")
+        if self.selector == "forgetting" and not self.warm_epochs:
+            raise ValueError("forgetting counts what training forgets; give warm_epochs of at least 1")
+        if self.weigh_strong and self.weights != "normalised":
+            raise ValueError(f"weigh_strong is for weights=normalised, not {self.weights}")
+        if self.weights == "normalised" and self.main != "coreset" and not self.weigh_strong:
+            raise ValueError(
+                f"weights=normalised has no effect with main={self.main}; give main=coreset, weigh_strong=true or "
+                "weights=none"
+            )
+        return self
