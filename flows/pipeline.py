@@ -1,9 +1,10 @@
-"""The story: find the slow examples, make variants of them, retrain, report.
+"""The flows, a line per stage: find the slow examples, make variants of them, retrain, report.
 
-Each flow is a line per stage. Stages that are done are skipped, so running a flow again goes on where it stopped.
+Stages that are done are skipped, so running a flow again goes on where it stopped. The Prefect UI offers these flows
+behind forms (flows/server/deployed.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,28 @@ from prefect import flow, runtime
 from prefect.futures import as_completed
 
 from latebloom.data.store import as_path
+from latebloom.data.synthetic.export import ExportFormat
 from latebloom.flows import tasks
-from latebloom.flows.artifacts import publish
+from latebloom.flows.artifacts.publish import shown_progress
 from latebloom.flows.config.compare import CompareConfig, RunConfig, one_setting
 from latebloom.flows.run.budget import Budget, Deadline, Unfinished
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import meter
-from latebloom.flows.runners import locks
-from latebloom.flows.runners import parts as runners
-from latebloom.flows.stages import training
+from latebloom.flows.runners.locks import held
+from latebloom.flows.runners.parts import make_numbered, make_parts
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset
+from latebloom.flows.stages.export import export_run
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig, fit_and_save
+from latebloom.flows.stages.training import arm_is_done
 
 __all__ = [
     "augment_and_retrain",
     "compare",
     "coreset",
+    "export",
     "fit_generator",
     "generate",
+    "generate_part",
     "plan",
     "report",
     "retrain",
@@ -41,27 +46,27 @@ _NO_END = Budget()
 
 @flow(name="augment-and-retrain", flow_run_name="{out}")
 def augment_and_retrain(config: RunConfig, out: str) -> str:
-    """Augment the slow-learnable images and retrain, beside the original at equal epochs and at equal steps.
+    """Find the slow-learnable images, make variants of them, retrain, and report beside the original.
 
     Args:
         config: the setting.
         out: the run folder; an unfinished run in it goes on.
     """
-    return _whole_story(one_setting(config), out)
+    return _all_stages(one_setting(config), out)
 
 
 @flow(name="compare", flow_run_name="{out}")
 def compare(config: CompareConfig, out: str) -> str:
-    """Compare arms with each other over optimizers and seeds.
+    """Compare arms with each other over optimizers and seeds, and report.
 
     Args:
         config: the setting, the arms, the optimizers, the number of seeds.
         out: the run folder; an unfinished run in it goes on.
     """
-    return _whole_story(config, out)
+    return _all_stages(config, out)
 
 
-def _whole_story(config: CompareConfig, out: str) -> str:
+def _all_stages(config: CompareConfig, out: str) -> str:
     with _opened(config, out, "compare") as run:
         tasks.train_early(run, config)
         tasks.select_examples(run, config)
@@ -74,7 +79,7 @@ def _whole_story(config: CompareConfig, out: str) -> str:
 
 @flow(name="select", flow_run_name="{out}")
 def select(config: CompareConfig, out: str) -> str:
-    """Train the early classifiers and choose the slow-learnable images."""
+    """Train the early classifiers and choose the slow-learnable images; makes no images."""
     with _opened(config, out, "select") as run:
         tasks.train_early(run, config)
         tasks.select_examples(run, config)
@@ -83,7 +88,7 @@ def select(config: CompareConfig, out: str) -> str:
 
 @flow(name="plan", flow_run_name="{out}")
 def plan(config: CompareConfig, out: str) -> str:
-    """Say what would be generated and what it would cost, and generate nothing."""
+    """Forecast what would be generated and what it would cost; generates nothing."""
     with _opened(config, out, "plan") as run:
         tasks.train_early(run, config)
         tasks.select_examples(run, config)
@@ -93,12 +98,15 @@ def plan(config: CompareConfig, out: str) -> str:
 
 @flow(name="generate", flow_run_name="{out}")
 def generate(config: CompareConfig, out: str, budget: Budget = _NO_END) -> str:
-    """Make the synthetic data set.
+    """Make the synthetic data set: early training, selection, plan, then part after part.
 
     Args:
         config: the setting, the arms, the optimizers, the number of seeds.
         out: the run folder; an unfinished run in it goes on.
         budget: how long this run may work; the next one goes on.
+
+    Raises:
+        Unfinished: the time was over before all was made.
     """
     deadline = Deadline.of(budget, runtime.flow_run.scheduled_start_time)
     if not deadline.allows(0):
@@ -135,22 +143,36 @@ def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
         out: the folder that gets coreset-METHOD.npz and coreset-METHOD.json; may be a run folder.
     """
     check_coreset(config)
-    with locks.held(RunFolder(as_path(out))):
+    with held(RunFolder(as_path(out))):
         return tasks.pick_coreset(as_path(out), config)
 
 
 @flow(name="fit-generator", flow_run_name="{out}")
 def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     """Train a small class-conditional pixel generator on a data set."""
-    with publish.watched_progress():
+    with shown_progress():
         return fit_and_save(config, as_path(out))
+
+
+@flow(name="export", flow_run_name="{destination}")
+def export(run: str, destination: str, kind: ExportFormat, states: Sequence[str], with_real: bool) -> dict[str, int]:
+    """Write a synthetic data set for others to read, with a dataset card; the number of images of each split."""
+    with shown_progress():
+        return export_run(run, destination, kind, states, with_real)
+
+
+@flow(name="generate-part", flow_run_name="{run} parts {numbers}")
+def generate_part(run: str, numbers: Sequence[int], limit: str) -> None:
+    """Make some parts of the synthetic data set of a run; `generate` with the runner `runs` starts these."""
+    with shown_progress():
+        make_numbered(run, list(numbers), limit)
 
 
 @contextmanager
 def _opened(config: CompareConfig, out: str, kind: str) -> Iterator[Path]:
     """The run folder, checked, and locked while the flow works in it."""
     tasks.check_inputs(config, out, kind)
-    with locks.held(RunFolder(as_path(out))), publish.watched_progress():
+    with held(RunFolder(as_path(out))), shown_progress():
         yield tasks.open_run(config, out)
 
 
@@ -158,7 +180,7 @@ def _generate(run: Path, config: CompareConfig, deadline: Deadline | None = None
     todo = tasks.open_parts(run, config)
     if todo.parts:
         with meter("generate", todo.images, "images", todo.images_done, in_parts=True) as bar:
-            runners.make_parts(run, config, todo.parts, bar, deadline)
+            make_parts(run, config, todo.parts, bar, deadline)
     tasks.finish_synthetic(run, config)
 
 
@@ -168,8 +190,8 @@ def _retrain(run: Path, config: CompareConfig) -> None:
         for arm, optimizer in arms:
             tasks.retrain_arm(run, config, arm, optimizer)
     else:
-        # One after the other before any process is asked: each look reads the whole synthetic data set.
-        todo = [arm for arm in arms if not training.arm_is_done(RunFolder(run), config, *arm)]
+        # One after the other before any process starts: each check reads the whole synthetic data set.
+        todo = [arm for arm in arms if not arm_is_done(RunFolder(run), config, *arm)]
         with meter("retrain", len(arms), "arms", len(arms) - len(todo)) as bar:
             # The process pool behind the task takes as many at a time as the config says.
             for future in as_completed([tasks.retrain_arm.submit(run, config, *arm) for arm in todo]):

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from latebloom.flows.artifacts import publish
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
-from latebloom.flows.run.errors import telling
+from latebloom.flows.run.errors import annotate
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.processes import classifier_processes
 from latebloom.flows.runners.retries import RETRIES
@@ -63,12 +63,12 @@ def select_examples(run: Path, config: CompareConfig) -> None:
 
 @task(task_run_name="plan images", cache_policy=NO_CACHE, **RETRIES)
 def plan_images(run: Path, config: CompareConfig) -> None:
-    """Write the plan and say what it will cost."""
+    """Write the plan and its forecast of the cost."""
     planning.plan_images(RunFolder(run), config)
     publish.stage_done(RunFolder(run), "plan")
 
 
-@task(task_run_name="look for parts that are made", cache_policy=NO_CACHE, **RETRIES)
+@task(task_run_name="find parts to make", cache_policy=NO_CACHE, **RETRIES)
 def open_parts(run: Path, config: CompareConfig) -> synthesis.PartsToMake:
     """Which parts of the synthetic data set are still to be made."""
     return synthesis.open_parts(RunFolder(run), config)
@@ -89,7 +89,7 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
         training.retrain_arm(RunFolder(run), config, arm, optimizer)
     else:
         pool = classifier_processes(config.workers)
-        pool.submit(telling, training.retrain_arm, RunFolder(run), config, arm, optimizer).result()
+        pool.submit(annotate, training.retrain_arm, RunFolder(run), config, arm, optimizer).result()
     publish.stage_done(RunFolder(run), f"retrain-{arm}-{optimizer}")
 
 

@@ -1,6 +1,6 @@
-"""What a run shows in the Prefect UI while it works and at the end of each stage, and the event that others wait for.
+"""What a run shows in the Prefect UI while it works and after each stage, and the event that automations await.
 
-Only where there is a server that stays (`PREFECT_API_URL`); one that ends with the command would show it to nobody.
+Nothing is sent without a server that outlives the command (`PREFECT_API_URL`): nobody could look at it.
 """
 
 import contextvars
@@ -33,15 +33,13 @@ __all__ = [
     "ArtifactMeter",
     "emit_ready",
     "report_done",
+    "server_stays",
+    "shown_progress",
     "stage_done",
     "synthetic_done",
-    "watched",
-    "watched_progress",
 ]
 
 READY_EVENT = "latebloom.synthetic.ready"
-
-
 THEN_LABEL = "latebloom.then"  # of the event's resource: what is to come next
 
 ARTIFACT_INTERVAL = 5.0
@@ -50,14 +48,14 @@ LOG_INTERVAL = 60.0
 T = TypeVar("T")
 
 
-def watched() -> bool:
-    """Whether there is a server that stays, so that somebody can look."""
+def server_stays() -> bool:
+    """Whether there is a server that outlives the command, so that somebody can look."""
     return PREFECT_API_URL.value() is not None
 
 
-def watched_progress() -> AbstractContextManager[None]:
+def shown_progress() -> AbstractContextManager[None]:
     """Within the block, meters are shown in the UI too, and their lines are few."""
-    return shown_by(ArtifactMeter) if watched() else nullcontext()
+    return shown_by(ArtifactMeter) if server_stays() else nullcontext()
 
 
 class ArtifactMeter(Meter):
@@ -134,20 +132,20 @@ def stage_done(run: RunFolder, name: str) -> None:
     Args:
         name: of its record, such as `select` or `retrain-ours-5-sam`.
     """
-    if watched():
+    if server_stays():
         _publish(_key("stage", name), pages.stage_page(run, name), f"{name} in {run.path}")
 
 
 def synthetic_done(run: RunFolder, config: CompareConfig) -> None:
     """Show the synthetic data set of a run, with a contact sheet, and where it came from."""
-    if watched():
+    if server_stays():
         _publish("synthetic-set", pages.synthetic_page(run, config), f"synthetic data set in {run.path}")
         _publish_lineage(run)
 
 
 def report_done(run: RunFolder) -> None:
     """Show the result of a run, with the comparison plot, and where its classifiers came from."""
-    if watched():
+    if server_stays():
         _publish("report", pages.report_page(run), f"report of {run.path}")
         _publish_lineage(run)
 
@@ -177,7 +175,7 @@ def _key(*words: str) -> str:
 
 
 def emit_ready(run: RunFolder, then: str) -> None:
-    """Tell the server that the synthetic data set of a run is finished, for automations that wait for it.
+    """Send the event that the synthetic data set of a run is finished, for automations that wait for it.
 
     Args:
         then: what the person wants next, `nothing` or `retrain`; a label that automations match.

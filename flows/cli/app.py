@@ -312,7 +312,8 @@ def main() -> None:
     Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 3 for a synthetic data set of
     which some images could not be made, or not in the time; 130 for Ctrl-C, 143 for SIGTERM.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", RUN_ENVIRONMENT["OMP_WAIT_POLICY"])  # before torch is imported
+    for name in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH"):  # before torch is imported, and before a process is started
+        os.environ.setdefault(name, RUN_ENVIRONMENT[name])
     with Interruption():
         _run_app()
 

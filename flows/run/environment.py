@@ -12,6 +12,8 @@ RUN_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation for lost runs waits for three of them
     "PREFECT_CLIENT_MAX_RETRIES": "9",  # a server that is away for a quarter of an hour costs no night's work
     "OMP_WAIT_POLICY": "PASSIVE",  # on busy cores, threads that spin cost small networks a factor of ten
+    # No Python process that is started has the working directory on its path: a `queue.py` there is the user's own.
+    "PYTHONSAFEPATH": "1",
 }
 
 

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["UsageError", "one_line", "telling", "transient"]
+__all__ = ["UsageError", "annotate", "one_line", "transient"]
 
 
 class UsageError(ValueError):
@@ -37,7 +37,7 @@ _ERRNOS = {
     if hasattr(errno, name)
 }
 _STATUSES = {408, 425, 429}
-# They stay, whatever is wrapped around them: a person took the network away, or must mend a certificate.
+# They stay, whatever is wrapped around them: a person took the network away, or must fix a certificate.
 _LASTING = {"OfflineModeIsEnabled", "SSLCertVerificationError"}
 # Of the machine, of the person, or ours, also where they come up while a lost connection is dealt with.
 _OTHERS = (
@@ -55,12 +55,15 @@ def transient(error: BaseException) -> str:
     links = list(_chain(error))
     if any(_LASTING & {kind.__name__ for kind in type(link).__mro__} for link in links):
         return ""
-    # The outermost one that tells: what lies deeper may have been dealt with.
+    # The outermost one that decides: what lies deeper may have been dealt with.
     return next((reason for link in links if (reason := _reason(link)) is not None), "")
 
 
-def telling(function: Callable[..., Any], *args: Any) -> Any:
-    """Call it in a process of its own: what an error came from does not reach the parent, why it may pass then does."""
+def annotate(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` in a child process. An error that it raises carries why it may pass to the parent process.
+
+    Pickling would lose that: an error arrives in the parent without the errors that it came from.
+    """
     try:
         return function(*args)
     except Exception as error:
@@ -77,7 +80,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why this very error may pass; empty: it does not; None: it does not tell, only what it came from."""
+    """Why this very error may pass; empty: it does not; None: only the error that it came from can say."""
     status = _status(error)
     if status:
         return f"HTTP {status}" if status in _STATUSES or status >= 500 else ""
@@ -107,7 +110,7 @@ def _status(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What a person is told of an error; of a config that was refused, each setting with what it got."""
+    """An error as one line for a person; of a config that was refused, each setting with what it got."""
     import pydantic
 
     if isinstance(error, pydantic.ValidationError):

@@ -25,7 +25,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._signal = 0
-        self._raised = self._told = self._installed = False
+        self._raised = self._announced = self._installed = False
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is not threading.main_thread():
@@ -39,7 +39,7 @@ class Interruption:
         self._handlers = {number: signal.signal(number, self._interrupt) for number in caught}
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._installed = True
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(
@@ -47,8 +47,8 @@ class Interruption:
     ) -> None:
         # Typer makes 130 of Ctrl-C.
         if self._signal or isinstance(error, KeyboardInterrupt) or (kind is SystemExit and _code(error) == 130):
-            self._tell()
-            # The thread watches on: the end of the process may hang as well.
+            self._announce()
+            # The thread keeps listening: the end of the process may hang as well.
             raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
         if self._installed:
             signal.set_wakeup_fd(self._wakeup)
@@ -62,7 +62,7 @@ class Interruption:
             self._raised = True
             raise KeyboardInterrupt
 
-    def _watch(self) -> None:
+    def _listen(self) -> None:
         timer = None
         while received := self._reader.recv(1):
             if received[0] in _SIGNALS and timer is None:
@@ -82,13 +82,13 @@ class Interruption:
             for server in list(prefect.SubprocessASGIServer._instances.values()) if prefect else []:
                 if server.server_process:
                     server.server_process.kill()
-            self._tell()
+            self._announce()
         finally:
             os._exit(128 + self._signal)
 
-    def _tell(self) -> None:
-        if not self._told:
-            self._told = True
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
             shown = "\033[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
             print(f"{shown}interrupted; the same command goes on where this one stopped", file=sys.stderr, flush=True)
 

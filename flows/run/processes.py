@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from latebloom.flows.run.errors import telling
+from latebloom.flows.run.errors import annotate
 
 __all__ = ["Devices", "classifier_processes", "devices", "leads", "team_size"]
 
@@ -40,7 +40,7 @@ class Devices:
     Args:
         count: of processes; with 1, calls are made in this one.
         gpus: how many GPUs there are: process i sees GPU i % gpus alone. With 0 they share the cores.
-        on_images: told the number of images that a call, which gets a callback as its last argument, reports.
+        on_images: gets the number of images that a call reports through the callback that is its last argument.
         apart: a single process is another one too.
     """
 
@@ -164,7 +164,7 @@ _reports: Any = None  # the pipe of this process, when it is one of `Devices`
 
 
 def _reporting(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return telling(function, *args, _reports.send)
+    return annotate(function, *args, _reports.send)
 
 
 def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None) -> None:

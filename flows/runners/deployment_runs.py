@@ -1,7 +1,7 @@
 """Parts made by runs of a deployment, on whatever workers its work pool has: other machines with the same storage.
 
-What counts is what lies in the run folder, not what a run's state says. A run that ends without all of its parts is
-asked for again; one whose process is gone, which Prefect may show as running for ever, is found by its heartbeats.
+The files in the run folder count, not the state of a run. The parts that a run did not make are asked for again. A run
+whose process is gone, which Prefect may show as running for ever, is found by its missing heartbeats.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import say, warn
-from latebloom.flows.runners.queue import Handout, Made
+from latebloom.flows.runners.queue import Made, PartQueue
 from latebloom.flows.stages.synthesis import part_keys
 
 __all__ = ["PartRuns"]
@@ -35,16 +35,16 @@ ATTEMPTS = 3
 POLL_SECONDS = 2.0
 BEAT_SECONDS = 180.0  # Prefect's default, where a run has not beaten twice yet
 MISSED_BEATS = 3  # a run that misses so many is lost
-CANCELLING_SECONDS = 300.0  # as long may its worker take to end a run that was cancelled
-UNTAKEN_SECONDS = 60.0  # where no worker takes a run for so long, a person is told
+CANCELLING_SECONDS = 300.0  # that a worker may take to end a run that was cancelled
+UNTAKEN_SECONDS = 60.0  # after so long without a worker that takes a run, a line says so
 KEYS = 100  # looked up at once
-PENDING_SECONDS = 1800.0  # as long may a worker take to start a run: a cluster may fetch an image first
-LATE_FILES_SECONDS = 60.0  # a shared file system may show a new file only so long after it was written
+PENDING_SECONDS = 1800.0  # that a worker may take to start a run: a cluster may fetch an image first
+LATE_FILES_SECONDS = 60.0  # that a shared file system may take to show a new file
 
 
 @dataclasses.dataclass
 class _Asked:
-    """Parts that a run was asked for, and what was seen of it last."""
+    """Parts that a run was asked for, and the state that it was last seen in."""
 
     numbers: list[int]  # those that are not there yet
     key: str
@@ -52,15 +52,15 @@ class _Asked:
     id: UUID
     name: str
     state: UUID | None = None
-    since: float = 0.0  # it has this state
-    running: float | None = None  # since then it is at work
-    seconds: float = 0.0  # that its parts took, without what they waited for
+    since: float = 0.0  # when it was first seen in this state
+    running: float | None = None  # when it was first seen at work
+    seconds: float = 0.0  # that its parts took, without the time they waited
     beat: UUID | None = None
     beat_since: float = 0.0
 
 
 class PartRuns:
-    """Runs that make the parts of a job.
+    """Runs of a deployment that make the parts of a job.
 
     Raises:
         ValueError: there is no server that stays, or no such deployment on it.
@@ -86,39 +86,39 @@ class PartRuns:
         # Of another folder or another plan it is another job.
         self._job = digest_json({"run": str(self._path), "parts": self._keys})[:16]
         self._asked: dict[UUID, _Asked] = {}
-        self._taken = False  # a worker has taken a run, or a person was told that none does
+        self._taken = False  # a worker has taken a run, or a line has said that none does
 
-    def made(self, handout: Handout) -> Made:
+    def made(self, queue: PartQueue) -> Made:
         """Each part when it is there, or when no run could make it."""
         with get_client(sync_client=True) as client:
             self._client: SyncPrefectClient = client
             begin = time.monotonic()
             try:
                 while True:
-                    self._ask_for_more(handout)
+                    self._ask_for_more(queue)
                     if not self._asked:
                         return
                     runs = self._read()
-                    self._tell_if_none_is_taken(runs, begin)
+                    self._say_if_none_is_taken(runs, begin)
                     for asked in list(self._asked.values()):
                         if asked.id in runs:
-                            yield from self._look(asked, runs[asked.id], handout)
+                            yield from self._update(asked, runs[asked.id], queue)
                         else:
                             yield from self._end(asked, "was deleted", again=True)
                     time.sleep(POLL_SECONDS)
             finally:
                 self._cancel_all()  # none where all went well
 
-    def _ask_for_more(self, handout: Handout) -> None:
+    def _ask_for_more(self, queue: PartQueue) -> None:
         while not self._at_a_time or len(self._asked) < self._at_a_time:
-            numbers = handout.take(self._parts.parts_a_run)
+            numbers = queue.take(self._parts.parts_a_run)
             if not numbers:
                 return
             block = numbers[0] // self._parts.parts_a_run
             self._ask(numbers, f"{self._job}-{block}x{self._parts.parts_a_run}", 1)
 
     def _ask(self, numbers: list[int], key: str, attempts: int) -> None:
-        """Ask for parts; where an earlier command did, and its run is still to end, that one is taken."""
+        """Ask for parts; where an earlier command did and its run has not ended, that run is taken over."""
         before = self._asked_before(key)
         run = next((before[number] for number in sorted(before, reverse=True) if _goes_on(before[number])), None)
         if run is None:
@@ -147,14 +147,14 @@ class PartRuns:
         return found
 
     def _read(self) -> dict[UUID, FlowRun]:
-        """What the server says of the runs that are asked for, by id; those that were deleted are not among them."""
+        """The runs that were asked for as the server has them, by id, without those that were deleted."""
         ids, runs = list(self._asked), []
-        for start in range(0, len(ids), 200):  # as many as it tells at once
+        for start in range(0, len(ids), 200):  # as many as it lists at once
             some = FlowRunFilterId(any_=ids[start : start + 200])
             runs += self._client.read_flow_runs(flow_run_filter=FlowRunFilter(id=some), limit=200)
         return {run.id: run for run in runs}
 
-    def _tell_if_none_is_taken(self, runs: dict[UUID, FlowRun], begin: float) -> None:
+    def _say_if_none_is_taken(self, runs: dict[UUID, FlowRun], begin: float) -> None:
         """A worker with one place, which this very run has, is the likely reason."""
         if any(run.state and not run.state.is_scheduled() for run in runs.values()):
             self._taken = True
@@ -172,7 +172,7 @@ class PartRuns:
             except (httpx.HTTPError, ObjectNotFound) as error:  # the others, and why the job ends, come first
                 warn(f"{asked.name} was not cancelled ({type(error).__name__}); it makes its parts in vain")
 
-    def _look(self, asked: _Asked, run: FlowRun, handout: Handout) -> Made:
+    def _update(self, asked: _Asked, run: FlowRun, queue: PartQueue) -> Made:
         """The parts of a run that are there now, and what becomes of the others where it has ended."""
         state, now = run.state, time.monotonic()
         assert state is not None
@@ -182,8 +182,8 @@ class PartRuns:
             asked.running = now
         yield from self._there(asked, done=state.is_completed())
         if asked.numbers and not state.is_final():
-            if state.is_scheduled() and handout.is_over:
-                self._give_back(asked, handout)
+            if state.is_scheduled() and queue.is_over:
+                self._give_back(asked, queue)
             elif state.is_cancelling() and now - asked.since > CANCELLING_SECONDS:
                 ended: State[Any] = Cancelled(message="no worker has ended it")
                 self._client.set_flow_run_state(asked.id, ended, force=True)
@@ -196,12 +196,12 @@ class PartRuns:
         if asked.numbers and state.is_completed() and now - asked.since < LATE_FILES_SECONDS:
             return
         if asked.running is not None:
-            handout.took(min(asked.seconds, now - asked.running))  # a run may make some of its parts side by side
+            queue.took(min(asked.seconds, now - asked.running))  # a run may make some of its parts side by side
         how = f"ended as {state.name}: {(state.message or 'without a word').partition(chr(10))[0]}"
         yield from self._end(asked, how, again=not state.is_cancelled())
 
     def _end(self, asked: _Asked, how: str, again: bool) -> Made:
-        """What becomes of the parts that a run has left."""
+        """Ask again for the parts that a run did not make, or give them up."""
         del self._asked[asked.id]
         if asked.numbers and again and asked.attempts < ATTEMPTS:
             say(f"generate: {asked.name} {how}; what it did not make is asked for again")
@@ -211,7 +211,7 @@ class PartRuns:
                 yield number, partial(self._last_word, number, asked, how)
 
     def _there(self, asked: _Asked, done: bool) -> Made:
-        """The parts that are there; while the run is at work those with images that failed may be older than it."""
+        """The parts that are there. A part with failed images counts once the run is done: before, it may be older."""
         for number in list(asked.numbers):
             record = self._folder.kept_part(number, self._keys[number])
             if record and (done or not record["failures"]):
@@ -225,14 +225,14 @@ class PartRuns:
             raise RuntimeError(f"{asked.attempts} runs of {self._parts.deployment} did not make it; the last {how}")
         return record
 
-    def _give_back(self, asked: _Asked, handout: Handout) -> None:
-        """The time is over before any worker took it."""
+    def _give_back(self, asked: _Asked, queue: PartQueue) -> None:
+        """Cancel a run that no worker took before the time was over, and put its parts back."""
         self._client.set_flow_run_state(asked.id, Cancelling(message="the time of the job is over"))
-        handout.give_back(asked.numbers)
+        queue.give_back(asked.numbers)
         del self._asked[asked.id]
 
     def _is_lost(self, asked: _Asked, run: FlowRun) -> bool:
-        """Whether a run that should be at work is gone; one whose worker sends no heartbeats is never known to be."""
+        """Whether a run that should be at work is gone; never where its worker sends no heartbeats."""
         assert run.state is not None
         now = time.monotonic()
         if run.state.is_pending():

@@ -60,7 +60,7 @@ def slots(name: str, count: int, timeout_seconds: float | None = None) -> Iterat
 def leased(limit: str, count: int, **options: Any) -> Iterator[None]:
     """Prefect's `concurrency` around hours of work, which a server that is away for a while must not end.
 
-    A lease that can be neither renewed nor given back is only told: the slots are free when it has run out.
+    A lease that can be neither renewed nor given back is only a warning: the slots are free when it has run out.
     """
     held = concurrency(limit, count, strict=True, raise_on_lease_renewal_failure=False, **options)
     held.__enter__()

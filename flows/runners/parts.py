@@ -30,7 +30,7 @@ from latebloom.flows.run.processes import Devices, devices
 from latebloom.flows.run.progress import Meter, meter
 from latebloom.flows.runners.deployment_runs import PartRuns
 from latebloom.flows.runners.limits import slots
-from latebloom.flows.runners.queue import Handout, Made
+from latebloom.flows.runners.queue import Made, PartQueue
 from latebloom.flows.runners.retries import RETRIES
 from latebloom.flows.stages import synthesis
 from latebloom.flows.stages.loaders import device_of, forget_generator
@@ -66,7 +66,7 @@ def _uncounted(_images: int) -> None:
     """Images are counted where the job is, by finished parts."""
 
 
-# What ends the job at once, as more of it would meet the same: the folder takes nothing more.
+# Errors of a folder that takes nothing more. They end the job at once, since every other part would meet the same.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _FAILURES_IN_A_ROW = 3
 
@@ -86,12 +86,12 @@ def make_parts(
         OSError, MemoryError: nothing more can be made: a full disk, a folder that is read-only, too little memory.
         Exception: that of the third part to fail in a row; it is no fault of the parts.
     """
-    handout = Handout(parts, deadline)
-    failed = _collected(_RUNNERS[config.parts.runner](run, config, handout, bar), handout, bar)
+    queue = PartQueue(parts, deadline)
+    failed = _collected(_RUNNERS[config.parts.runner](run, config, queue, bar), queue, bar)
     synthesis.check_failures(RunFolder(run), config, failed)
-    if handout.left:
+    if queue.left:
         raise Unfinished(
-            f"{len(parts) - len(handout.left)} of {len(parts)} missing parts were made in the time; "
+            f"{len(parts) - len(queue.left)} of {len(parts)} missing parts were made in the time; "
             "the same again makes the rest"
         )
 
@@ -119,16 +119,16 @@ def make_numbered(run: str, numbers: list[int], limit: str) -> None:
     todo = synthesis.parts_left(folder, here, numbers)
     if not todo.parts:
         return
-    handout = Handout(todo.parts)
+    queue = PartQueue(todo.parts)
     with meter("generate", todo.images, "images", todo.images_done, in_parts=True) as bar:
-        failed = _collected(_where_it_is(folder.path, here, handout, bar), handout, bar)
+        failed = _collected(_where_it_is(folder.path, here, queue, bar), queue, bar)
     whole = [f"{name}: {error.partition(chr(10))[0]}" for name, error in failed.items() if name.startswith("part ")]
     if whole:
         raise Partial(f"{len(whole)} of {len(numbers)} parts could not be made; the first is {whole[0]}")
 
 
-def _collected(made: Made, handout: Handout, bar: Meter) -> dict[str, str]:
-    """Count what is made; what could not be, by item id or part."""
+def _collected(made: Made, queue: PartQueue, bar: Meter) -> dict[str, str]:
+    """Count the images that are made; returns the errors of those that could not be, by item id or part."""
     failed: dict[str, str] = {}
     in_a_row = 0
     with closing(made):  # an error here ends the processes, or cancels the runs
@@ -140,48 +140,48 @@ def _collected(made: Made, handout: Handout, bar: Meter) -> dict[str, str]:
                 ends = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
                 if ends or in_a_row == _FAILURES_IN_A_ROW:
                     raise
-                # The part's own fault: the others go on, and it is told in the end.
+                # The part's own fault: the others go on, and its error is reported at the end.
                 failed[f"part {number}"] = f"{type(error).__name__}: {error}\n{''.join(format_exception(error))}"
             else:
                 in_a_row = 0
-                handout.took(record["cost"]["seconds"])
+                queue.took(record["cost"]["seconds"])
                 bar.add(0, record["states"])
                 failed |= record["failures"]
     return failed
 
 
-def _where_it_is(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:
+def _where_it_is(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
     """One process a GPU, or as many as were asked for; where that is one, this process."""
-    return _on_devices(run, config, handout, bar, generator_processes(config))
+    return _on_devices(run, config, queue, bar, generator_processes(config))
 
 
-def _in_this_process(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:
-    return _on_devices(run, config, handout, bar, 1)
+def _in_this_process(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
+    return _on_devices(run, config, queue, bar, 1)
 
 
-def _in_processes(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:
-    return _on_devices(run, config, handout, bar, generator_processes(config), apart=True)
+def _in_processes(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
+    return _on_devices(run, config, queue, bar, generator_processes(config), apart=True)
 
 
 def _on_devices(
-    run: Path, config: CompareConfig, handout: Handout, bar: Meter, count: int, apart: bool = False
+    run: Path, config: CompareConfig, queue: PartQueue, bar: Meter, count: int, apart: bool = False
 ) -> Made:
-    if handout.is_over:
+    if queue.is_over:
         return
-    count = min(count, len(handout.left))
+    count = min(count, len(queue.left))
     gpus = _gpus(config)
     if count > 1 or apart:
         forget_generator()  # each process loads its own
     with ExitStack() as held:
         try:
-            held.enter_context(slots(config.parts.limit, count, handout.seconds_left))
+            held.enter_context(slots(config.parts.limit, count, queue.seconds_left))
         except TimeoutError:  # the deadline came while others had them: nothing is begun
             return
         place = held.enter_context(devices(count, gpus, bar.add, apart))
         if count == 1:
-            yield from _one_by_one(run, config, handout, place)
+            yield from _one_by_one(run, config, queue, place)
         else:
-            yield from _side_by_side(lambda number: make_part.submit(run, config, number, place), count, handout)
+            yield from _side_by_side(lambda number: make_part.submit(run, config, number, place), count, queue)
 
 
 def _gpus(config: CompareConfig) -> int:
@@ -189,18 +189,18 @@ def _gpus(config: CompareConfig) -> int:
     return torch.cuda.device_count() if device_of(config.device).type == "cuda" else 0
 
 
-def _one_by_one(run: Path, config: CompareConfig, handout: Handout, place: Devices) -> Made:
+def _one_by_one(run: Path, config: CompareConfig, queue: PartQueue, place: Devices) -> Made:
     """In this very thread, where Ctrl-C ends it at once."""
-    while taken := handout.take():
+    while taken := queue.take():
         yield taken[0], partial(make_part, run, config, taken[0], place)
 
 
-def _side_by_side(submit: Callable[[int], PrefectFuture[dict[str, Any]]], width: int, handout: Handout) -> Made:
+def _side_by_side(submit: Callable[[int], PrefectFuture[dict[str, Any]]], width: int, queue: PartQueue) -> Made:
     """So many parts at a time; each when it is done."""
     flying: dict[PrefectFuture[dict[str, Any]], int] = {}
     done: SimpleQueue[PrefectFuture[dict[str, Any]]] = SimpleQueue()
     while True:
-        while len(flying) < width and (taken := handout.take()):
+        while len(flying) < width and (taken := queue.take()):
             future = submit(taken[0])
             flying[future] = taken[0]
             future.add_done_callback(done.put)
@@ -210,11 +210,11 @@ def _side_by_side(submit: Callable[[int], PrefectFuture[dict[str, Any]]], width:
         yield flying.pop(future), future.result
 
 
-def _on_dask(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:
+def _on_dask(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
     """In the workers of a Dask cluster, one part at a time each."""
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")  # Dask tells every connection, also in its workers
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")  # Dask logs every connection, also in its workers
     prefect_dask, distributed = _installed("prefect_dask", "dask"), _installed("distributed", "dask")
-    count, address = min(generator_processes(config), len(handout.left)), config.parts.address
+    count, address = min(generator_processes(config), len(queue.left)), config.parts.address
     if address:
         runner = prefect_dask.DaskTaskRunner(address=address)
     else:
@@ -225,7 +225,7 @@ def _on_dask(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> 
     with runner:
         workers = len(runner.client.scheduler_info(n_workers=-1)["workers"])
         width = config.generate.processes or max(1, workers)
-        yield from _on_workers(run, config, handout, bar, runner, width)
+        yield from _on_workers(run, config, queue, bar, runner, width)
 
 
 def _local_dask(distributed: ModuleType, count: int, gpus: int) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _gpu(number: int) -> str:
     return visible.split(",")[number] if visible else str(number)
 
 
-def _on_ray(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:
+def _on_ray(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
     """In the workers of a Ray cluster, one part at a time and, where it has GPUs, one GPU each."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports on its users where nobody says otherwise
     prefect_ray, ray = _installed("prefect_ray", "ray"), _installed("ray", "ray")
@@ -255,7 +255,7 @@ def _on_ray(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> M
     if address:
         runner = prefect_ray.RayTaskRunner(address=address)
     else:
-        count = min(generator_processes(config), len(handout.left))
+        count = min(generator_processes(config), len(queue.left))
         forget_generator()
         runner = prefect_ray.RayTaskRunner(
             init_kwargs={
@@ -270,16 +270,16 @@ def _on_ray(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> M
         gpus = int(has.get("GPU", 0)) if config.device != "cpu" else 0
         with prefect_ray.context.remote_options(num_cpus=1, num_gpus=1 if gpus else 0):
             width = config.generate.processes or gpus or int(has["CPU"])
-            yield from _on_workers(run, config, handout, bar, runner, width)
+            yield from _on_workers(run, config, queue, bar, runner, width)
 
 
 def _on_workers(
-    run: Path, config: CompareConfig, handout: Handout, bar: Meter, runner: TaskRunner[Any], width: int
+    run: Path, config: CompareConfig, queue: PartQueue, bar: Meter, runner: TaskRunner[Any], width: int
 ) -> Made:
     def submit(number: int) -> PrefectFuture[dict[str, Any]]:
         return runner.submit(make_part_there, {"run": run, "config": config, "number": number})
 
-    for number, result in _side_by_side(submit, width, handout):
+    for number, result in _side_by_side(submit, width, queue):
         yield number, partial(_counted, result, bar)
 
 
@@ -298,13 +298,13 @@ def _installed(module: str, extra: str) -> ModuleType:
         raise ValueError(f"runner {extra} needs `pip install 'latebloom[{extra}]'`") from None
 
 
-def _as_runs(run: Path, config: CompareConfig, handout: Handout, bar: Meter) -> Made:
+def _as_runs(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
     """As runs of a deployment, made by whatever workers its work pool has."""
-    for number, result in PartRuns(RunFolder(run), config).made(handout):
+    for number, result in PartRuns(RunFolder(run), config).made(queue):
         yield number, partial(_counted, result, bar)
 
 
-_RUNNERS: dict[str, Callable[[Path, CompareConfig, Handout, Meter], Made]] = {
+_RUNNERS: dict[str, Callable[[Path, CompareConfig, PartQueue, Meter], Made]] = {
     "auto": _where_it_is,
     "threads": _in_this_process,
     "processes": _in_processes,

@@ -1,4 +1,4 @@
-"""Which part is begun next, and whether there is time for it. No Prefect in here."""
+"""The queue of parts: which part is begun next, and whether there is time for it. No Prefect in here."""
 
 from collections.abc import Callable, Generator, Sequence
 from math import isinf
@@ -6,14 +6,14 @@ from typing import Any
 
 from latebloom.flows.run.budget import Deadline
 
-__all__ = ["Handout", "Made"]
+__all__ = ["Made", "PartQueue"]
 
 # A part's number, and what gives its record or raises what went wrong.
 Made = Generator[tuple[int, Callable[[], dict[str, Any]]], None, None]
 
 
-class Handout:
-    """The parts that nobody has begun yet; none is given out that would not end before the deadline.
+class PartQueue:
+    """The parts that nobody has begun yet. It gives out none that would not end before the deadline.
 
     Attributes:
         left: their numbers, ascending.
@@ -47,9 +47,9 @@ class Handout:
         return taken
 
     def give_back(self, numbers: Sequence[int]) -> None:
-        """What was taken and is not begun after all."""
+        """Put back parts that were taken and not begun."""
         self.left = sorted([*self.left, *numbers])
 
     def took(self, seconds: float) -> None:
-        """What was taken together took so many seconds of work; what it waited for a slot or a worker is left out."""
+        """Note the seconds of work that parts taken together took, without the wait for a slot or a worker."""
         self._longest = max(self._longest, seconds)

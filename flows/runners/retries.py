@@ -1,4 +1,4 @@
-"""What a task does where the world fails: it waits and tries again. A person's error it tells at once."""
+"""Retries of tasks: after an error of the network or of storage a task waits and tries again, after others not."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def may_pass(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     return bool(reason)
 
 
-# For `@task(...)` around what reads or writes storage or the hub. It comes again after about 5, 10 and 20 seconds, each
-# wait drawn between less than half and twice of that, so that many workers do not come back at once.
+# For `@task(...)` around what reads or writes storage or the hub. The waits are about 5, 10 and 20 seconds, each drawn
+# at random from less than half to twice of that, so that many workers do not come back at once.
 RETRIES: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": exponential_backoff(5),

@@ -1,4 +1,4 @@
-"""Automations that the server keeps watch with: a lost run becomes Crashed, `generate` is followed by `retrain`.
+"""The server's automations: a lost run becomes Crashed, and `generate` is followed by `retrain` where asked.
 
 They live in the server and are shown under Automations in the UI, where a person can switch each of them off.
 """
@@ -61,7 +61,7 @@ def lost(window: int = 90) -> AutomationCore:
 
 
 def chain(client: SyncPrefectClient) -> AutomationCore:
-    """The automation that runs `retrain` on the run folder of a `generate` that was told so.
+    """The automation that runs `retrain` on the run folder of a `generate` that asked for it.
 
     Raises:
         ValueError: the server does not know the deployment that retrains.

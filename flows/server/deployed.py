@@ -1,16 +1,17 @@
-"""The flows that deployments run: `flows/pipeline.py` behind forms that a person fills in the Prefect UI.
+"""The flows of `flows/pipeline.py` behind the forms that a person fills in the Prefect UI: what deployments run.
 
-What a person can mend ends a run as Failed with one line, as it ends a command with exit code 1.
+An error that a person can fix ends a run as Failed with one line, as it ends a command with exit code 1.
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import pydantic
-from prefect import flow, runtime
+from prefect import Flow, flow, runtime
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 from pydantic import Field
@@ -29,10 +30,8 @@ from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.errors import one_line
 from latebloom.flows.run.folder import Partial, RunFolder
 from latebloom.flows.run.resolve import resolve
-from latebloom.flows.runners import parts as runners
 from latebloom.flows.runners.limits import GPU_LIMIT
 from latebloom.flows.server.forms import Form
-from latebloom.flows.stages.export import export_run
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 
 __all__ = [
@@ -262,8 +261,8 @@ def _whole(folder: str) -> str:
     return str((root if is_remote(root) else root.absolute()) / folder)
 
 
-def _say_nothing_more(console: Console) -> None:
-    """In place of what rich does when nobody reads its lines any more, which ends the process: a run outlives serve."""
+def _stay_quiet(console: Console) -> None:
+    """Print no more lines once nobody reads them. Rich would end the process, but a run outlives `serve`."""
     console.quiet = True
 
 
@@ -272,7 +271,7 @@ def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(work)
     def settled(**given: Any) -> Any:
-        Console.on_broken_pipe = _say_nothing_more  # type: ignore[assignment, method-assign]
+        Console.on_broken_pipe = _stay_quiet  # type: ignore[assignment, method-assign]
         try:
             return work(**given)
         except Unfinished as unfinished:
@@ -285,35 +284,36 @@ def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
     return settled
 
 
-@flow(name="augment-and-retrain", flow_run_name=_name, log_prints=True)
-@_settled
-@RUN_FORM
+def _offered(of: Flow[..., Any], form: Form) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
+    """A flow of the pipeline as the UI offers it: its parameters are a form, its expected errors final states.
+
+    Decorates the function that calls the flow with what a filled form means, and says in a state what came out.
+    """
+
+    def offer(call: Callable[..., Any]) -> Flow[..., Any]:
+        call.__doc__ = inspect.cleandoc(of.fn.__doc__ or "").partition("\n\n")[0]
+        return flow(_settled(form(call)), name=of.name, flow_run_name=_name, log_prints=True)
+
+    return offer
+
+
+@_offered(pipeline.augment_and_retrain, RUN_FORM)
 def augment_and_retrain(config: RunConfig, folder: str) -> Any:
-    """Find the slow-learnable images, make variants of them, retrain, and report beside the original."""
     return _reported(pipeline.augment_and_retrain.fn(config, _place(folder, "run", config)))
 
 
-@flow(name="compare", flow_run_name=_name, log_prints=True)
-@_settled
-@COMPARE_FORM
+@_offered(pipeline.compare, COMPARE_FORM)
 def compare(config: CompareConfig, folder: str) -> Any:
-    """Compare arms with each other over optimizers and seeds, and report."""
     return _reported(pipeline.compare.fn(config, _place(folder, "compare", config)))
 
 
-@flow(name="select", flow_run_name=_name, log_prints=True)
-@_settled
-@SELECT_FORM
+@_offered(pipeline.select, SELECT_FORM)
 def select(config: RunConfig, folder: str) -> Any:
-    """Train the early classifier and choose the slow-learnable images; makes no images."""
     return pipeline.select.fn(one_setting(config), _place(folder, "select", config))
 
 
-@flow(name="generate", flow_run_name=_name, log_prints=True)
-@_settled
-@GENERATE_FORM
+@_offered(pipeline.generate, GENERATE_FORM)
 def generate(config: RunConfig, then: str, max_seconds: int, until: str, folder: str) -> Any:
-    """Make the synthetic data set: early training, selection, plan, then part after part."""
     budget = Budget(max_seconds=max_seconds, until=until)
     run = _place(folder, "generate", config)
     made = pipeline.generate.fn(one_setting(config), run, budget)
@@ -321,51 +321,37 @@ def generate(config: RunConfig, then: str, max_seconds: int, until: str, folder:
     return Completed(message=f"the synthetic data set is in {made}")
 
 
-@flow(name="retrain", flow_run_name=_name, log_prints=True)
-@_settled
-@RETRAIN_FORM
+@_offered(pipeline.retrain, RETRAIN_FORM)
 def retrain(asked: RetrainRequest) -> Any:
-    """Retrain classifiers on the synthetic data set of a run folder, and report."""
-    settings = {name: value for name, value in asked.model_dump().items() if value and name != "run"}
-    nested_settings: dict[str, Any] = {}
-    for name, value in settings.items():
-        put(nested_settings, _RETRAIN_SETTINGS.get(name, name), value)
-    config, folder = resolve(as_path(_whole(asked.run)), nested_settings, "retrain")
+    settings: dict[str, Any] = {}
+    for name, value in asked.model_dump(exclude={"run"}).items():
+        if value:
+            put(settings, _RETRAIN_SETTINGS.get(name, name), value)
+    config, folder = resolve(as_path(_whole(asked.run)), settings, "retrain")
     pipeline.retrain.fn(config, str(folder))
     return _reported(pipeline.report.fn(config, str(folder)))
 
 
-@flow(name="fit-generator", flow_run_name=_name, log_prints=True)
-@_settled
-@FIT_FORM
+@_offered(pipeline.fit_generator, FIT_FORM)
 def fit_generator(config: FitGeneratorConfig, folder: str) -> Any:
-    """Train a small class-conditional pixel generator on a data set."""
     made = pipeline.fit_generator.fn(config, _place(folder, "generator", config))
     return Completed(message=f"the generator is in {made}; give this path as `generator`")
 
 
-@flow(name="export", flow_run_name=_name, log_prints=True)
-@_settled
-@EXPORT_FORM
+@_offered(pipeline.export, EXPORT_FORM)
 def export(asked: ExportRequest) -> Any:
-    """Write a synthetic data set for others to read, with a dataset card."""
     destination = _whole(asked.destination)
-    with publish.watched_progress():
-        counts = export_run(_whole(asked.run), destination, asked.format, asked.states, asked.with_real)
+    counts = pipeline.export.fn(_whole(asked.run), destination, asked.format, asked.states, asked.with_real)
     return Completed(message=f"{sum(counts.values()):,} images in {destination}")
 
 
-@flow(name="generate-part", flow_run_name=_name, log_prints=True)
-@_settled
-@PART_FORM
+@_offered(pipeline.generate_part, PART_FORM)
 def generate_part(asked: PartRequest) -> Any:
-    """Make some parts of the synthetic data set of a run; `generate` with the runner `runs` starts these."""
-    with publish.watched_progress():
-        runners.make_numbered(_whole(asked.run), list(asked.numbers), asked.limit)
+    return pipeline.generate_part.fn(_whole(asked.run), asked.numbers, asked.limit)
 
 
 def _reported(page: str) -> Any:
-    """The final state of what ends with a report, which says in a line what came out."""
+    """The final state of what ends with a report, with the test errors in one line."""
     report = Report.from_json(read_json(as_path(page).with_name("report.json")))
     errors = [f"{arm.arm} {arm.optimizer} {100 * arm.mean:.2f} %" for arm in report.arms]
     return Completed(message=f"test error: {', '.join(errors)}; {page}")

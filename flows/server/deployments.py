@@ -1,4 +1,4 @@
-"""The deployments that people trigger and schedule, told once: `serve` takes them, and prefect.yaml is written of them.
+"""The deployments that people trigger and schedule, in one table. `serve` and prefect.yaml are made from it.
 
 `python -m latebloom.flows.server.deployments > prefect.yaml` writes that file again after a change.
 """
@@ -61,7 +61,7 @@ class Deployment:
 
 
 _RESUMES = "Submit the same parameters again after an interruption: it goes on where it stopped."
-_STORY = (
+_WHOLE = (
     "Trains a classifier to its separating epoch, takes the half of each class that it learns slowly, makes k - 1 "
     "variants of just those images with the diffusion model, and retrains beside the original at equal epochs and at "
     "equal steps. **Makes** a run folder with the synthetic data set, classifiers and `report.html`. "
@@ -91,25 +91,25 @@ DEPLOYMENTS = (
     Deployment(
         deployed.augment_and_retrain,
         "augment-digits",
-        f"{_STORY}**Costs** about half a minute on two cores, downloads nothing. Quick run starts it. {_RESUMES}",
-        ("story", "digits"),
+        f"{_WHOLE}**Costs** about half a minute on two cores, downloads nothing. Quick run starts it. {_RESUMES}",
+        ("run", "digits"),
     ),
     Deployment(
         deployed.augment_and_retrain,
         "augment-cifar10-paper",
-        f"{_STORY}CIFAR-10 with the settings of arXiv 2505.21574; give a class-conditional generator. **Costs** about "
+        f"{_WHOLE}CIFAR-10 with the settings of arXiv 2505.21574; give a class-conditional generator. **Costs** about "
         "100,000 images (k = 5) of 260 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
         f"{_RESUMES}",
-        ("story", "paper"),
+        ("run", "paper"),
         parameters=deployed.RUN_FORM.values(merge(preset("cifar10"), merge(_CIFAR, _LIMIT))),
     ),
     Deployment(
         deployed.augment_and_retrain,
         "augment-your-folder",
-        f"{_STORY}Give an image folder (`train/CLASS/*`, `test/CLASS/*`), a MedMNIST-style `.npz` or a folder of "
+        f"{_WHOLE}Give an image folder (`train/CLASS/*`, `test/CLASS/*`), a MedMNIST-style `.npz` or a folder of "
         "Hugging Face parquet, and a diffusers folder or hub id. **Costs** what the log line `plan:` forecasts; to "
         f"know before, run `latebloom plan`. {_RESUMES}",
-        ("story",),
+        ("run",),
         parameters=deployed.RUN_FORM.values(merge(preset("your-folder"), merge(_YOURS, _LIMIT))),
     ),
     Deployment(
@@ -118,7 +118,7 @@ DEPLOYMENTS = (
         "Compares seven arms with each other over optimizers and seeds, among them the baselines that could embarrass "
         "the method. **Makes** a run folder with all classifiers and `report.html`. **Costs** one generation for all "
         f"arms and arms x optimizers x seeds trainings; the demo two minutes on two cores. {_RESUMES}",
-        ("story", "digits"),
+        ("run", "digits"),
     ),
     Deployment(
         deployed.select,
@@ -229,7 +229,7 @@ def prefect_yaml() -> str:
 
 
 def _as_yaml(one: Deployment) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "name": one.name,
         "description": one.description,
         "tags": list(one.tags),
@@ -239,12 +239,12 @@ def _as_yaml(one: Deployment) -> dict[str, Any]:
     }
     if one.schedule:
         timing = one.schedule.schedule.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-        told["schedules"] = [
+        entry["schedules"] = [
             {**timing, "active": False, "slug": one.schedule.slug, "parameters": dict(one.schedule.parameters)}
         ]
     if one.concurrency:
-        told["concurrency_limit"] = one.concurrency.model_dump(mode="json", include={"limit", "collision_strategy"})
-    return told
+        entry["concurrency_limit"] = one.concurrency.model_dump(mode="json", include={"limit", "collision_strategy"})
+    return entry
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class Form:
             config = self._config(**self.settings(known))
             return function(config, **{name: known[name] for name in self._extras})
 
-        del filled.__wrapped__  # inspect would look through to its signature
+        del filled.__wrapped__  # `inspect` would return the signature of what it wraps
         setattr(filled, "__signature__", inspect.Signature(self._parameters))  # noqa: B010
         about = inspect.cleandoc(function.__doc__ or "")
         lines = [f"{name}: {' '.join(words.split())}" for name, words in self._words.items()]

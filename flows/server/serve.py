@@ -35,7 +35,7 @@ def keep_what_a_person_set(deployments: Iterable[RunnerDeployment]) -> None:
 
 
 class _Serve(Runner):
-    """What `prefect.serve` of Prefect 3.8 runs, mended in two places."""
+    """What `prefect.serve` of Prefect 3.8 runs, with two of its faults fixed."""
 
     def handle_sigterm(self, *_: Any, **__: Any) -> None:
         """Wait for the runs to end, and say so of them.
@@ -49,8 +49,8 @@ class _Serve(Runner):
         observer = self._cancelling_observer
         assert observer is not None
         await asyncio.sleep(observer.polling_interval)
-        look = critical_service_loop(observer._check_for_cancelled_flow_runs, observer.polling_interval)
-        observer._polling_task = asyncio.create_task(look)
+        polling = critical_service_loop(observer._check_for_cancelled_flow_runs, observer.polling_interval)
+        observer._polling_task = asyncio.create_task(polling)
         observer._polling_task.add_done_callback(observer._handle_polling_task_done)
 
 

@@ -1,8 +1,12 @@
 """`latebloom up` and `latebloom down`: a Prefect server, and a process that serves all deployments, in the background.
 
-Three processes that outlive the command, with their logs in `.latebloom/` of the working directory: Prefect's server,
-the one that serves the deployments and starts their runs, and one through which a browser reads `runs/`. All on
-loopback.
+Three processes that outlive the command: Prefect's server, the one that serves the deployments and starts their runs,
+and one through which a browser reads `runs/`. All on loopback. Their logs, and the server's database, are in
+`.latebloom/` of the working directory.
+
+Why not `prefect server start --background` (3.8): it throws away the server's log, it does not wait until the server
+answers, and it knows the server by a number in a file. After a `kill -9` it refuses to start another one, and
+`prefect server stop` ends whatever process has that number by then.
 """
 
 import contextlib
@@ -20,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from latebloom.data.store import is_remote
 from latebloom.flows.run.environment import RUN_ENVIRONMENT, runs_root
 from latebloom.flows.run.progress import say
@@ -33,6 +39,7 @@ _START_SECONDS = 180.0
 _SERVE_END_SECONDS = 60.0
 _END_SECONDS = 20.0
 _LOG_LINES = 12
+_PYTHON = (sys.executable, "-P")  # the working directory, where the user's own modules lie, is not on its path
 
 
 class Place(NamedTuple):
@@ -50,8 +57,8 @@ class Place(NamedTuple):
 class Background:
     """A process that outlives the command that starts it.
 
-    Its file, which it has open and locked as long as it lives, says what it is: no other process that got the same
-    number later is mistaken for it.
+    It has its file open, and locked, as long as it lives. So no other process that later got the same number is
+    mistaken for it. (`filelock` cannot pass a lock on to a child process.)
     """
 
     def __init__(self, name: str, folder: Path = FOLDER) -> None:
@@ -70,13 +77,21 @@ class Background:
                 return known
         return None
 
-    def start(self, command: list[str], environment: dict[str, str], about: dict[str, Any]) -> None:
-        """Start it in a session of its own; what it prints is added to its log. It must not live yet."""
+    def start(
+        self, command: list[str], environment: dict[str, str], about: dict[str, Any], folder: Path | None = None
+    ) -> None:
+        """Start it in a session of its own; what it prints is added to its log. It must not live yet.
+
+        Args:
+            about: is noted beside its `pid`.
+            folder: its working directory; None: that of this process.
+        """
         with self.file.open("a+") as file, self.log.open("ab") as log:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             process = subprocess.Popen(
                 command,
                 env=environment,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -177,11 +192,11 @@ def _alone() -> Iterator[None]:
         ValueError: one is at work.
     """
     FOLDER.mkdir(exist_ok=True)
-    with (FOLDER / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError("another `latebloom up` or `latebloom down` is at work here; wait for it") from None
+    try:
+        held = FileLock(FOLDER / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise ValueError("another `latebloom up` or `latebloom down` is at work here; wait for it") from None
+    with held:
         yield
 
 
@@ -210,8 +225,10 @@ def _server(port: int) -> str:
             f"export PREFECT_API_URL={ours}"
         )
     say("starting the server")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server.start(command, os.environ | _environment(ours, own=True), {"api": ours})
+    command = [*_PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # In our folder: Prefect reads `.env`, `prefect.toml` and `pyproject.toml` of the working directory, and what a
+    # person set there for Prefect, such as a database, is not meant for the server of Latebloom.
+    server.start(command, os.environ | _environment(ours, own=True), {"api": ours}, FOLDER)
     server.wait_until(lambda: _answers(ours))
     return ours
 
@@ -223,14 +240,15 @@ def _is_own(api: str) -> bool:
 
 def _environment(api: str, own: bool) -> dict[str, str]:
     """What makes Prefect speak to a server; to a person's own one with that person's settings, the secrets too."""
-    suited = RUN_ENVIRONMENT | {
+    defaults = RUN_ENVIRONMENT | {
         # In memory, what a run holds of a limit would be lost with the server: the slot stays taken, the run is ended.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
     home = {"PREFECT_HOME": str(FOLDER.resolve() / "prefect")} if own else {}
-    return suited | {name: os.environ[name] for name in suited.keys() & os.environ} | home | {"PREFECT_API_URL": api}
+    given = {name: os.environ[name] for name in defaults.keys() & os.environ}
+    return defaults | given | home | {"PREFECT_API_URL": api}
 
 
 def _answers(api: str) -> bool:
@@ -272,7 +290,7 @@ def _files(port: int) -> str:
             with socket.socket() as listener:
                 listener.bind(("127.0.0.1", 0))
                 port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(root), str(port)]
+        command = [*_PYTHON, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(root), str(port)]
         known = {"url": f"http://127.0.0.1:{port}"}
         files.start(command, dict(os.environ), known)
     return str(known["url"])
@@ -295,7 +313,7 @@ def _serve(api: str, runs: str, limit: int) -> None:
         )
     say("registering the deployments")
     before = _polled()
-    command = [sys.executable, "-m", "latebloom.flows.server.serve", str(limit)]
+    command = [*_PYTHON, "-m", "latebloom.flows.server.serve", str(limit)]
     serve.start(command, os.environ | {"LATEBLOOM_RUNS_URL": runs}, {"api": api})
     serve.wait_until(lambda: _polled() != before)
 

@@ -18,7 +18,7 @@ from served import Server, wait_for
 from latebloom.data.store import read_json
 from latebloom.flows import pipeline
 from latebloom.flows.artifacts import publish
-from latebloom.flows.artifacts.publish import ArtifactMeter, emit_ready, watched, watched_progress
+from latebloom.flows.artifacts.publish import ArtifactMeter, emit_ready, server_stays, shown_progress
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run import progress
 from latebloom.flows.run.folder import RunFolder
@@ -175,17 +175,17 @@ def test_artifacts_have_keys_that_prefect_takes(
 def test_without_a_server_that_stays_nothing_is_shown(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "create_markdown_artifact", lambda *_: pytest.fail("an artifact was made"))
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        assert not watched()
+        assert not server_stays()
         publish.stage_done(finished, "select")
         publish.report_done(finished)
-        with watched_progress(), meter("train", 1, "steps") as bar:
+        with shown_progress(), meter("train", 1, "steps") as bar:
             assert type(bar) is Meter
 
 
 def test_with_one_the_meters_are_shown_by_it(sent: Sent) -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        assert watched()
-        with watched_progress(), meter("train", 1, "steps") as bar:
+        assert server_stays()
+        with shown_progress(), meter("train", 1, "steps") as bar:
             assert type(bar) is ArtifactMeter
 
 

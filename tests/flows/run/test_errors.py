@@ -26,7 +26,7 @@ from s3fs.errors import translate_boto_error
 from served import free_port
 
 from latebloom.data.store import as_path
-from latebloom.flows.run.errors import telling, transient
+from latebloom.flows.run.errors import annotate, transient
 from latebloom.synth.generators import load
 
 REQUEST = httpx.Request("GET", "https://example.org")
@@ -226,11 +226,11 @@ def _lose(kind: type[Exception]) -> None:
 @pytest.mark.parametrize(("kind", "reason"), [(ConnectionResetError, "ConnectionResetError"), (PermissionError, "")])
 def test_why_an_error_may_pass_goes_with_it_to_another_process(kind: type[Exception], reason: str) -> None:
     with pytest.raises(OSError, match="cannot be used") as caught:
-        telling(_lose, kind)
+        annotate(_lose, kind)
     there = pickle.loads(pickle.dumps(caught.value))
     there.__cause__ = None  # lost on the way, but where Dask, imported, keeps it
     assert transient(there) == reason
 
 
 def test_what_a_call_returns_comes_back() -> None:
-    assert telling(os.path.basename, "a/b") == "b"
+    assert annotate(os.path.basename, "a/b") == "b"

@@ -21,7 +21,7 @@ from latebloom.flows.run.budget import Deadline
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.runners import deployment_runs
 from latebloom.flows.runners.deployment_runs import PartRuns
-from latebloom.flows.runners.queue import Handout
+from latebloom.flows.runners.queue import PartQueue
 
 Tiny = Callable[..., CompareConfig]
 Move = Callable[[FlowRun], State]
@@ -121,11 +121,11 @@ def imagined(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Imagined:
     return server
 
 
-def ask(finished: RunFolder, config: CompareConfig, handout: Handout) -> dict[int, str]:
+def ask(finished: RunFolder, config: CompareConfig, queue: PartQueue) -> dict[int, str]:
     """What becomes of each part: `made`, or the error."""
     ends = {}
     with temporary_settings({PREFECT_API_URL: Imagined.api_url}):
-        for number, result in PartRuns(finished, config).made(handout):
+        for number, result in PartRuns(finished, config).made(queue):
             try:
                 result()
                 ends[number] = "made"
@@ -143,7 +143,7 @@ def test_a_run_is_asked_for_a_block_of_parts_and_told_where_they_belong(
     imagined: Imagined, finished: RunFolder, config: CompareConfig
 ) -> None:
     imagined.moves = {"0-1": [running, imagined.makes(1, 2, 3)], "1-1": [imagined.makes(4, 5)]}
-    assert ask(finished, config, Handout([1, 2, 3, 4, 5])) == dict.fromkeys([4, 5, 1, 2, 3], "made")
+    assert ask(finished, config, PartQueue([1, 2, 3, 4, 5])) == dict.fromkeys([4, 5, 1, 2, 3], "made")
     assert [run.parameters for run in imagined.runs] == [
         {"run": str(finished.path), "numbers": [1, 2, 3], "limit": ""},
         {"run": str(finished.path), "numbers": [4, 5], "limit": ""},
@@ -154,7 +154,7 @@ def test_a_run_is_asked_for_a_block_of_parts_and_told_where_they_belong(
 
 def test_parts_count_as_soon_as_they_are_there(imagined: Imagined, finished: RunFolder, config: CompareConfig) -> None:
     imagined.moves = {"0-1": [imagined.makes(1, then=Running), imagined.makes(0, then=Running), lambda _: Completed()]}
-    assert list(ask(finished, config, Handout([0, 1]))) == [1, 0]
+    assert list(ask(finished, config, PartQueue([0, 1]))) == [1, 0]
 
 
 def test_no_more_runs_are_asked_for_at_a_time_than_processes(
@@ -170,7 +170,7 @@ def test_no_more_runs_are_asked_for_at_a_time_than_processes(
         )
         or read(**asked)
     )
-    assert set(ask(finished, config, Handout([0, 4, 8]))) == {0, 4, 8}
+    assert set(ask(finished, config, PartQueue([0, 4, 8]))) == {0, 4, 8}
     assert max(at_work) == 1
 
 
@@ -181,7 +181,7 @@ def test_what_a_run_leaves_is_asked_for_again_under_another_key(
         "0-1": [imagined.makes(0, then=lambda: Failed(message="Partial: 2 of 3\nmore"))],
         "0-2": [imagined.makes(1, 2)],
     }
-    assert ask(finished, config, Handout([0, 1, 2])) == dict.fromkeys([0, 1, 2], "made")
+    assert ask(finished, config, PartQueue([0, 1, 2])) == dict.fromkeys([0, 1, 2], "made")
     assert [run.parameters["numbers"] for run in imagined.runs] == [[0, 1, 2], [1, 2]]
     assert "run parts 0 to 2 ended as Failed: Partial: 2 of 3; what it did not make" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_after_three_runs_a_part_has_failed_and_the_last_one_says_why(
 ) -> None:
     imagined.moves = {f"0-{number}": [lambda _: Failed(message="no GPU")] for number in (1, 2, 3)}
     imagined.moves["1-1"] = [imagined.makes(4)]
-    assert ask(finished, config, Handout([0, 4])) == {
+    assert ask(finished, config, PartQueue([0, 4])) == {
         4: "made",
         0: "3 runs of generate-part/generate-part did not make it; the last ended as Failed: no GPU",
     }
@@ -202,7 +202,7 @@ def test_what_a_person_cancelled_is_not_asked_for_again(
     imagined: Imagined, finished: RunFolder, config: CompareConfig
 ) -> None:
     imagined.moves = {"0-1": [lambda _: Cancelled(message="by me")]}
-    assert "ended as Cancelled: by me" in ask(finished, config, Handout([0]))[0]
+    assert "ended as Cancelled: by me" in ask(finished, config, PartQueue([0]))[0]
     assert len(imagined.runs) == 1
 
 
@@ -217,7 +217,7 @@ def test_files_that_show_late_are_waited_for(imagined: Imagined, finished: RunFo
 
     imagined.read_flow_runs = later  # type: ignore[method-assign]
     imagined.moves = {"0-1": [lambda _: Completed()]}
-    assert ask(finished, config, Handout([0])) == {0: "made"}
+    assert ask(finished, config, PartQueue([0])) == {0: "made"}
     assert len(imagined.runs) == 1
 
 
@@ -232,11 +232,11 @@ def test_a_run_of_an_earlier_command_is_taken_over_and_ended_ones_are_not(
             if attempt == 1:
                 imagined.runs[0].state = Failed()
     imagined.moves = {"0-2": [running, imagined.makes(0, 1)]}
-    assert ask(finished, config, Handout([0, 1])) == {0: "made", 1: "made"}
+    assert ask(finished, config, PartQueue([0, 1])) == {0: "made", 1: "made"}
     assert len(imagined.runs) == 2
     shutil.rmtree(imagined.synthetic)
     imagined.moves = {"0-3": [imagined.makes(0, 1)]}  # both have ended by now, and a person removed what they made
-    assert ask(finished, config, Handout([0, 1])) == {0: "made", 1: "made"}
+    assert ask(finished, config, PartQueue([0, 1])) == {0: "made", 1: "made"}
     assert len(imagined.runs) == 3
 
 
@@ -260,7 +260,7 @@ def test_a_run_of_an_earlier_command_that_is_being_cancelled_is_not_taken_over(
 ) -> None:
     earlier(Cancelling())
     imagined.moves = {"0-2": [imagined.makes(0)]}
-    assert ask(finished, config, Handout([0])) == {0: "made"}
+    assert ask(finished, config, PartQueue([0])) == {0: "made"}
 
 
 def test_a_run_that_nobody_ends_when_it_is_cancelled_is_cancelled_by_the_job(
@@ -268,7 +268,7 @@ def test_a_run_that_nobody_ends_when_it_is_cancelled_is_cancelled_by_the_job(
 ) -> None:
     cancelling = Cancelling()
     imagined.moves = {"0-1": [running] + [lambda _: cancelling] * 100}
-    assert "ended as Cancelled: no worker has ended it" in ask(finished, config, Handout([0]))[0]
+    assert "ended as Cancelled: no worker has ended it" in ask(finished, config, PartQueue([0]))[0]
     assert imagined.told == [("0-1", "Cancelled")]
 
 
@@ -284,7 +284,7 @@ def test_what_was_to_be_made_by_runs_that_are_deleted_is_asked_for_again_but_not
         return read(**asked)
 
     imagined.read_flow_runs = deleted  # type: ignore[method-assign]
-    assert ask(finished, config, Handout([0])) == {
+    assert ask(finished, config, PartQueue([0])) == {
         0: "3 runs of generate-part/generate-part did not make it; the last was deleted"
     }
     assert "run parts 0 was deleted; what it did not make is asked for again" in capsys.readouterr().err
@@ -303,7 +303,7 @@ def test_a_new_run_has_a_key_that_no_run_of_an_earlier_command_has(
     earlier(*[Failed() for _ in range(ended)])
     del imagined.runs[:deleted]
     imagined.moves = {f"0-{next_one}": [imagined.makes(0)]}
-    assert ask(finished, config, Handout([0])) == {0: "made"}
+    assert ask(finished, config, PartQueue([0])) == {0: "made"}
     assert key_of(imagined.runs[-1]) == f"0-{next_one}"
 
 
@@ -316,7 +316,7 @@ def test_where_no_worker_takes_a_run_a_person_is_told_once_what_is_missing(
         shutil.rmtree(imagined.synthetic, ignore_errors=True)
         stays: list[Move] = [lambda _, state=state: state] * 50  # type: ignore[misc]
         imagined.moves = {"0-1": [*stays, imagined.makes(0)], "1-1": [*stays, imagined.makes(4)]}
-        ask(finished, config, Handout([0, 4]))
+        ask(finished, config, PartQueue([0, 4]))
         told.append(
             capsys.readouterr().err.count("no worker has begun any of the runs of generate-part/generate-part yet")
         )
@@ -327,10 +327,10 @@ def test_what_a_run_waits_for_a_slot_does_not_count_as_the_time_that_parts_take(
     imagined: Imagined, finished: RunFolder, config: CompareConfig
 ) -> None:
     imagined.moves = {"0-1": [running] * 50 + [imagined.makes(0, 1)]}
-    handout = Handout([0, 1])
-    ask(finished, config, handout)
+    queue = PartQueue([0, 1])
+    ask(finished, config, queue)
     records = [read_json(imagined.synthetic / f".parts/part-0000{number}.json") for number in (0, 1)]
-    assert handout._longest == sum(record["cost"]["seconds"] for record in records) < 500
+    assert queue._longest == sum(record["cost"]["seconds"] for record in records) < 500
 
 
 def test_a_run_that_cannot_be_cancelled_hides_no_error_and_the_others_are_cancelled(
@@ -338,7 +338,7 @@ def test_a_run_that_cannot_be_cancelled_hides_no_error_and_the_others_are_cancel
 ) -> None:
     imagined.moves = {"0-1": [imagined.makes(0, then=Running)]}
     with temporary_settings({PREFECT_API_URL: Imagined.api_url}):
-        made = PartRuns(finished, config).made(Handout([0, 1, 4]))
+        made = PartRuns(finished, config).made(PartQueue([0, 1, 4]))
         next(made)
         del imagined.runs[0]
         with pytest.raises(OSError, match="full"):
@@ -363,7 +363,7 @@ def test_a_run_without_heartbeats_is_lost_and_its_parts_are_asked_for_again(
 ) -> None:
     imagined.beats = [beat(0), beat(30)]
     imagined.moves = {"0-1": [running], "0-2": [imagined.makes(0)]}
-    assert ask(finished, config, Handout([0])) == {0: "made"}
+    assert ask(finished, config, PartQueue([0])) == {0: "made"}
     assert imagined.told == [("0-1", "Crashed")]
     assert "no sign of life" in capsys.readouterr().err
 
@@ -381,7 +381,7 @@ def test_a_run_with_heartbeats_or_whose_worker_sends_none_is_waited_for(
 
         imagined.moves = {"0-1": [beats_on] * 50 + [imagined.makes(0)]}
         shutil.rmtree(imagined.synthetic, ignore_errors=True)
-        assert ask(finished, config, Handout([0])) == {0: "made"}
+        assert ask(finished, config, PartQueue([0])) == {0: "made"}
         assert imagined.told == []
 
 
@@ -390,7 +390,7 @@ def test_a_run_that_no_worker_gets_to_start_is_lost_after_half_an_hour(
 ) -> None:
     pending = Pending()
     imagined.moves = {"0-1": [lambda _: pending], "0-2": [imagined.makes(0)]}
-    assert ask(finished, config, Handout([0])) == {0: "made"}
+    assert ask(finished, config, PartQueue([0])) == {0: "made"}
     assert imagined.told == [("0-1", "Crashed")]
 
 
@@ -404,16 +404,16 @@ def test_when_the_time_is_over_runs_that_have_not_begun_are_taken_back_and_other
         return Running()
 
     imagined.moves = {"0-1": [over, imagined.makes(0, 1)]}
-    handout = Handout([0, 1, 4, 8], Deadline(500, lambda: clock[0]))
-    assert ask(finished, config, handout) == {0: "made", 1: "made"}
-    assert handout.left == [4, 8]
+    queue = PartQueue([0, 1, 4, 8], Deadline(500, lambda: clock[0]))
+    assert ask(finished, config, queue) == {0: "made", 1: "made"}
+    assert queue.left == [4, 8]
     assert imagined.told == [("1-1", "Cancelling"), ("2-1", "Cancelling")]
 
 
 def test_a_job_that_ends_early_cancels_its_runs(imagined: Imagined, finished: RunFolder, config: CompareConfig) -> None:
     imagined.moves = {"0-1": [imagined.makes(0, then=Running)]}
     with temporary_settings({PREFECT_API_URL: Imagined.api_url}):
-        made = PartRuns(finished, config).made(Handout([0, 1, 4]))
+        made = PartRuns(finished, config).made(PartQueue([0, 1, 4]))
         assert next(made)[0] == 0
         made.close()
     assert imagined.told == [("0-1", "Cancelling"), ("1-1", "Cancelling")]

@@ -35,7 +35,7 @@ class Story:
 def story(monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
     made = Story()
     monkeypatch.setattr(deployed, "pipeline", made)
-    monkeypatch.setattr(deployed.watching, "emit_ready", lambda *given: made.calls.append(("ready", *given)))
+    monkeypatch.setattr(deployed.publish, "emit_ready", lambda *given: made.calls.append(("ready", *given)))
     monkeypatch.delenv("LATEBLOOM_RUNS", raising=False)
     return made
 
