@@ -15,6 +15,14 @@ import pytest
 _bucket_numbers = itertools.count()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests in one process that share what is costly: those of a Prefect server, else those of a file."""
+    for item in items:
+        served = "prefect_server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("server" if served else item.location[0]))
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The address of moto's S3 server on a free loopback port: real HTTP, objects in memory."""

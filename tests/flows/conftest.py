@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from served import Server
+from served import Server, lay_traps
 
 from latebloom import flows
 from latebloom.data.sources.load import DataConfig, load
@@ -253,9 +253,11 @@ def fake_flows(monkeypatch: pytest.MonkeyPatch) -> FakeFlows:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Prefect server for all tests of the session; nothing in this process speaks to it yet."""
-    made = Server(tmp_path_factory.mktemp("prefect"))
+    # Only slow tests wait for schedules and for runs that are late or lost.
+    quick = any(item.get_closest_marker("slow") for item in request.session.items)
+    made = Server(tmp_path_factory.mktemp("prefect"), quick)
     try:
         made.start()
         yield made
@@ -282,7 +284,9 @@ def serving(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) ->
     """All deployments, limits and automations, as after `latebloom up`, for the tests of a module."""
     from serving import Serving  # and with it Prefect, which most tests do without
 
-    made = Serving(prefect_server, tmp_path_factory.mktemp("serving"))
+    folder = tmp_path_factory.mktemp("serving")
+    lay_traps(folder)  # as a user's own modules would lie there: no run may import them
+    made = Serving(prefect_server, folder)
     try:
         with prefect_server.used():
             made.set_up()

@@ -1,10 +1,10 @@
-"""The flows as Prefect runs them, on a server of their own that starts once for this file."""
+"""The flows: once on a Prefect server, else as plain functions."""
 
 import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +13,15 @@ from typing import Any
 import mortal
 import numpy as np
 import pytest
+import unserved
+from served import Server
 
 from latebloom.data.images import encode_png
 from latebloom.data.sources.load import DataConfig, load
 from latebloom.data.store import read_json
 from latebloom.data.synthetic import folder as synthetic
 from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows import pipeline
 from latebloom.flows.config.compare import CompareConfig, RunConfig
 from latebloom.flows.run.folder import Partial, RunFolder
 
@@ -27,18 +30,11 @@ Story = SimpleNamespace
 Latebloom = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def flows() -> Iterator[Any]:
-    """latebloom.flows.pipeline with a server behind it."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_LEVEL, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    # A heartbeat costs every flow run a second.
-    quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_LEVEL: "CRITICAL"})
-    with prefect_test_harness(server_startup_timeout=120), quick:
-        from latebloom.flows import pipeline
-
-        yield pipeline
+@pytest.fixture
+def flows(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """latebloom.flows.pipeline without Prefect."""
+    unserved.unserve(monkeypatch.setattr)
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +51,17 @@ def same_files(run: Path, other: Path, story: Story) -> None:
             assert ours[name] == theirs[name], name
 
 
-def test_compare_tells_the_whole_story_and_a_second_time_skips_it(
-    flows: Any, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
+def test_compare_runs_all_stages_on_a_server_and_a_second_time_skips_them(
+    server: Server, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
 ) -> None:
-    page = flows.compare(tiny(), str(tmp_path / "run"))
+    page = pipeline.compare(tiny(), str(tmp_path / "run"))
     assert page == str(tmp_path / "run" / "report.html")
     assert Path(page).is_file()
     run = RunFolder(tmp_path / "run")
     same_files(run.path, pristine.path, story)  # as the stages make it without Prefect
     assert story.made(run) == {record["stage"] for record in run.records()}
     first = read_json(run.path / "report.json")
-    flows.compare(tiny(), str(run.path))
+    pipeline.compare.fn(tiny(), str(run.path))
     assert story.made(run) == set()
     second = read_json(run.path / "report.json")
     assert second["arms"] == first["arms"]

@@ -16,11 +16,13 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Server", "free_port", "wait_for"]
+from latebloom.flows.run.environment import RUN_ENVIRONMENT
+
+__all__ = ["Server", "free_port", "lay_traps", "traps_sprung", "wait_for"]
 
 _START_SECONDS = 180.0  # a cold start on a busy machine
 
-# So that schedules, late runs, events and automations act within a second or two.
+# So that schedules, late runs, events and automations act within a second or two. It keeps most of a core busy.
 _QUICK = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
@@ -34,6 +36,24 @@ _QUICK = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
     "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
 }
+
+
+# What a user may have in the working directory: names of our rooms, of our old modules, and of Python's own.
+_TRAPS = ("train.py", "synth.py", "utils.py", "queue.py", "select.py", "types.py", "signal.py", "logging.py")
+
+
+def lay_traps(folder: Path) -> None:
+    """Put a user's modules into a folder, each of which leaves a mark and ends the process that runs it."""
+    trap = f"open({str(folder / 'sprung')!r}, 'a').write(__file__ + '\\n'); print('a trap'); raise SystemExit(9)\n"
+    for name in (*_TRAPS, "data/__init__.py", "flows/__init__.py", "tests/__init__.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(trap)
+
+
+def traps_sprung(folder: Path) -> str:
+    """The modules of `lay_traps` that were run, a line each."""
+    mark = folder / "sprung"
+    return mark.read_text() if mark.exists() else ""
 
 
 def free_port() -> int:
@@ -59,26 +79,33 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 class Server:
     """`prefect server start` in a process group of its own, which `kill` ends as `kill -9` does.
 
+    Args:
+        folder: for its home and its log.
+        quick: schedules, late runs and lost runs are looked after every second.
+
     Attributes:
         url: of the API, as in PREFECT_API_URL.
         env: the environment of this process with what makes Prefect in a subprocess speak to this server.
         log: file with what the server printed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quick: bool = False) -> None:
+        self._loops = _QUICK if quick else {}
         self.home, self.log, self.port = folder / "home", folder / "server.log", free_port()
         self.home.mkdir(parents=True)
         self.url = f"http://127.0.0.1:{self.port}/api"
         ours = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        self.env = ours | {
-            "PREFECT_API_URL": self.url,
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            "PREFECT_CLIENT_MAX_RETRIES": "9",
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-        }
+        self.env = (
+            ours
+            | RUN_ENVIRONMENT
+            | {
+                "PREFECT_API_URL": self.url,
+                "PREFECT_HOME": str(self.home),
+                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "DO_NOT_TRACK": "1",
+            }
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -86,7 +113,7 @@ class Server:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self._process = process = subprocess.Popen(
-                command, env=self.env | _QUICK, stdout=log, stderr=log, cwd=self.home, start_new_session=True
+                command, env=self.env | self._loops, stdout=log, stderr=log, cwd=self.home, start_new_session=True
             )
 
         def answers() -> bool:

@@ -54,7 +54,7 @@ class Serving:
     def start(self) -> None:
         """Start it, and wait until it asks for runs."""
         before = _polled()
-        command = [sys.executable, "-m", "latebloom.flows.server.serve", str(_RUNS_AT_A_TIME)]
+        command = [sys.executable, "-P", "-m", "latebloom.flows.server.serve", str(_RUNS_AT_A_TIME)]
         with self.log.open("ab") as log:
             self._process = process = subprocess.Popen(
                 command, env=self._env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True

@@ -49,41 +49,6 @@ def test_no_name_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_slot_is_held_for_the_block_and_free_after_an_error_too(client: SyncPrefectClient, limit: str) -> None:
-    with slots(limit, 1):
-        assert taken(client, limit) == 1
-    assert taken(client, limit) == 0
-    with pytest.raises(RuntimeError, match="broken"), slots(limit, 1):
-        raise RuntimeError("broken")
-    assert taken(client, limit) == 0
-
-
-def test_a_server_that_is_away_at_the_end_costs_no_work(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with ExitStack() as after, slots(limit, 1):
-        after.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}))
-    assert f"the Prefect server did not take back the slot of {limit} (ConnectError)" in capsys.readouterr().err
-
-
-def test_slots_that_are_not_free_in_the_time_are_not_waited_for_any_longer(
-    client: SyncPrefectClient, limit: str
-) -> None:
-    with slots(limit, 1), pytest.raises(TimeoutError), slots(limit, 1, timeout_seconds=1):
-        pass
-    with slots(limit, 1, timeout_seconds=60):
-        assert taken(client, limit) == 1
-
-
-def test_a_server_that_is_away_at_the_begin_is_waited_for(
-    server: Server, limit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with ExitStack() as away:
-        away.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}))
-        monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=lambda _: away.close()))  # it is there again
-        with slots(limit, 1):
-            pass
-    assert capsys.readouterr().err == "the Prefect server does not answer, trying again in 5 s\n"
-
-
 def test_a_server_that_stays_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=waits.append))
@@ -96,25 +61,7 @@ def test_a_server_that_stays_away_is_told_in_one_line(monkeypatch: pytest.Monkey
     assert sum(waits) == 300
 
 
-def test_the_hosts_name_stands_in_the_limits_name(client: SyncPrefectClient) -> None:
-    name = f"disk-{uuid4()}:{{host}}"
-    client.create_global_concurrency_limit(
-        GlobalConcurrencyLimitCreate(name=name.replace("{host}", socket.gethostname()), limit=2)
-    )
-    with slots(name, 2):
-        assert taken(client, name.replace("{host}", socket.gethostname())) == 2
-
-
-def test_a_limit_that_is_not_there_is_refused_with_the_command_that_makes_it(server: Server) -> None:
-    with pytest.raises(ValueError, match="`prefect gcl create gpu:nowhere --limit 1`"), slots("gpu:nowhere", 1):
-        pass
-
-
-def test_more_slots_than_there_will_ever_be_are_refused(limit: str) -> None:
-    with pytest.raises(ValueError, match="has 1 slots and 2 processes are to generate"), slots(limit, 2):
-        pass
-
-
+@pytest.mark.slow
 def test_the_second_job_waits_says_so_once_and_begins_when_the_first_has_ended(
     server: Server, limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +102,36 @@ def test_the_slot_of_a_job_that_is_killed_comes_free_again(
     print(f"the slot of a killed job was free after {time.monotonic() - begin:.0f} s")
     with slots(limit, 1):
         pass
+
+
+def test_slots_on_a_server(
+    client: SyncPrefectClient, limit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held for the block, free after an error, not waited for beyond the time, refused where there will be none."""
+    with slots(limit, 1):
+        assert taken(client, limit) == 1
+        with pytest.raises(TimeoutError), slots(limit, 1, timeout_seconds=1):
+            pass
+    assert capsys.readouterr().err == f"waits for a slot of {limit}: 1 of 1 are taken; other runs now: none\n"
+    with pytest.raises(RuntimeError, match="broken"), slots(limit, 1):
+        raise RuntimeError("broken")
+    assert taken(client, limit) == 0
+
+    with pytest.raises(ValueError, match="`prefect gcl create gpu:nowhere --limit 1`"), slots("gpu:nowhere", 1):
+        pass
+    with pytest.raises(ValueError, match="has 1 slots and 2 processes are to generate"), slots(limit, 2):
+        pass
+
+    # A server that is away: at the begin it is waited for, at the end it costs no work.
+    nowhere = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}
+    with ExitStack() as away, ExitStack() as after:
+        away.enter_context(temporary_settings(nowhere))
+        monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=lambda _: away.close()))  # it is there again
+        with slots(limit, 1):
+            after.enter_context(temporary_settings(nowhere))
+    said = capsys.readouterr().err
+    assert said.startswith("the Prefect server does not answer, trying again in 5 s\n")
+    assert f"the Prefect server did not take back the slot of {limit} (ConnectError)" in said
 
 
 def test_this_hosts_limit_is_made_once_and_what_a_person_set_it_to_stays(client: SyncPrefectClient) -> None:

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect import flow
 from prefect.client.orchestration import get_client
 from served import Server
 
@@ -69,6 +68,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "WAIT_SECONDS", 2.0)
 
 
+@pytest.mark.slow
 def test_of_two_runs_in_a_folder_at_a_url_the_second_is_refused_and_the_first_is_not_disturbed(
     server: Server,
     impatient: None,
@@ -107,16 +107,15 @@ def test_of_two_runs_in_a_folder_at_a_url_the_second_is_refused_and_the_first_is
     assert files == story.data_set(pristine)
 
 
-@flow(name="holds")
 def holds(url: str) -> str:
     with locks.held(RunFolder(as_path(url))):
         return "held"
 
 
-def test_two_folders_do_not_keep_each_other(server: Server, impatient: None) -> None:
+def test_a_folder_at_a_url_is_kept_by_a_limit_of_the_server(server: Server, impatient: None) -> None:
     with locks.held(RunFolder(as_path("memory://runs/one"))):
         assert holds("memory://runs/two") == "held"
-        with pytest.raises(ValueError, match="is at work in memory://runs/one; wait for it, or end it"):
+        with pytest.raises(ValueError, match=r"\(process \d+ on .+\) is at work in memory://runs/one; wait for it, or"):
             holds("memory://runs/one")
     with get_client(sync_client=True) as client:
         limit = client.read_global_concurrency_limit_by_name(locks.limit_of(RunFolder(as_path("memory://runs/one"))))

@@ -49,14 +49,14 @@ def job(run: Path, config: CompareConfig) -> int:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"parts.runner": "threads"},
-        pytest.param({"parts.runner": "processes", "generate.processes": 2}, marks=pytest.mark.slow),
-        pytest.param({"parts.runner": "processes", "generate.processes": 1}, marks=pytest.mark.slow),
-        pytest.param({"parts.runner": "dask", "generate.processes": 2}, marks=pytest.mark.slow),
-        pytest.param({"parts.runner": "ray", "generate.processes": 2}, marks=pytest.mark.slow),
+        {"parts.runner": "processes", "generate.processes": 2},
+        {"parts.runner": "processes", "generate.processes": 1},
+        {"parts.runner": "dask", "generate.processes": 2},
+        {"parts.runner": "ray", "generate.processes": 2},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # two processes that import torch, on a busy machine
 def test_every_runner_makes_the_same_data_set(
     changes: dict[str, Any], finished: RunFolder, pristine: RunFolder, tiny: Tiny, story: Story, server: Server
@@ -194,9 +194,7 @@ def test_parts_take_as_long_as_their_records_say_and_not_what_they_waited_for_a_
     assert made == [0]
 
 
-def test_the_meter_of_numbered_parts_is_that_of_the_ui(
-    no_prefect: None, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbered_parts_are_counted_by_part(no_prefect: None, finished: RunFolder) -> None:
     (finished.path / "synthetic/part-00002.parquet").unlink()
     meters: list[bool] = []
 
@@ -204,8 +202,8 @@ def test_the_meter_of_numbered_parts_is_that_of_the_ui(
         def close(self) -> None:
             meters.append(self.in_parts)
 
-    monkeypatch.setattr(runners, "watched_progress", lambda: shown_by(Shown))
-    runners.make_numbered(str(finished.path), [2], "")
+    with shown_by(Shown):
+        runners.make_numbered(str(finished.path), [2], "")
     assert meters == [True]
 
 

@@ -42,9 +42,5 @@ def test_what_a_person_set_in_the_ui_outlives_the_next_start(client: SyncPrefect
     assert (again.paused, plain_again.paused) == (False, True)
     assert plain_again.parameters == {"run": "mine"}
 
-
-def test_a_schedule_that_a_person_deleted_stays_deleted(client: SyncPrefectClient) -> None:
-    scheduled, _ = deploy("deleted")
-    client.delete_deployment_schedule(scheduled.id, scheduled.schedules[0].id)
-    again, _ = deploy("deleted")
-    assert again.schedules == []
+    client.delete_deployment_schedule(again.id, again.schedules[0].id)
+    assert deploy("kept")[0].schedules == []

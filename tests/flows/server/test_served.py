@@ -13,7 +13,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
-from served import Server, wait_for
+from served import Server, traps_sprung, wait_for
 from serving import Serving
 
 from latebloom.data.store import read_json
@@ -34,13 +34,14 @@ def filled(settings: dict[str, Any], folder: Path, **extras: Any) -> dict[str, A
 def test_submit_makes_a_data_set_and_the_state_says_where(
     serving: Serving, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The one test here that is quick enough for every day."""
     run = serving.submit("generate/generate-digits", filled(settings, tmp_path / "run"))
     state = serving.ended(run)
     assert (state.type, state.name) == (StateType.COMPLETED, "Completed"), state.message
     assert state.message == f"the synthetic data set is in {tmp_path}/run/synthetic"
     manifest = read_json(tmp_path / "run/synthetic/manifest.json")
     assert manifest["rows"] == manifest["states"]["ok"] > 0
+    assert traps_sprung(serving.folder) == ""  # no module of the working directory was run
+    assert not list(serving.folder.glob("runs*"))
 
 
 @pytest.mark.slow
