@@ -23,7 +23,8 @@ def _up(
 ) -> None:
     """Start a Prefect server with its UI, and serve all deployments; what runs already is kept.
 
-    Where PREFECT_API_URL names a server that answers, the deployments are served to that one.
+    Its logs and its database are in .latebloom/ of the working directory. Where PREFECT_API_URL names a server that
+    answers, the deployments are served to that one.
     """
     from latebloom.flows.server.up import FOLDER, bring_up
 
