@@ -91,10 +91,13 @@ def test_it_holds_the_rooms_and_what_they_read_and_no_tests(wheel: Path) -> None
     assert "latebloom/synth/shipped/digits/unet/diffusion_pytorch_model.safetensors" in names
 
 
-def test_the_command_is_the_wheels(run: Run, environment: Path) -> None:
+def test_the_command_is_the_wheels(run: Run, environment: Path, home: Path) -> None:
     where = run("python", "-P", "-c", "import latebloom.data.images as m; print(m.__file__)").stdout
     assert Path(where).is_relative_to(environment.parent)
-    assert run("latebloom", "presets").stdout == run("python", "-P", "-m", "latebloom", "presets").stdout
+    shown = run("latebloom", "presets").stdout
+    # Without -P, Python itself imports `types` from the working directory before a line of ours runs.
+    (home / "types.py").unlink()
+    assert run("python", "-m", "latebloom", "presets").stdout == shown
 
 
 def test_a_namespace_folder_of_the_person_still_imports_its_own_modules(run: Run, home: Path) -> None:
@@ -116,10 +119,7 @@ SMALL = ("--train-limit", "60", "--test-limit", "60", "--epochs", "3", "--separa
 def test_generate_in_two_processes_and_retrain_under_accelerate_launch(run: Run, home: Path) -> None:
     run("latebloom", "generate", "digits", "--out", "runs/two", "--arms", "original,ours-2", *SMALL, "--processes", "2")
     assert json.loads((home / "runs/two/synthetic/manifest.json").read_text())["rows"] > 0
-    for name in ("types.py", "signal.py", "logging.py", "queue.py", "select.py"):
-        # `python -m`, with which accelerate and torchrun start their processes, has the working directory on its path
-        # before a line of ours runs: what is named like a module of Python's own, they import themselves.
-        (home / name).unlink()
+    (home / "types.py").unlink()  # as above: accelerate starts its processes by `python -m`
     launch = ("-P", "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
     words = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "latebloom")
     run("python", *launch, *words, "retrain", "--out", "runs/two", "--optimizers", "sgd", "--seeds", "1")

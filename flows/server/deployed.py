@@ -292,7 +292,7 @@ def _offered(of: Flow[..., Any], form: Form) -> Callable[[Callable[..., Any]], F
 
     def offer(call: Callable[..., Any]) -> Flow[..., Any]:
         call.__doc__ = inspect.cleandoc(of.fn.__doc__ or "").partition("\n\n")[0]
-        return flow(_settled(form(call)), name=of.name, flow_run_name=_name, log_prints=True)
+        return flow(name=of.name, flow_run_name=_name, log_prints=True)(_settled(form(call)))
 
     return offer
 

@@ -61,7 +61,7 @@ def test_compare_runs_all_stages_on_a_server_and_a_second_time_skips_them(
     same_files(run.path, pristine.path, story)  # as the stages make it without Prefect
     assert story.made(run) == {record["stage"] for record in run.records()}
     first = read_json(run.path / "report.json")
-    pipeline.compare.fn(tiny(), str(run.path))
+    pipeline.compare(tiny(), str(run.path))
     assert story.made(run) == set()
     second = read_json(run.path / "report.json")
     assert second["arms"] == first["arms"]

@@ -7,8 +7,10 @@ import sys
 import time
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 import torch
 from prefect.client.orchestration import SyncPrefectClient
@@ -51,9 +53,14 @@ def test_no_name_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_stays_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
+
+    def no_client(**_: Any) -> None:
+        raise httpx.ConnectError("refused")
+
     monkeypatch.setattr(limits, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(limits, "get_client", no_client)
     with (
-        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}),
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(ValueError, match=r"^the Prefect server .* stays away: no answer from http://127.*start it with"),
         slots("gpu:here", 1),
     ):
