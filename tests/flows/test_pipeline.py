@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from latebloom.data.sources.load import DataConfig, load
 from latebloom.data.store import read_json
 from latebloom.data.synthetic import folder as synthetic
 from latebloom.data.synthetic.folder import SyntheticFolder
-from latebloom.flows import pipeline
+from latebloom.flows import pipeline, tasks
 from latebloom.flows.config.compare import CompareConfig, RunConfig
 from latebloom.flows.run.folder import Partial, RunFolder
 
@@ -262,13 +262,25 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
     assert story.data_set(finished) == whole
 
 
+@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow)])
+def two_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a run with `workers=2` trains in; threads take its place where that is not the point."""
+    if request.param == "processes":
+        request.getfixturevalue("two_processes")
+        yield
+        return
+    with ThreadPoolExecutor(2) as threads:
+        monkeypatch.setattr(tasks, "classifier_processes", lambda _: threads)
+        yield
+
+
 def test_two_workers_train_the_same_classifiers_as_one(
     flows: Any,
     tiny: Tiny,
     pristine: RunFolder,
     finished: RunFolder,
     story: Story,
-    two_processes: ProcessPoolExecutor,
+    two_workers: None,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     for arm in ("original", "ours-3"):
@@ -281,7 +293,7 @@ def test_two_workers_train_the_same_classifiers_as_one(
 
 
 def test_an_error_in_another_process_is_the_flows(
-    flows: Any, tiny: Tiny, finished: RunFolder, two_processes: ProcessPoolExecutor
+    flows: Any, tiny: Tiny, finished: RunFolder, two_workers: None
 ) -> None:
     (finished.path / "stages/retrain-ours-3-sgd.json").unlink()
     (finished.path / "synthetic/part-00002.parquet").unlink()
@@ -341,13 +353,13 @@ def test_the_command_line_runs_the_flow_and_prints_nothing_but_its_result(
 def test_ctrl_c_within_a_flow_ends_the_command_as_one_would_expect(
     flows: Any, latebloom: Latebloom, finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latebloom.flows.stages import checks
+    from latebloom.flows.stages import select
 
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checks, "select_examples", pressed)
+        patch.setattr(select, "select_examples", pressed)
         outcome = latebloom("select", "--out", finished.path)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"

@@ -151,12 +151,14 @@ def test_down_where_nothing_is_up_says_nothing(folder: Path, capsys: pytest.Capt
 def test_a_persons_own_server_is_spoken_to_with_that_persons_settings(folder: Path, monkeypatch: Any) -> None:
     api = "http://prefect.example/api"
     monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH"):
+        monkeypatch.delenv(name, raising=False)
     assert up._environment(api, own=False) == {
         "PREFECT_API_URL": api,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
         "PREFECT_CLIENT_MAX_RETRIES": "9",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONSAFEPATH": "1",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
