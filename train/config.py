@@ -31,7 +31,7 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         128, ge=1, le=65_536, description="Images a step, 1 to 65,536; a last short batch is dropped"
     )
     accumulate: int = Field(
-        1, ge=1, le=1024, description="Micro-batches that a step's images are taken in, to save memory: 1 to 1,024"
+        1, ge=1, le=1024, description="Micro-batches that a step's images are split into, to save memory: 1 to 1,024"
     )
     lr: float = Field(0.1, gt=0, le=100, description="Peak learning rate, above 0")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, first beta of AdaHessian; 0 to below 1")
@@ -59,13 +59,13 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         le=1,
-        description="Random resized crop in place of crop_padding: least share of the area it shows; 0: none",
+        description="Random resized crop instead of crop_padding: smallest share of the area that it shows; 0: none",
     )
     flip: bool = Field(True, description="Random horizontal flip; wrong for digits and letters")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Of activations and products, in training and when looking for a selection; weights, gradients and "
-        "optimizer stay in float32",
+        description="Of activations and products, in training and in the forward pass before a selection; weights, "
+        "gradients and optimizer stay in float32",
     )
     compile: bool = Field(False, description="Compile the network with torch.compile; for a model trained alone")
 
@@ -140,23 +140,24 @@ SCORED: tuple[CoresetMethod, ...] = get_args(CoresetMethod)[: get_args(CoresetMe
 
 
 class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How many examples are picked, and how."""
+    """How many examples are selected, and how."""
 
-    method: CoresetMethod = Field("craig", description="What decides which examples are picked")
-    fraction: float = Field(0.1, gt=0, le=1, description="Share of all examples to pick, above 0 to 1")
+    method: CoresetMethod = Field("craig", description="What the examples are selected by")
+    fraction: float = Field(0.1, gt=0, le=1, description="Share of all examples to select, above 0 to 1")
     per_class: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Examples to pick per class on average, in place of the fraction; 0: the fraction",
+        description="Examples to select per class on average, instead of the fraction; 0: the fraction",
     )
     budget: Literal["equal", "proportional", "none"] = Field(
         "equal",
-        description="How the number is dealt out: as many of each class, in proportion to its size, or whatever scores "
-        "highest (only methods with one score per example)",
+        description="Shares of the classes. equal: as many of each class; proportional: in proportion to its size; "
+        "none: the highest scores of all (only methods with one score per example)",
     )
     gradient: Literal["logits", "last_layer"] = Field(
-        "logits", description="Whose gradients craig, dea, adacore, gradmatch and glister use; lcmat: the last layer's"
+        "logits",
+        description="Gradients that craig, dea, adacore, gradmatch and glister use; lcmat always has the last layer's",
     )
     dea_similarity: Literal["distance", "exp"] = Field(
         "distance",
@@ -167,20 +168,22 @@ class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         100, gt=0, le=1e9, description="lcmat: dimensions of the Hessian compared, a number from 1, or a share below 1"
     )
     adacore_damping: float = Field(0.01, gt=0, le=1e6, description="adacore: added to curvature before dividing by it")
-    adacore_curvature: Literal["example", "pool", "given"] = Field(
+    adacore_curvature: Literal["example", "pool"] = Field(
         "example",
-        description="adacore: each example's exact Hessian diagonal, the mean of those of the pool, or a given one",
+        description="adacore: each example's exact Hessian diagonal, or the mean of those of all examples",
     )
     adacore_gradient_decay: float = Field(0.9, ge=0, lt=1, description="adacore: decay of averaged gradients, b1")
     adacore_curvature_decay: float = Field(0.999, ge=0, lt=1, description="adacore: decay of averaged curvature, b2")
     gradmatch_ridge: float = Field(0.5, ge=0, le=1e6, description="gradmatch: penalty on squared weights, lambda")
-    glister_lr: float = Field(0.01, gt=0, le=100, description="glister: size of the step that each pick makes, eta")
+    glister_lr: float = Field(
+        0.01, gt=0, le=100, description="glister: size of the gradient step after each selection, eta"
+    )
 
     @pydantic.field_validator("lcmat_k")
     @classmethod
     def _number_or_share(cls, k: float) -> float:
         if k > 1 and k != int(k):
-            raise ValueError(f"lcmat_k = {k}; expected a whole number of dimensions, or a share of them below 1")
+            raise ValueError(f"lcmat_k is {k}, expected a whole number of dimensions or a share below 1; round it")
         return k
 
 
@@ -198,7 +201,7 @@ PolicyName = Literal[
 
 
 class PolicyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A strong augmentation and its parameters, each as published; a policy reads those with its name."""
+    """A strong augmentation and its parameters, by default as published; each policy reads those with its name."""
 
     policy: PolicyName = Field("trivialaugment", description="Which strong augmentation")
     randaugment_operations: int = Field(2, ge=1, le=16, description="randaugment: operations one after the other")
@@ -207,19 +210,19 @@ class PolicyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         3,
         ge=1,
         le=10,
-        description="augmix: magnitudes are of the lowest so many of 10; torchvision 3, arXiv 2210.08363 1",
+        description="augmix: how many of 10 magnitudes are used, lowest first; torchvision has 3, arXiv 2210.08363 1",
     )
-    augmix_width: int = Field(3, ge=1, le=16, description="augmix: chains that are mixed")
+    augmix_width: int = Field(3, ge=1, le=16, description="augmix: chains of operations that are mixed")
     augmix_alpha: float = Field(1.0, gt=0, le=100, description="augmix: parameter of the Dirichlet and Beta weights")
     cutout_holes: int = Field(1, ge=1, le=64, description="cutout: squares")
     cutout_length: int = Field(16, ge=1, le=4096, description="cutout: their side in pixels; 16 for CIFAR-10")
     perturb_brightness: float = Field(0.2, ge=0, le=1, description="perturb: brightness times 1 - this to 1 + this")
     perturb_kernel: Literal[3, 5, 7, 9] = Field(5, description="perturb: width of the Gaussian blur in pixels")
-    wu2020_candidates: int = Field(4, ge=1, le=64, description="wu2020: compositions that are judged for each image")
+    wu2020_candidates: int = Field(4, ge=1, le=64, description="wu2020: compositions to choose from for each image")
     wu2020_operations: int = Field(2, ge=1, le=8, description="wu2020: random operations in a composition")
     choose: Literal["top", "proportional"] = Field(
         "top",
-        description="wu2020: the candidate of highest loss (the paper), or by lot in proportion to loss (its code)",
+        description="wu2020: the candidate of highest loss (the paper), or at random in proportion to loss (its code)",
     )
 
 
@@ -231,37 +234,37 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     selector: Selector = Field(
         "none",
-        description="Who gets strong copies: none, all, the examples that a coreset method picks, or those of a file",
+        description="Who gets strong copies: none, all, the examples that a coreset method selects, or those of a file",
     )
     file: str = Field(
         "", description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote"
     )
     policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
     coreset: CoresetConfig = Field(
-        CoresetConfig(), description="How many examples are picked, and how; its method is the selector's"
+        CoresetConfig(), description="How many examples are selected, and how; its method is the selector's"
     )
     copies: int = Field(
         1,
         ge=0,
         le=64,
-        description="Strong copies of each picked example, 1 to 64; 0 with main=coreset: the picks alone",
+        description="Strong copies of each selected example, 1 to 64; 0 with main=coreset: the selected examples alone",
     )
     every: int = Field(
         1, ge=1, le=100_000, description="Epochs between two selections, 1 to 100,000; a file is the same in all"
     )
     where: Literal["append", "in_place", "in_place_twice"] = Field(
         "append",
-        description="append: strong copies beside the main set; in_place: picked examples are strong instead of weak; "
+        description="append: strong copies beside the main set; in_place: selected ones are strong instead of weak; "
         "in_place_twice: the same with every row twice",
     )
     main: Literal["full", "coreset", "random"] = Field(
-        "full", description="Main set: all examples, the picked ones alone, or as many random ones"
+        "full", description="Main set: all examples, the selected ones alone, or as many random ones"
     )
     weights: Literal["none", "normalised", "gamma_over_r"] = Field(
         "none",
-        description="Factors of losses. normalised: the coreset's gamma by its mean, on a main set that is the "
-        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on such a main set, which multiplies a step "
-        "by about n / B on a coreset, so lower lr",
+        description="Factors of losses. normalised: the coreset's gamma over its mean, on a main set that is the "
+        "coreset; gamma_over_r: gamma / copies on strong copies, and gamma on a main set that is the coreset, where it "
+        "makes a step about n / B times as large, so lower lr",
     )
     weigh_strong: bool = Field(False, description="normalised weights on strong copies as well")
     redraw: Literal["epoch", "round"] = Field(
@@ -276,13 +279,13 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         if self.where != "append" and self.copies != 1:
             raise ValueError(f"copies={self.copies} needs where=append; an image changed in place has no copies")
         if self.copies == 0 and self.main != "coreset":
-            raise ValueError(f"copies=0 trains on the picks alone: give main=coreset, not {self.main}")
+            raise ValueError(f"copies=0 trains on the selected examples alone: give main=coreset, not {self.main}")
         if self.where != "append" and self.main == "random":
             raise ValueError(f"where={self.where} changes the main set's images; give main=full or coreset, not random")
         if self.selector == "file" and not self.file:
-            raise ValueError("selector file trains on a coreset that was picked before; name its .npz as strong.file")
+            raise ValueError("selector file needs a coreset, and strong.file is empty; give a coreset-METHOD.npz there")
         if self.selector == "forgetting" and not self.warm_epochs:
-            raise ValueError("forgetting counts what training forgets; give warm_epochs of at least 1")
+            raise ValueError("warm_epochs is 0, but forgetting counts what training forgets; give at least 1")
         if self.weigh_strong and self.weights != "normalised":
             raise ValueError(f"weigh_strong is for weights=normalised, not {self.weights}")
         if self.weights == "normalised" and self.main != "coreset" and not self.weigh_strong:

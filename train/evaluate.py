@@ -1,5 +1,8 @@
 """Logits once, in eval mode; every metric is one line on them."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -7,36 +10,56 @@ from torch import Tensor, nn
 from latebloom.data.batches import Pixels
 from latebloom.data.images import LabeledImages
 
-__all__ = ["error_rate", "features_of", "logits_of", "look", "losses_of", "softmax"]
+__all__ = ["error_rate", "eval_mode", "features_of", "forward_pass", "logits_of", "losses_of", "softmax"]
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in eval mode; afterwards each of its modules has the mode it had before.
+
+    In train mode, BatchNorm would make what an image gives depend on the others of its batch.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> np.ndarray:
-    """Logits float32 (N, K) of all images in their order, without augmentation, on the model's device.
+    """Logits float32 (N, K) of all images in their order, without augmentation, computed on the model's device.
 
-    In eval mode, so that a row does not depend on its batch. The model's mode is put back.
+    In eval mode, so that a row does not depend on its batch.
     """
     pixels = Pixels(data, next(model.parameters()).device)
     return _logits(model, pixels, np.arange(len(data)), batch_size)
 
 
 def features_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 (N, K) as `logits_of` gives them, and features float32 (N, D): what the last layer gets.
+    """Logits float32 (N, K) as `logits_of` gives them, and features float32 (N, D): the input of the last layer.
 
-    The last layer is the last linear one, or convolution where there is none behind it (SqueezeNet ends in one); a
-    convolution's input is averaged over its positions.
+    The last layer is the last linear layer or convolution of the model (SqueezeNet ends in a convolution, whose input
+    is averaged over its positions).
 
     Raises:
         ValueError: the model has neither.
     """
     pixels = Pixels(data, next(model.parameters()).device)
-    return look(model, pixels, np.arange(len(data)), batch_size)
+    return forward_pass(model, pixels, np.arange(len(data)), batch_size)
 
 
-def look(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """As `features_of`, of the rows int64 (n,) of images that are at hand."""
+def forward_pass(
+    model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 (n, K) and features float32 (n, D) of the rows int64 (n,) of `pixels`, as `features_of`."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layer and no convolution, so no features to read")
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer and no convolution; features are the input of one, so choose "
+            "another model"
+        )
     features: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -54,14 +77,9 @@ def look(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int = 5
 
 
 def _logits(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-            batches = [model(images.float().div_(255)).cpu() for images in pixels.batches(groups)]
-    finally:
-        model.train(was_training)
+    groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    with eval_mode(model), torch.inference_mode():
+        batches = [model(images.float().div_(255)).cpu() for images in pixels.batches(groups)]
     return torch.cat(batches).float().numpy()
 
 

@@ -262,7 +262,7 @@ def _strong_facts(job: _Job, n_real: int) -> dict[str, float | None]:
     found: list[dict[str, float]] = []
     synthetic, of_pool = [], []
     for mixer, rows, steps in zip(job.mixers, job.rows, job.steps, strict=True):
-        picked, synthetic_rows = mixer.picked.sum(), rows >= n_real
+        picked, synthetic_rows = mixer.times_selected.sum(), rows >= n_real
         epochs = steps / job.fit_config.steps_per_epoch(mixer.length)
         per_pick = {"append": mixer.config.copies, "in_place": 1, "in_place_twice": 2}[mixer.config.where]
         size = float(picked / max(1, mixer.selections))
@@ -274,7 +274,8 @@ def _strong_facts(job: _Job, n_real: int) -> dict[str, float | None]:
                 "strong_copies": per_pick * size * max(0.0, epochs - mixer.config.warm_epochs),
             }
         )
-        synthetic += [float(mixer.picked[synthetic_rows].sum() / picked)] if picked else []  # all pick equally many
+        if picked:  # as many in every selection
+            synthetic.append(float(mixer.times_selected[synthetic_rows].sum() / picked))
         of_pool.append(float(np.mean(synthetic_rows)))
     any_synthetic = len(job.data) > n_real and bool(synthetic)
     return {

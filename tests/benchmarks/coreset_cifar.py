@@ -25,7 +25,7 @@ import torch
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import DataConfig, load
-from latebloom.train.augment.mixing import EpochRows, Judge, Look, Mixer, StrongConfig
+from latebloom.train.augment.mixing import EpochRows, ForwardPass, Mixer, StrongConfig, StrongLosses
 from latebloom.train.augment.policies import PolicyConfig
 from latebloom.train.config import FitConfig
 from latebloom.train.evaluate import error_rate, logits_of
@@ -66,9 +66,9 @@ class _TimedMixer(Mixer):
 
     cpu_seconds = 0.0
 
-    def epoch(self, number: int, look: Look, judge: Judge) -> EpochRows:
+    def epoch(self, number: int, forward_pass: ForwardPass, strong_losses: StrongLosses) -> EpochRows:
         began = time.process_time()
-        plan = super().epoch(number, look, judge)
+        plan = super().epoch(number, forward_pass, strong_losses)
         self.cpu_seconds += time.process_time() - began
         return plan
 
@@ -91,7 +91,7 @@ def run(
         "steps": config.total_steps(mixer.length),
         "picked": mixer.size,
         "selections": mixer.selections,
-        "images_ever_picked": int((mixer.picked > 0).sum()),
+        "images_ever_picked": int((mixer.times_selected > 0).sum()),
         "selection_seconds": mixer.cpu_seconds,
         "train_seconds": trained - began - mixer.cpu_seconds,
         "test_seconds": time.process_time() - trained,

@@ -1,8 +1,10 @@
-"""One of the processes of tests/train/test_team.py: trains each case and writes what came out, by rank."""
+"""The processes of tests/train/loop/test_team.py: each trains all cases and writes its results, by rank."""
 
 import copy
+import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,6 @@ from latebloom.train.selection.coreset import CoresetConfig
 
 BASE = FitConfig(epochs=3, batch_size=7, crop_padding=1, lr=0.05, rho=0.5)  # shares of 4 and 3
 CASES = {
-    "sgd": BASE,
     "sam global": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "global"}),
     "sam local": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "local"}),
     "strong": BASE,
@@ -60,7 +61,7 @@ def run(case: str) -> dict[str, torch.Tensor]:
     found["calls"] = torch.tensor(len(calls))
     if mixer:
         assert mixer.selection
-        found["picked"], found["counts"] = (torch.from_numpy(a) for a in (mixer.selection[1], mixer.picked))
+        found["selected"], found["counts"] = (torch.from_numpy(a) for a in (mixer.selection[1], mixer.times_selected))
     return found
 
 
@@ -92,7 +93,7 @@ def resumed(config: FitConfig) -> dict[str, torch.Tensor]:
 
 
 def apart() -> dict[str, torch.Tensor]:
-    """The processes have read different checkpoints: what each is told."""
+    """The processes have read different checkpoints: the error of each."""
     state = FitState(4 * Team().rank, [{}], [History()], np.zeros((1, 3)), [{}])
     try:
         fit([mlp()], noise(), [np.arange(24)], BASE, [5], start=state)
@@ -101,11 +102,28 @@ def apart() -> dict[str, torch.Tensor]:
     return {"message": torch.tensor([])}
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
+    """One process, started as by `accelerate launch`."""
     torch.set_num_threads(1)
     join()
     for case in [*CASES, "apart"]:
         found = apart() if case == "apart" else run(case)
-        save_file(found, Path(sys.argv[1]) / f"{case}-{Team().rank}.safetensors")
-    if Team().size > 1:
-        torch.distributed.destroy_process_group()
+        save_file(found, folder / f"{case}-{Team().rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # Both are forks of this process, which imports for both what takes seconds.
+    import accelerate  # noqa: F401
+    import torch._dynamo
+
+    for rank in ("0", "1"):
+        if os.fork() == 0:
+            os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+            try:
+                main(Path(sys.argv[1]))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))

@@ -1,9 +1,10 @@
-"""What augmentation does to training: variance of minibatch gradients, and the spectrum of the network's Jacobian."""
+"""What augmentation does to training: variance of minibatch gradients, and the spectrum of the network's Jacobian.
 
-import contextlib
+No command uses this yet; the papers' analysis figures will.
+"""
+
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from latebloom.data.batches import Pixels
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
+from latebloom.train.evaluate import eval_mode
 
 __all__ = [
     "GradientVariance",
@@ -46,11 +48,11 @@ def gradient_variance(
 ) -> GradientVariance:
     """E ||g_B - g||^2 of the mean cross-entropy's gradient for all weights (arXiv 2505.21574, Thm 4.3 and Fig. 7).
 
-    In eval mode and without augmentation, so that it is a number of the weights and the examples alone. g is computed
-    over all examples and not estimated, so nothing has to be corrected. Model, gradients and mode are left as they are.
+    In eval mode and without augmentation, so that it depends on the weights and the examples alone. g is computed over
+    all examples and not estimated, so the estimate needs no correction. Model, gradients and mode do not change.
 
     Args:
-        rows: int64 (n,), the examples of an epoch; a row may stand there several times, as when it is upsampled.
+        rows: int64 (n,), the examples of an epoch; a row may be there several times, as when it is upsampled.
         batch_size: of the minibatches, each drawn without replacement from `rows`, independently of the others.
         batches: how many are drawn, at least 1.
         seed: of the drawing.
@@ -79,7 +81,7 @@ def gradient_variance(
         return total
 
     rng = numpy_rng(seed, "gradient variance")
-    with _eval_mode(model):
+    with eval_mode(model):
         full = summed(rows) / len(rows)
         distances = [
             float((summed(rng.choice(rows, batch_size, replace=False)) / batch_size - full).square().sum())
@@ -87,16 +89,6 @@ def gradient_variance(
         ]
     error = float(np.std(distances, ddof=1)) / math.sqrt(batches) if batches > 1 else math.nan
     return GradientVariance(math.fsum(distances) / batches, error, float(full.square().sum()))
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +109,13 @@ def jacobian_spectrum(
 ) -> Spectrum:
     """Singular values and left singular vectors of the logits' Jacobian by the weights (arXiv 2210.08363, App. C).
 
-    By the Gram matrix J J^T in float64, so that J (m, weights) need not fit: what passes `memory_bytes` is computed
-    anew for each block of rows. In eval mode; the model is left as it is.
+    By the Gram matrix J J^T in float64, so that J (m, weights) need not fit: beyond `memory_bytes` it is computed again
+    for each block of rows. In eval mode; the model does not change.
 
     Args:
         images: uint8 (N, C, H, W).
-        labels: int64 (N,): the logit of which each image is a row of J, m = N; None: all logits are, m = N * classes,
-            the logits of an image side by side. The paper does not say which output it differentiates.
+        labels: int64 (N,): the logit whose gradient is an image's row of J, m = N; None: all logits, m = N * classes,
+            with the rows of an image side by side. The paper does not say which output it differentiates.
         chunk: images whose Jacobians are computed at once.
     """
     weights = {name: w.detach() for name, w in model.named_parameters()}
@@ -151,7 +143,7 @@ def jacobian_spectrum(
         return torch.cat(parts)
 
     n = len(images)
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         per_image = 1 if labels is not None else model(images[:1].float().div_(255)).shape[1]
         block = max(1, min(n, memory_bytes // (4 * total * per_image)))
         gram = torch.empty(n * per_image, n * per_image, dtype=torch.float64, device=images.device)

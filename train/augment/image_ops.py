@@ -1,4 +1,4 @@
-"""Operations on batches of uint8 images, each image with a magnitude of its own, equal to torchvision.transforms.v2."""
+"""Operations on batches of uint8 images, with a magnitude for each image; results equal torchvision.transforms.v2."""
 
 import math
 
@@ -25,17 +25,17 @@ OPERATIONS = (
     "GaussianBlur",
 )
 CODES = {name: code for code, name in enumerate(OPERATIONS)}
-_CACHED = 2**17
+_CACHED = 2**17  # values
 
 
 def check_images(images: Tensor) -> None:
     """Raise ValueError unless `images` are uint8 (B, 1 or 3, H, W)."""
     if images.dtype != torch.uint8:
         raise ValueError(
-            f"strong augmentation takes uint8 images, got {images.dtype}; augment before scaling to floats"
+            f"images are {images.dtype}, strong augmentation takes uint8; augment before scaling to floats"
         )
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"expected images (B, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}")
+        raise ValueError(f"images are {tuple(images.shape)}, expected (B, C, H, W) with 1 or 3 channels; convert them")
 
 
 def apply_operations(
@@ -50,14 +50,14 @@ def apply_operations(
     """Apply to each image the one operation of its code.
 
     An image's result does not depend on the others. Magnitudes mean what they mean in torchvision's AutoAugment:
-    shears in pixels per pixel; translations in whole pixels, cut off towards zero; Rotate in degrees counter-clockwise;
-    Brightness, Color, Contrast and Sharpness as factor - 1 >= -1 (colour jitter is made of the same); Posterize in bits
-    that stay; Solarize as share of 255 from which on pixels are inverted. Cutout's is the side of its square in whole
-    pixels; GaussianBlur's is sigma > 0. The others have none. What comes from outside the image is 0.
+    shears in pixels per pixel; translations in whole pixels, rounded towards zero; Rotate in degrees counter-clockwise;
+    Brightness, Color, Contrast and Sharpness as factor - 1 >= -1; Posterize in bits that are kept; Solarize as a share
+    of 255, from which on pixels are inverted. Cutout's is the side of its square in whole pixels; GaussianBlur's is
+    sigma > 0. The others have none. Pixels from outside the image are 0.
 
-    Equal to torchvision's on the CPU in every grey level but for these, where sums are rounded in another order: Color,
-    Contrast, Sharpness, GaussianBlur and bilinear moves may differ by 1, and ShearX, ShearY and Rotate may take the
-    other of two pixels that are equally near.
+    On the CPU the result equals torchvision's in every grey level, with these exceptions, where sums are rounded in
+    another order: Color, Contrast, Sharpness, GaussianBlur and bilinear moves may differ by 1, and ShearX, ShearY and
+    Rotate may take the other of two pixels that are equally near.
 
     Args:
         images: uint8 (B, C, H, W), C = 1 or 3, any device. Color is the identity for C = 1.
@@ -79,12 +79,12 @@ def apply_operations(
     # Sorted by operation, each operation has its images in one piece.
     order = torch.argsort(codes, stable=True)
     counts = torch.bincount(codes, minlength=len(OPERATIONS)).tolist()
-    sizes = [counts[0], sum(counts[1 : 1 + len(_SPATIAL)]), *counts[1 + len(_SPATIAL) :]]  # what moves is one piece
-    there = order.to(images.device, non_blocking=True)  # waits for nothing that the device has still to do
+    sizes = [counts[0], sum(counts[1 : 1 + len(_SPATIAL)]), *counts[1 + len(_SPATIAL) :]]  # spatial ones are one piece
+    there = order.to(images.device, non_blocking=True)  # without waiting for the device
     pieces = images.contiguous().index_select(0, there).split(sizes)
     choices = [values[order].split(sizes) for values in (codes, magnitudes)]
     middles = [None] * len(sizes) if centers is None else centers[order].split(sizes)
-    # A processor keeps intermediate results of so many values in its cache.
+    # Blocks whose intermediate results stay in the processor's cache.
     block = max(1, _CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
     results = [pieces[0]]
     names = ("Moved", *OPERATIONS[1 + len(_SPATIAL) :])
@@ -103,7 +103,7 @@ def apply_operations(
             else:
                 results.append(_COLOURS[name](piece[part], strength[part]))
     together = torch.cat(results)
-    if len(images) in counts:  # the order is as it was
+    if len(images) in counts:  # one operation for all: the order has not changed
         return together
     return together.index_select(0, torch.argsort(there))
 
@@ -161,7 +161,7 @@ def _moved(images: Tensor, codes: Tensor, magnitudes: Tensor, bilinear: bool) ->
     column = ((grid_x + 1) * (0.5 * width) - 0.5).round_()  # (B, H, W)
     row = ((grid_y + 1) * (0.5 * height) - 0.5).round_()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    # A float32 counts exactly up to 2**24 pixels, as many as no image here has.
+    # A float32 counts exactly up to 2**24 pixels, more than any image here has.
     index = row.mul_(width).add_(column).mul_(inside).long().view(count, 1, -1)  # (B, 1, HW)
     found = images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
     return found.mul_(inside[:, None].to(torch.uint8))
@@ -252,7 +252,7 @@ def _invert(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _cut_out(images: Tensor, lengths: Tensor, centers: Tensor) -> Tensor:
-    """Cutout (arXiv 1708.04552): a square around a random pixel is 0; what of it lies outside is lost."""
+    """Cutout (arXiv 1708.04552): 0 in a square around a random pixel, which the image's border may cut."""
     size = torch.tensor(images.shape[2:])
     length = lengths.long()[:, None]  # (B, 1)
     start = (centers * size).long().clamp(max=size - 1) - length // 2  # (B, 2)
@@ -266,7 +266,7 @@ def _cut_out(images: Tensor, lengths: Tensor, centers: Tensor) -> Tensor:
 
 
 def _masked(images: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-    """0 in the rows and columns from `start` to before `stop`, int64 (B, 2) on the CPU."""
+    """Images with 0 in the rows and columns from `start` to before `stop`, int64 (B, 2) on the CPU."""
     inside = []
     for axis, size in enumerate(images.shape[2:]):
         place = torch.arange(size)

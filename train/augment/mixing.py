@@ -1,4 +1,4 @@
-"""Where strong augmentation goes: which examples get strong copies, how many, how they weigh, and since when."""
+"""Which examples get strong augmentation, in how many copies, with what weight, and from which epoch on."""
 
 import dataclasses
 import time
@@ -22,12 +22,12 @@ from latebloom.train.selection.coreset import (
 from latebloom.train.selection.gradients import Moments
 from latebloom.train.selection.scores import top
 
-__all__ = ["EpochRows", "Mixer", "Selector", "StrongConfig"]
+__all__ = ["EpochRows", "ForwardPass", "Mixer", "Selector", "StrongConfig", "StrongLosses"]
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochRows:
-    """What an epoch shows, before it is put in order.
+    """The examples of an epoch, before they are shuffled.
 
     Attributes:
         rows: int64 (L,), rows of the model's training set.
@@ -44,31 +44,30 @@ class EpochRows:
     drawn: int
 
 
-Look = Callable[[], tuple[np.ndarray, np.ndarray]]
-Judge = Callable[[EpochRows], np.ndarray]
+ForwardPass = Callable[[], tuple[np.ndarray, np.ndarray]]
+StrongLosses = Callable[[EpochRows], np.ndarray]
 
 
 class Mixer:
     """Makes the epochs of one model's training from its training set (the rows 0..n-1 here).
 
-    All follows from the seed, the epoch's number and the model, so an interrupted run that restores `state` goes on
-    as if it had not stopped.
+    Everything follows from the seed, the epoch's number and the model, so an interrupted run that restores `state`
+    continues as if it had not stopped.
 
     Args:
         labels: int64 (n,), of the training set.
         image_shape: (H, W, C).
         seed: the model's.
-        given: for selector=file and for no other, the coreset, of rows of this training set, each once. It is selected
-            once.
+        given: the coreset for selector=file, and for no other: rows of this training set, each once.
 
     Attributes:
-        length: examples of every epoch. Epochs before the first selection are as long: whole passes over the
-            training set, and the rest at random.
-        seconds: spent so far on looking at the training set, selecting and judging candidates.
-        selections: how often examples were picked so far.
+        length: examples of every epoch. Epochs before the first selection have the same length: whole passes over the
+            training set, and random rows for the rest.
+        seconds: spent so far on forward passes, selections and losses of candidates.
+        selections: how many selections were made so far.
         selection: epoch, indices and gamma of the last one; None before the first.
-        picked: int64 (n,), how often each row was picked. Earlier selections are not kept: each checkpoint would hold
-            them all.
+        times_selected: int64 (n,), in how many selections each row was. The selections themselves are not kept: every
+            checkpoint would hold all of them.
 
     Raises:
         ValueError: a policy that does not fit the images, or a budget or a coreset that does not fit the labels.
@@ -84,9 +83,9 @@ class Mixer:
         given: Coreset | None = None,
     ) -> None:
         if (given is not None) != (config.selector == "file"):
-            raise ValueError(f"a coreset is given for selector=file and for no other, which is {config.selector} here")
+            raise ValueError(f"selector is {config.selector}; a coreset is given for selector=file and for no other")
         if given is not None and ((given.indices < 0) | (given.indices >= len(labels))).any():
-            raise ValueError(f"the coreset has rows outside 0..{len(labels) - 1}, the rows of the training set")
+            raise ValueError(f"the coreset has rows outside 0..{len(labels) - 1}; give rows of the training set")
         self.config, self.labels, self.num_classes, self.seed = config, labels, num_classes, seed
         self.given = given
         height, width, channels = image_shape
@@ -96,10 +95,10 @@ class Mixer:
         self.seconds = 0.0
         self.selections = 0
         self.selection: tuple[int, np.ndarray, np.ndarray] | None = None
-        self.picked = np.zeros(len(labels), np.int64)
+        self.times_selected = np.zeros(len(labels), np.int64)
         self._main = np.arange(len(labels))  # of the round
-        self._choice = np.empty(0, np.int64)  # of the wu2020 candidates, one for each strong copy
-        self._chosen_in = -1  # the epoch
+        self._choice = np.empty(0, np.int64)  # the wu2020 candidate of each strong copy
+        self._chosen_in = -1  # the epoch of that choice
         self._moments: Moments | None = None
         self._hits = np.zeros(len(labels), np.int8)  # as last seen in training: right 1, wrong or never seen 0
         self._forgotten = np.zeros(len(labels), np.int64)
@@ -107,45 +106,45 @@ class Mixer:
 
     @property
     def counts(self) -> bool:
-        """Whether `count` must be told what training got right."""
+        """Whether `count` must be called at the end of each epoch."""
         return self.config.selector == "forgetting"
 
     @property
     def forgotten(self) -> np.ndarray:
-        """Forgetting events so far, float64 (n,); inf for rows that training never got right."""
+        """How often each row went from right to wrong so far, float64 (n,); inf for rows that were never right."""
         return np.where(self._learned, self._forgotten, np.inf)
 
-    def epoch(self, number: int, look: Look, judge: Judge) -> EpochRows:
-        """The epoch `number` (from 0); selects first where that is due.
+    def epoch(self, number: int, forward_pass: ForwardPass, strong_losses: StrongLosses) -> EpochRows:
+        """The epoch `number` (from 0); selects first if this epoch begins a round.
 
         Args:
-            look: gives logits float32 (n, K) and features float32 (n, D) of the training set by the model as it is,
-                in eval mode, without augmentation.
-            judge: gives the losses float32 (S,) of an epoch's strong copies, by the model as it is, in eval mode.
+            forward_pass: gives logits float32 (n, K) and features float32 (n, D) of the training set by the current
+                model, in eval mode, without augmentation.
+            strong_losses: gives the losses float32 (S,) of an epoch's strong copies by the current model, in eval mode.
         """
         config = self.config
         if number < config.warm_epochs:
             return self._warm(number)
         start = number - (number - config.warm_epochs) % config.every  # of the round
         if self.selection is None or (self.selection[0] != start and self.given is None):
-            # At most one selection a round, also when the run goes on from the middle of one.
+            # At most one selection a round, also when the run is resumed in the middle of one.
             assert number == start
             begin = time.perf_counter()
-            coreset = self._select(number, look)
+            coreset = self._select(number, forward_pass)
             self.selection = number, coreset.indices, coreset.weights
             self.selections += 1
-            self.picked[coreset.indices] += 1
+            self.times_selected[coreset.indices] += 1
             self._main = self._main_rows(number, coreset)
             self.seconds += time.perf_counter() - begin
-        _, picked, gamma = self.selection
+        _, selected, gamma = self.selection
         drawn = start if config.redraw == "round" else number
-        plan = self._arrange(picked, gamma, drawn)
+        plan = self._arrange(selected, gamma, drawn)
         assert len(plan.rows) == self.length
         choice = torch.zeros(int(plan.strong.sum()), dtype=torch.int64)
         if self.policy.candidates > 1 and len(choice):
             if self._chosen_in != drawn:
                 begin = time.perf_counter()
-                self._choice, self._chosen_in = self._judge(plan, judge), drawn
+                self._choice, self._chosen_in = self._chosen_candidates(plan, strong_losses), drawn
                 self.seconds += time.perf_counter() - begin
             choice = torch.from_numpy(self._choice)
         if len(choice):
@@ -159,14 +158,14 @@ class Mixer:
         self._learned[rows] |= right
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs to go on; no two arrays share memory, also of mixers that were given one coreset."""
+        """What `restore` needs; no two arrays share memory, even if two mixers were given the same coreset."""
         state = {
             "main": self._main.copy(),
             "choice": self._choice,
             "chosen_in": np.array(self._chosen_in),
             "seconds": np.array(self.seconds),
             "selections": np.array(self.selections),
-            "picked": self.picked.copy(),
+            "times_selected": self.times_selected.copy(),
         }
         if self.selection:
             epoch, indices, gamma = self.selection
@@ -178,10 +177,10 @@ class Mixer:
         return state
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from a `state` of a mixer that was made with the same arguments."""
+        """Continue from a `state` of a mixer that was made with the same arguments."""
         self._main, self._choice = state["main"], state["choice"]
         self._chosen_in, self.seconds = int(state["chosen_in"].item()), float(state["seconds"].item())
-        self.selections, self.picked = int(state["selections"].item()), state["picked"].copy()
+        self.selections, self.times_selected = int(state["selections"].item()), state["times_selected"].copy()
         self.selection = None
         if self.selections:
             self.selection = int(state["epoch"].item()), state["indices"], state["gamma"]
@@ -192,7 +191,7 @@ class Mixer:
         self._moments = Moments.restored(moments) if moments else None
 
     def _budget(self) -> int:
-        """How many examples are picked."""
+        """How many examples a selection has."""
         if self.config.selector in ("none", "all"):
             return 0 if self.config.selector == "none" else len(self.labels)
         if self.given is not None:
@@ -216,23 +215,18 @@ class Mixer:
         rows = np.concatenate([*[np.arange(n)] * passes, some])
         return EpochRows(rows, np.zeros(len(rows), bool), None, {}, number)
 
-    def _select(self, number: int, look: Look) -> Coreset:
+    def _select(self, number: int, forward_pass: ForwardPass) -> Coreset:
         selector, n = self.config.selector, len(self.labels)
         if selector in ("none", "all"):
             rows = np.arange(n if selector == "all" else 0)
             return Coreset(rows, np.ones(len(rows), np.float32))
         if self.given is not None:
             return self.given
-        if selector in ("random", "forgetting"):  # these do not look
-            logits, features = np.zeros((n, self.num_classes), np.float32), np.zeros((n, 1), np.float32)
+        if selector in ("random", "forgetting"):  # these need no outputs
+            evidence = self._without_outputs()
         else:
-            logits, features = look()
-        evidence = Evidence(
-            logits,
-            self.labels,
-            features,
-            forgotten=self.forgotten if self.counts else None,
-        )
+            logits, features = forward_pass()
+            evidence = Evidence(logits, self.labels, features)
         config = self._coreset_config()
         if selector == "adacore":
             self._moments = updated_moments(evidence, config, self._moments)
@@ -246,39 +240,46 @@ class Mixer:
         if self.config.main == "coreset":
             return coreset.indices
         if self.given is not None:  # as many of each class
-            lot = numpy_rng(self.seed, "main", number).random(n)
-            return top(lot, self.labels, np.bincount(self.labels[coreset.indices], minlength=self.num_classes), True)
-        evidence = Evidence(np.zeros((n, self.num_classes), np.float32), self.labels, np.zeros((n, 1), np.float32))
+            score = numpy_rng(self.seed, "main", number).random(n)
+            return top(score, self.labels, np.bincount(self.labels[coreset.indices], minlength=self.num_classes), True)
         at_random = self.config.coreset.model_copy(update={"method": "random"})
-        return select_coreset(evidence, at_random, child_seed(self.seed, "main", number)).indices
+        return select_coreset(self._without_outputs(), at_random, child_seed(self.seed, "main", number)).indices
 
-    def _arrange(self, picked: np.ndarray, gamma: np.ndarray, drawn: int) -> EpochRows:
+    def _without_outputs(self) -> Evidence:
+        """For methods that need no outputs of the model."""
+        n = len(self.labels)
+        forgotten = self.forgotten if self.counts else None
+        return Evidence(
+            np.zeros((n, self.num_classes), np.float32), self.labels, np.zeros((n, 1), np.float32), forgotten=forgotten
+        )
+
+    def _arrange(self, selected: np.ndarray, gamma: np.ndarray, drawn: int) -> EpochRows:
         config, n = self.config, len(self.labels)
         rows = self._main
-        is_picked = np.zeros(n, bool)
-        is_picked[picked] = True
+        is_selected = np.zeros(n, bool)
+        is_selected[selected] = True
         is_main = np.ones(len(rows), bool)
         if config.where == "append":
-            copies = np.tile(picked, config.copies)
+            copies = np.tile(selected, config.copies)
             rows = np.concatenate([rows, copies])
             strong = np.concatenate([~is_main, np.ones(len(copies), bool)])
             is_main = ~strong
         else:
             rows = np.tile(rows, 2 if config.where == "in_place_twice" else 1)
-            strong, is_main = is_picked[rows], np.ones(len(rows), bool)
+            strong, is_main = is_selected[rows], np.ones(len(rows), bool)
         draw: Draw = {}
         if strong.any():
             draw = self.policy.draw(int(strong.sum()), torch_rng(self.seed, "strong", drawn))
-        return EpochRows(rows, strong, self._weights(rows, strong, is_main, picked, gamma), draw, drawn)
+        return EpochRows(rows, strong, self._weights(rows, strong, is_main, selected, gamma), draw, drawn)
 
     def _weights(
-        self, rows: np.ndarray, strong: np.ndarray, is_main: np.ndarray, picked: np.ndarray, gamma: np.ndarray
+        self, rows: np.ndarray, strong: np.ndarray, is_main: np.ndarray, selected: np.ndarray, gamma: np.ndarray
     ) -> np.ndarray | None:
         config = self.config
-        if config.weights == "none" or not len(picked):
+        if config.weights == "none" or not len(selected):
             return None
         of_row = np.ones(len(self.labels), np.float32)
-        of_row[picked] = normalised(gamma) if config.weights == "normalised" else gamma
+        of_row[selected] = normalised(gamma) if config.weights == "normalised" else gamma
         weights = np.ones(len(rows), np.float32)
         if config.weights == "gamma_over_r":
             weights[strong] = of_row[rows[strong]] / config.copies
@@ -288,13 +289,13 @@ class Mixer:
             weights[is_main] = of_row[rows[is_main]]
         return weights
 
-    def _judge(self, plan: EpochRows, judge: Judge) -> np.ndarray:
+    def _chosen_candidates(self, plan: EpochRows, strong_losses: StrongLosses) -> np.ndarray:
         """Which of its candidate compositions each strong copy gets, int64 (S,)."""
         copies = int(plan.strong.sum())
         losses = []
         for candidate in range(self.policy.candidates):
             draw = self.policy.candidate(plan.copies, torch.full((copies,), candidate))
-            losses.append(judge(dataclasses.replace(plan, copies=draw)))
+            losses.append(strong_losses(dataclasses.replace(plan, copies=draw)))
         generator = torch_rng(self.seed, "choice", plan.drawn)
         table = torch.from_numpy(np.stack(losses, 1))  # (S, candidates)
         return choose(table, self.config.policy.choose, generator).numpy()

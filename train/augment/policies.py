@@ -1,4 +1,4 @@
-"""Strong augmentation of uint8 image batches on their device: published policies, each image with a draw of its own."""
+"""Strong augmentation of uint8 image batches on their device: published policies, drawn for each image on its own."""
 
 from typing import Literal, Protocol
 
@@ -17,7 +17,7 @@ class Policy(Protocol):
 
     @property
     def candidates(self) -> int:
-        """Compositions in a draw for each image; 1: the draw can be applied as it is."""
+        """Compositions that a draw has for each image; with more than 1, `candidate` must choose before `apply`."""
 
     def draw(self, n: int, generator: torch.Generator) -> Draw:
         """The choices for n images, on the CPU, from a CPU generator."""
@@ -26,7 +26,7 @@ class Policy(Protocol):
         """The draw in which image i has its composition choice[i] (int64 (n,))."""
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """uint8 (B, C, H, W) as drawn for these B images; new memory, on the same device. "mix" is left to `mixed`."""
+        """The B images as drawn: uint8 (B, C, H, W) in new memory, on the same device. "mix" is left to `mixed`."""
 
 
 def make_policy(config: PolicyConfig, channels: int, height: int, width: int) -> Policy:
@@ -36,10 +36,12 @@ def make_policy(config: PolicyConfig, channels: int, height: int, width: int) ->
         ValueError: images with other than 1 or 3 channels, or too small for the policy.
     """
     if channels not in (1, 3):
-        raise ValueError(f"strong augmentation is for images of 1 or 3 channels, not {channels}; convert them first")
+        raise ValueError(f"images have {channels} channels, strong augmentation needs 1 or 3; convert the images first")
     least = config.perturb_kernel // 2 + 1 if config.policy == "perturb" else 1
     if min(height, width) < least:
-        raise ValueError(f"{config.policy} needs images of at least {least} pixels a side, got {height} x {width}")
+        raise ValueError(
+            f"images are {width}x{height}, {config.policy} needs {least} px a side; set image_size to that or more"
+        )
     shape = (channels, height, width)
     if config.policy.startswith("autoaugment"):
         return _AutoAugment(config, shape)
@@ -59,26 +61,24 @@ def choose(losses: Tensor, how: Literal["top", "proportional"], generator: torch
 
     Args:
         losses: float (n, K) >= 0, of the candidates.
-        how: top: the highest, the first of equal ones. proportional: by lot, with each image's losses over their sum as
-            probabilities; uniform where all are 0.
+        how: top: the highest loss, the first of equal ones. proportional: at random, with each image's losses over
+            their sum as probabilities; uniform where all are 0.
 
     Returns:
         int64 (n,) in 0..K - 1, on the CPU.
 
     Raises:
-        ValueError: losses that are negative or not finite.
+        ValueError: losses that are not finite.
     """
     losses = losses.cpu()
-    if losses.ndim != 2 or losses.shape[1] < 1:
-        raise ValueError(f"expected losses (n, K) of K >= 1 candidates, got {tuple(losses.shape)}")
-    endless = int((~losses.isfinite()).any(1).sum())
-    if endless:
+    assert losses.ndim == 2
+    assert losses.shape[1] >= 1
+    bad = int((~losses.isfinite()).any(1).sum())
+    if bad:
         raise ValueError(
-            f"losses of the candidates of {endless} images are not finite: training has diverged; lower the learning "
-            "rate"
+            f"losses of the candidates of {bad} images are not finite: training has diverged; lower the learning rate"
         )
-    if (losses < 0).any():
-        raise ValueError(f"losses of the candidates of {int((losses < 0).any(1).sum())} images are negative")
+    assert (losses >= 0).all()
     if how == "top":
         return losses.argmax(1)
     shares = losses.double().cumsum(1)  # (n, K)
@@ -142,7 +142,9 @@ class _Sequence:
     def _check(self, images: Tensor, draw: Draw) -> None:
         check_images(images)
         if tuple(images.shape[1:]) != self.shape:
-            raise ValueError(f"the policy was made for images {self.shape}, got {tuple(images.shape[1:])}")
+            raise ValueError(
+                f"images are {tuple(images.shape[1:])}, the policy was made for {self.shape}; make another"
+            )
         if len(draw["code"]) != len(images):
             raise ValueError(
                 f"{len(images)} images, but a draw for {len(draw['code'])}; index the draw by the batch's rows"
@@ -151,7 +153,7 @@ class _Sequence:
     def _steps(self, images: Tensor, draw: Draw) -> Tensor:
         code, magnitude = draw["code"].cpu(), draw["magnitude"].cpu()
         center = draw["center"].cpu() if "center" in draw else None
-        assert code.ndim == 2, "pick a candidate first"
+        assert code.ndim == 2, "choose a candidate first"
         for step in range(code.shape[1]):
             images = apply_operations(
                 images,
@@ -206,9 +208,10 @@ class _TrivialAugment(_Sequence):
 
 
 class _AugMix(_Sequence):
-    """AugMix (arXiv 1912.02781) as torchvision has it: chains of 1 to 3 operations, bilinear, mixed with the image.
+    """AugMix (arXiv 1912.02781) as in torchvision: chains of 1 to 3 operations, bilinear, mixed with the image.
 
-    A draw holds the steps of all chains, (n, 3 * width), and "share" float32 (n, 1 + width), the image's first.
+    A draw holds the steps of all chains, (n, 3 * width), and "share" float32 (n, 1 + width): first the image's share,
+    then each chain's.
     """
 
     bilinear = True
@@ -268,10 +271,10 @@ class _Wu(_Sequence):
     """Random compositions, of which the losses choose ("On the Generalization Effects of Linear Transformations in Data
     Augmentation", arXiv 2005.00695).
 
-    Each operation is drawn uniformly of 16 and applied with a probability that is drawn uniformly as well, at a level
-    uniform in AutoAugment's range (Cutout's: up to a fifth of the shorter side). Mixup, wherever it is drawn, comes
-    last and once, with the share of the image from Beta(1, 1). The published code ends every composition with crop,
-    flip, Cutout and Mixup: crop and flip are the weak augmentation here, and the other two come only as drawn.
+    Each operation is drawn uniformly from 16 and applied with a probability that is drawn uniformly too, at a level
+    uniform in AutoAugment's range (Cutout's: up to a fifth of the shorter side). Mixup, however often it is drawn,
+    comes last and once, with the share of the image from Beta(1, 1). The published code ends every composition with
+    crop, flip, Cutout and Mixup. Here crop and flip are the weak augmentation, and Cutout and Mixup come only if drawn.
 
     A draw of candidates has (n, K, S) where one of compositions has (n, S), and "mix" float32 and "partner" int64 in
     0..n - 1 (n, K) where that has (n,).

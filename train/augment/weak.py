@@ -6,23 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Draw", "apply_resized_crop", "apply_weak", "crop_and_flip", "draw_resized_crop", "draw_weak"]
+__all__ = ["Draw", "apply_resized_crop", "apply_weak", "draw_resized_crop", "draw_weak"]
 
 Draw = dict[str, Tensor]
 """Random choices for n images: every tensor has first dimension n. Indexed by rows, it is the draw of those rows."""
-
-
-def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Zero-pad each side by `padding`, cut the old size at a random place, and mirror every other image or so.
-
-    Args:
-        images: (B, C, H, W), any dtype; each image gets its own offset and its own coin.
-        generator: a CPU generator; equal generators give equal results on any device.
-
-    Returns:
-        (B, C, H, W), the same dtype and device.
-    """
-    return apply_weak(images, draw_weak(len(images), padding, flip, generator), padding)
 
 
 def draw_weak(n: int, padding: int, flip: bool, generator: torch.Generator) -> Draw:
@@ -79,29 +66,21 @@ def draw_resized_crop(
     height: int,
     width: int,
     generator: torch.Generator,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    least: float,
 ) -> Draw:
     """Windows of torchvision's RandomResizedCrop for n images of one size, on the CPU.
 
-    As there, a window's area and aspect are tried 10 times; where none fits, the largest centred one of a legal aspect.
+    As there, a window of width / height between 3/4 and 4/3 (uniform in the logarithm) is tried 10 times; if none fits
+    into the image, the largest centred one is taken.
 
     Args:
-        scale: least and most area, as a share of the image's, 0 < least <= most.
-        ratio: least and most width / height; uniform in the logarithm.
+        least: smallest area of a window as a share of the image's, above 0 to 1; areas are uniform from there to 1.
 
     Returns:
         "window" int64 (n, 4): top, left, height, width.
-
-    Raises:
-        ValueError: ranges that are empty or not positive.
     """
-    for name, (least, most) in (("scale", scale), ("ratio", ratio)):
-        if not 0 < least <= most:
-            raise ValueError(f"{name}={least, most} is no range of positive numbers; give the smaller one first")
-    tries = 10
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * torch.rand(n, tries, generator=generator).double())
+    tries, ratio = 10, (3 / 4, 4 / 3)
+    area = height * width * (least + (1.0 - least) * torch.rand(n, tries, generator=generator).double())
     logs = math.log(ratio[0]), math.log(ratio[1])
     aspect = (logs[0] + (logs[1] - logs[0]) * torch.rand(n, tries, generator=generator).double()).exp()
     wides, highs = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (n, tries)

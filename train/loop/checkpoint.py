@@ -36,15 +36,15 @@ def load_model(path: Path, model: nn.Module) -> None:
             f"{path} does not hold the weights of this classifier: it is no whole .safetensors file ({error})"
         ) from error
     except RuntimeError as error:  # torch names every key
-        told = textwrap.shorten(str(error), 240, placeholder=" ...")
-        raise ValueError(f"{path} does not hold the weights of this classifier: {told}") from error
+        details = textwrap.shorten(str(error), 240, placeholder=" ...")
+        raise ValueError(f"{path} does not hold the weights of this classifier: {details}") from error
 
 
 def save_fit(path: Path, models: Sequence[nn.Module], state: FitState, key: str) -> None:
-    """Write models and state of a training run that is under way.
+    """Write the models and the state of an unfinished training run.
 
     Args:
-        key: digest of everything that decides the run; `load_fit` refuses a file with another.
+        key: digest of everything that the run depends on; `load_fit` ignores a file with another.
     """
     tensors: dict[str, Tensor] = {}
     for m, model in enumerate(models):
@@ -60,7 +60,7 @@ def save_fit(path: Path, models: Sequence[nn.Module], state: FitState, key: str)
 
 
 def load_fit(path: Path, models: Sequence[nn.Module], key: str) -> FitState | None:
-    """Read back what `save_fit` wrote, weights into the models; None where there is no file or it has another key.
+    """Read what `save_fit` wrote, the weights into the models; None if there is no file or it has another key.
 
     Raises:
         ValueError: the file is damaged; the message names it.

@@ -20,13 +20,12 @@ __all__ = ["Epoch"]
 class Epoch:
     """An epoch's list of examples, and how each is augmented.
 
-    Everything is drawn for the whole list at once, by the number of the epoch, so what an example looks like does not
-    depend on its batch. Weak augmentation comes first, then the strong one of the strong copies. What lies on the host
-    is sent to the device once for many batches.
+    Everything is drawn for the whole list at once, by the number of the epoch, so an example's augmentation does not
+    depend on its batch. Weak augmentation comes first, then the strong one of the strong copies. Indices and draws are
+    sent to the device once for many batches.
 
     Args:
         labels: int64 (N,), of all rows of `pixels`, on its device.
-        scale: float32 (N,), factors of the rows' losses, likewise; None: 1.
         rows: int64 (n,), the model's training set, which `plan.rows` index.
         policy: of the strong copies; None where there are none.
     """
@@ -35,14 +34,13 @@ class Epoch:
         self,
         pixels: Pixels,
         labels: Tensor,
-        scale: Tensor | None,
         rows: np.ndarray,
         plan: EpochRows,
         policy: Policy | None,
         config: FitConfig,
         seed: int,
     ) -> None:
-        self.pixels, self.labels, self.scale = pixels, labels, scale
+        self.pixels, self.labels = pixels, labels
         self.plan, self.policy, self.config = plan, policy, config
         self.rows = rows[plan.rows]  # (L,) rows of `pixels`
         self.strong = np.flatnonzero(plan.strong)  # (S,) places in the list
@@ -53,7 +51,7 @@ class Epoch:
             generator, count = torch_rng(seed, "augment", plan.drawn), len(self.rows)
             if config.resized_crop:
                 height, width, _ = pixels.data.image_shape
-                self.weak |= draw_resized_crop(count, height, width, generator, scale=(config.resized_crop, 1.0))
+                self.weak |= draw_resized_crop(count, height, width, generator, config.resized_crop)
             self.weak |= draw_weak(count, self.padding, config.flip, generator)
 
     def batches(self, groups: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -63,14 +61,14 @@ class Epoch:
         device, plan = self.labels.device, self.plan
         slots = [np.flatnonzero(plan.strong[group]) for group in groups]  # which of a batch are strong
         ranks = [self.rank[group[slot]] for group, slot in zip(groups, slots, strict=True)]
-        overlaid = [self._overlaid(rank) for rank in ranks]  # which of the strong ones Mixup lays another image over
-        others = [self._partners(rank[over]) for rank, over in zip(ranks, overlaid, strict=True)]
+        with_mixup = [self._mixed_ranks(rank) for rank in ranks]  # which of the strong ones Mixup mixes with another
+        others = [self._partners(rank[over]) for rank, over in zip(ranks, with_mixup, strict=True)]
         wanted = [np.concatenate(pair) for pair in zip(groups, others, strict=True)]
         places = _sent(wanted, device)
         rows = _sent([self.rows[want] for want in wanted], device)
         weak = {name: _sent([values[want] for want in wanted], device) for name, values in self._weak().items()}
         factors = None if plan.weights is None else _sent([plan.weights[group] for group in groups], device)
-        slots_there, overlaid_there = _sent(slots, device), _sent(overlaid, device)
+        slots_there, mixed_there = _sent(slots, device), _sent(with_mixup, device)
         for b, raw in enumerate(self.pixels.batches([self.rows[want] for want in wanted])):
             size = len(groups[b])
             seen = self._weakly(raw, {name: values[b] for name, values in weak.items()})
@@ -81,7 +79,7 @@ class Epoch:
                 draw = {name: values[torch.from_numpy(ranks[b])] for name, values in plan.copies.items()}
                 changed = self.policy.apply(images[slots_there[b]].contiguous(), draw)
                 if len(others[b]):
-                    over = overlaid_there[b]
+                    over = mixed_there[b]
                     mix = draw["mix"].to(device, non_blocking=True)[over]
                     changed[over] = mixed(changed[over], seen[size:], mix)
                     partners, shares = targets[:size].clone(), torch.ones(size, device=device)
@@ -89,9 +87,6 @@ class Epoch:
                     shares[slots_there[b][over]] = mix
                 images.index_copy_(0, slots_there[b], changed)
             own = None if factors is None else factors[b]
-            if self.scale is not None:
-                of_rows = self.scale[rows[b][:size]]
-                own = of_rows if own is None else own * of_rows
             yield Batch(images, targets[:size], places[b][:size], own, partners, shares)
 
     def _weakly(self, images: Tensor, draw: Draw) -> Tensor:
@@ -103,18 +98,18 @@ class Epoch:
     def _weak(self) -> dict[str, np.ndarray]:
         return {name: values.numpy() for name, values in self.weak.items()}
 
-    def _overlaid(self, ranks: np.ndarray) -> np.ndarray:
+    def _mixed_ranks(self, ranks: np.ndarray) -> np.ndarray:
         if "mix" not in self.plan.copies:
             return np.empty(0, np.int64)
         return np.flatnonzero(self.plan.copies["mix"].numpy()[ranks] < 1)
 
     def _partners(self, ranks: np.ndarray) -> np.ndarray:
-        """Places of the images that Mixup lays over the strong copies of these ranks: themselves only weak."""
+        """Places of the images that Mixup mixes into the strong copies of these ranks; they are weakly augmented."""
         if not len(ranks):
             return np.empty(0, np.int64)
         return self.strong[self.plan.copies["partner"].numpy()[ranks]]
 
 
 def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
-    """The arrays as tensors on the device, in one transfer, which does not wait for what the device has still to do."""
+    """The arrays as tensors on the device, in one transfer that does not wait for the device."""
     return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True).split([len(part) for part in parts])

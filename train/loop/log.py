@@ -1,4 +1,4 @@
-"""What a training run says of each epoch: JSON lines and TensorBoard always, MLflow where it is asked for."""
+"""The log of a training run, one entry an epoch: JSON lines and TensorBoard always, MLflow if it is configured."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ class RunLog:
     - MLflow, when MLFLOW_TRACKING_URI is set and mlflow is installed: the same numbers as metrics of a run, whose id is
       kept in `mlflow.json`, so that a resumed run goes on in it. The experiment is MLFLOW_EXPERIMENT_NAME or latebloom.
 
-    A run that is killed and resumed has each epoch once: what was logged after the epoch it goes on from is dropped.
+    A run that is killed and resumed has each epoch once: entries after the epoch that it resumes from are dropped.
     """
 
     def __init__(self, folder: Path, resume_epoch: int = 0, parameters: Mapping[str, Any] | None = None) -> None:
@@ -36,8 +36,8 @@ class RunLog:
 
         Args:
             folder: local or remote; made when there is none.
-            resume_epoch: epochs that are done and stay in the log; 0 starts anew.
-            parameters: what MLflow shall show as the run's parameters.
+            resume_epoch: finished epochs, which stay in the log; 0 starts a new log.
+            parameters: the run's parameters for MLflow.
 
         Raises:
             OSError: the folder cannot be written, or the MLflow server not be used.
@@ -53,7 +53,7 @@ class RunLog:
         else:
             from torch.utils.tensorboard import SummaryWriter  # half a second, and only training needs it
 
-            # TensorBoard leaves out what earlier files of the folder say of this step and later ones.
+            # TensorBoard then ignores this step and later ones in earlier files of the folder.
             self._events = SummaryWriter(str(folder / _EVENTS), purge_step=resume_epoch + 1)
         if os.environ.get("MLFLOW_TRACKING_URI"):
             if importlib.util.find_spec("mlflow"):
@@ -121,7 +121,7 @@ def _text(line: Mapping[str, float]) -> str:
 
 
 def _read_lines(path: Path, last: int) -> list[dict[str, float]]:
-    """The lines of epochs 1 to `last`; behind them may lie later ones, and half a line of the moment of a kill."""
+    """The lines of epochs 1 to `last`. After them there may be later ones, and half a line from a killed run."""
     lines: list[dict[str, float]] = []
     for text in path.read_bytes().splitlines() if path.exists() else []:
         try:

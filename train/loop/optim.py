@@ -3,10 +3,12 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from latebloom.train.config import FitConfig
 
 __all__ = ["AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
 
@@ -15,12 +17,12 @@ __all__ = ["AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_asce
 def sam_ascent(models: Sequence[Sequence[Tensor]], rho: float) -> Iterator[None]:
     """Within the block the weights w stand at w + rho * g / ||g||_2, g being what `.grad` holds on entry.
 
-    Compute the gradient again inside; on leaving, w is back bit for bit and `.grad` is left as it is (the SAM
-    gradient), so that any optimizer may step. Weight decay belongs to that optimizer and takes no part in the ascent.
-    Foret et al., arXiv 2010.01412, Eq. 2, with 1e-12 added to the norm as in the public implementations.
+    Compute the gradient again inside. After the block w is restored bit for bit, and `.grad` holds the SAM gradient, so
+    that any optimizer can step. Weight decay belongs to that optimizer and has no part in the ascent. Foret et al.,
+    arXiv 2010.01412, Eq. 2, with 1e-12 added to the norm as in the public implementations.
 
     Args:
-        models: the weights of each model; every model has a norm of its own. Weights without a gradient stay put.
+        models: the weights of each model, each with a norm of its own. Weights without a gradient do not move.
         rho: radius of the ascent, >= 0.
     """
     moved = [w for weights in models for w in weights if w.grad is not None]
@@ -44,7 +46,7 @@ def sam_ascent(models: Sequence[Sequence[Tensor]], rho: float) -> Iterator[None]
 def batchnorm_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Within the block, BatchNorm layers normalise by the batch as in training but leave their running statistics.
 
-    For SAM's second pass: the weights there are not those that will be evaluated.
+    For SAM's second pass, whose weights are not those that will be evaluated.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
@@ -54,6 +56,9 @@ def batchnorm_statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+EPS = 1e-4  # added to AdaHessian's denominator, as published
 
 
 class AdaHessian(torch.optim.Optimizer):
@@ -73,9 +78,7 @@ class AdaHessian(torch.optim.Optimizer):
         params: as for any torch optimizer.
         lr: above 0; the paper's for ResNets on CIFAR-10.
         betas: decay of the mean gradient and of the mean squared Hessian diagonal, each in [0, 1).
-        eps: added to the denominator, >= 0.
         weight_decay: >= 0.
-        hessian_power: exponent of the root mean square of the Hessian diagonal, above 0 to 1.
 
     Raises:
         ValueError: a setting out of its range.
@@ -86,28 +89,17 @@ class AdaHessian(torch.optim.Optimizer):
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 0.15,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-4,
         weight_decay: float = 0.0,
-        hessian_power: float = 1.0,
     ) -> None:
-        if not lr > 0 or not eps >= 0 or not weight_decay >= 0:
-            raise ValueError(f"expected lr > 0, eps >= 0, weight_decay >= 0; got {lr}, {eps}, {weight_decay}")
+        if not lr > 0 or not weight_decay >= 0:
+            raise ValueError(f"lr is {lr} and weight_decay {weight_decay}, expected lr > 0 and weight_decay >= 0")
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are two numbers from 0 to below 1, got {betas}")
-        if not 0 < hessian_power <= 1:
-            raise ValueError(f"hessian_power lies above 0 and up to 1, got {hessian_power}")
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "hessian_power": hessian_power,
-        }
-        super().__init__(params, defaults)
-        self._diagonals: dict[Tensor, Tensor] = {}  # of the step under way
+            raise ValueError(f"betas are {betas}, expected two numbers from 0 to below 1")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self._diagonals: dict[Tensor, Tensor] = {}  # of the current step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As torch's; an estimate that was not used is not kept."""
+        """As torch's; an unused estimate is dropped."""
         super().__setstate__(state)
         self._diagonals = {}
 
@@ -161,7 +153,9 @@ class AdaHessian(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         for w in weights:
             if w not in self._diagonals:
-                raise ValueError("AdaHessian has gradients but no estimate of the Hessian; call estimate before step")
+                raise ValueError(
+                    "AdaHessian got gradients without an estimate of the Hessian; call estimate before step"
+                )
             if not self.state[w]:
                 self.state[w] |= {
                     "step": torch.zeros((), dtype=torch.float32),
@@ -180,8 +174,8 @@ class AdaHessian(torch.optim.Optimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, diagonals, diagonals, 1 - beta2)
         scale = torch._foreach_div(squares, [1 - beta2**t for t in steps])
-        torch._foreach_pow_(scale, group["hessian_power"] / 2)
-        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, EPS)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_addcdiv_(weights, means, scale, [-group["lr"] / (1 - beta1**t) for t in steps])
@@ -194,28 +188,13 @@ def _spatial_mean(diagonal: Tensor) -> Tensor:
     return diagonal.mean((2, 3), keepdim=True).expand_as(diagonal).contiguous()
 
 
-def learning_rate(
-    step: int,
-    total_steps: int,
-    *,
-    peak: float,
-    schedule: Literal["milestones", "cosine", "constant"],
-    milestones: Sequence[float],
-    decay: float,
-    warmup: float,
-) -> float:
-    """The learning rate of step `step` (from 0) of `total_steps`.
-
-    Args:
-        milestones: fractions of the run, each in (0, 1); the rate is multiplied by `decay` at each one passed.
-        warmup: fraction of the run over which the rate rises linearly to the schedule's value; the first step
-            already moves.
-    """
+def learning_rate(config: FitConfig, step: int, total_steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `total_steps`; with warmup the first one is above 0 too."""
     progress = step / total_steps
-    rate = peak
-    if schedule == "milestones":
-        rate *= decay ** sum(progress >= milestone for milestone in milestones)
-    elif schedule == "cosine":
+    rate = config.lr
+    if config.schedule == "milestones":
+        rate *= config.lr_decay ** sum(progress >= milestone for milestone in config.milestones)
+    elif config.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * progress))
-    warmup_steps = warmup * total_steps
+    warmup_steps = config.warmup * total_steps
     return rate * min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else rate

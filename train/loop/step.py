@@ -1,4 +1,4 @@
-"""One step: gradients of one model, or of many small ones as one network, for SGD, SAM and AdaHessian."""
+"""The gradients of one step, of one model or of many small ones as one network, for SGD, SAM and AdaHessian."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,15 @@ __all__ = ["Batch", "Gradients", "autocast", "losses_of_batch"]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one model sees in a step, on its device.
+    """One model's examples of a step, on its device.
 
     Attributes:
         images: uint8 (B, C, H, W), augmented.
         targets: int64 (B,).
-        places: int64 (B,), where in the epoch's list each stands.
-        factors: float32 (B,), what each loss is multiplied by; None: 1.
-        partners: int64 (B,), the labels of the images that Mixup laid over these; None: of none.
-        shares: float32 (B,), the share of its own label, 1 where there is no partner.
+        places: int64 (B,), places in the epoch's list of examples.
+        factors: float32 (B,), factors of the losses; None: 1.
+        partners: int64 (B,), labels of the images that Mixup mixed into these; None: no Mixup.
+        shares: float32 (B,), the share of an image's own label, 1 where it has no partner.
     """
 
     images: Tensor
@@ -40,12 +40,11 @@ class Batch:
 
 
 class Gradients:
-    """Leaves in `.grad` what the optimizer shall follow.
+    """Computes the gradients of a step into `.grad`.
 
     Args:
-        optimizer: an `AdaHessian` where the config says so; others are not looked at.
-        forwards: per model, what computes its logits: itself, or itself compiled.
-        whole: of how many images a batch of so many is the part of this process.
+        optimizer: an `AdaHessian` if the config says so; others are not used here.
+        forwards: per model, the function of its logits: itself, or itself compiled.
         reduce: sums the gradients of these weights over all processes; None in a process alone.
     """
 
@@ -73,14 +72,14 @@ class Gradients:
         Returns:
             Per model: float64 (3,) summed loss without factors, errors and count; bool (B,) which are right.
         """
-        together: dict[int, list[int]] = {}  # by size: sets smaller than a batch cannot be stacked with others
+        together: dict[int, list[int]] = {}  # by size: batches of different sizes cannot be stacked
         for m, batch in batches.items():
             together.setdefault(len(batch), []).append(m)
         results: dict[int, tuple[Tensor, Tensor]] = {}
         graphs: dict[int, list[Tensor | None]] = {}
         for group in together.values():
             mine = [batches[m] for m in group]
-            # The mean over each model's batch and the sum over models: no model sees another's gradient.
+            # The mean over each model's batch and the sum over models, so models do not change each other's gradients.
             totals = [whole[m] for m in group]
             results |= dict(zip(group, self._passes(group, mine, totals, graphs), strict=True))
         if self.config.optimizer == "adahessian":
@@ -166,14 +165,14 @@ class Gradients:
 
 
 def autocast(config: FitConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context that a network runs in at the config's precision."""
+    """The context in which a network runs at the config's precision."""
     if config.precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def losses_of_batch(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    """Losses float32 (B,) without factors, of one model as it is."""
+    """Losses float32 (B,) of one model, without factors."""
     return _losses(model(batch.images.float().div_(255)).float()[None], _stack([batch]))[0]
 
 
@@ -212,7 +211,7 @@ def _split(stacked: Batch, parts: int) -> list[Batch]:
 
 
 def _losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy float32 (M, B); with a partner's label by its share."""
+    """Cross-entropy float32 (M, B); with Mixup the mean of both labels' by their shares."""
     flat = logits.flatten(0, 1)
     losses = F.cross_entropy(flat, batch.targets.flatten(), reduction="none").view_as(batch.targets)
     if batch.partners is None or batch.shares is None:

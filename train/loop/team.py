@@ -14,8 +14,8 @@ __all__ = ["Team", "join"]
 class Team:
     """The processes of torch's default process group, or this one alone where there is none.
 
-    Each takes every `size`-th example of a batch, from its `rank` on, and sums gradients with the others. Their weights
-    start equal and so stay equal. Only the one that leads writes files.
+    Each takes every `size`-th example of a batch, beginning with its `rank`, and sums gradients with the others. Their
+    weights are equal at the start and so stay equal. Only the leading process writes files.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Team:
         torch._foreach_copy_(grads, [part.view(grad.shape) for part, grad in zip(parts, grads, strict=True)])
 
     def average_buffers(self, model: torch.nn.Module) -> None:
-        """Make BatchNorm's running statistics the mean of those of all processes, each of which saw its share."""
+        """Make BatchNorm's running statistics the mean over all processes; each has those of its share of the data."""
         for buffer in model.buffers() if self.size > 1 else ():
             if buffer.is_floating_point():
                 buffer.copy_(self.total(buffer) / self.size)
@@ -70,9 +70,9 @@ class Team:
 
 
 def join() -> torch.device | None:
-    """Join the team that `accelerate launch` or torchrun starts this process for: its device, or None when alone.
+    """Join the processes that `accelerate launch` or torchrun started: this one's device, or None if it is alone.
 
-    To be called once, before anything is trained; `fit` then takes its part by itself.
+    To be called once, before any training; `fit` then trains on this process's share.
 
     Raises:
         ValueError: started as one of several processes where accelerate is not installed.
@@ -82,5 +82,5 @@ def join() -> torch.device | None:
     try:
         import accelerate  # type: ignore[import-untyped]  # half a second, and only several processes need it
     except ImportError:
-        raise ValueError("training on several devices needs accelerate; run `pip install accelerate`") from None
+        raise ValueError("several processes need accelerate, which is not installed: pip install accelerate") from None
     return accelerate.PartialState().device

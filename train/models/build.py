@@ -1,10 +1,10 @@
-"""The classifiers: those for small images here, in resnets.py and vit.py; the others of torchvision and timm.
+"""The classifiers by name: our own for small images (here, resnets.py, vit.py), torchvision's and timm's.
 
 All take float (B, C, H, W) in [0, 1] and give logits (B, num_classes). torchvision's and timm's models are built as
-they come, stem and all, which paper 2505.21574 (App. F.1) does too. At 32 px that leaves little to look at: VGG19 ends
-on a map of 1x1 that it repeats to 7x7 for its linear layers, ResNets and DenseNets see 8x8 after their stem and end on
-1x1, ConvNeXt and Swin cut 8x8 patches of 4x4 and end on 1x1. torchvision's dropout (VGG19 0.5) and stochastic depth
-(ConvNeXt-T 0.1, Swin-T 0.2) are left as they come; timm's are set to 0.
+they are published, with their stem, as in paper 2505.21574 (App. F.1). At 32 px their maps are small: VGG19 ends on
+1x1, which it repeats to 7x7 for its linear layers; ResNets and DenseNets have 8x8 after their stem and end on 1x1;
+ConvNeXt and Swin begin with 8x8 patches and end on 1x1. torchvision's dropout (VGG19 0.5) and stochastic depth
+(ConvNeXt-T 0.1, Swin-T 0.2) keep their published rates; timm's are set to 0.
 """
 
 import difflib
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from latebloom.data.seeds import torch_stream
 from latebloom.data.store import as_path, local_file
+from latebloom.train.evaluate import eval_mode
 from latebloom.train.models.resnets import PreActResNet18, ResNet, WideResNet28
 from latebloom.train.models.vit import ViT
 
@@ -51,7 +52,7 @@ class SmallCNN(nn.Module):
 
 
 class _GreyToColour(nn.Module):
-    """A three-channel model that is given one-channel images."""
+    """A three-channel model as a model of one-channel images."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -62,9 +63,9 @@ class _GreyToColour(nn.Module):
 
 
 class _Normalised(nn.Module):
-    """A model that wants (x - mean) / std, given x in [0, 1].
+    """A model of (x - mean) / std as a model of x in [0, 1].
 
-    Mean and std are buffers, so a checkpoint says what its weights were trained with.
+    Mean and std are buffers, so a checkpoint holds what its weights were trained with.
     """
 
     mean: Tensor
@@ -106,19 +107,19 @@ def build(
 ) -> nn.Module:
     """Make a classifier, on the CPU: with fresh weights drawn from `seed`, or with those of a file.
 
-    The output layer is always for `num_classes`. A file for another number of classes gives all but that layer, which
-    stays as drawn from `seed`; anything else that differs is an error. Weights of torchvision and timm were trained on
-    normalised images, so with them the model first subtracts the mean and divides by the standard deviation: ImageNet's
-    for torchvision, those that timm has for the name. One-channel images are shown to a three-channel model as three
-    equal channels; a fresh timm model is made for one channel.
+    The output layer is always for `num_classes`. From a file for another number of classes all layers but that one are
+    loaded; any other difference is an error. Weights of torchvision and timm were trained on normalised images, so a
+    model with such weights first subtracts the mean and divides by the standard deviation: ImageNet's for torchvision,
+    timm's own for each name. A three-channel model gets a one-channel image as three equal channels; a fresh timm model
+    is made for one channel.
 
     Args:
         name: `small-cnn`, `preact-resnet18`, `resnet18` (3x3 stem), `resnet20`, `resnet32`, `wrn-28-10`, `vit-s4`,
             `torchvision:<name>` or `timm:<name>`.
         image_shape: (H, W, C) of the images it will see.
         width: channels of the first layer, for our own; 0 takes the published one.
-        weights: path or URL of a state dict: .safetensors, or .pth as torchvision publishes them, which is read without
-            running what is pickled in it. Empty: fresh weights.
+        weights: path or URL of a state dict: .safetensors, or .pth as torchvision publishes them; of a .pth only the
+            tensors are read and no pickled code is run. Empty: fresh weights.
 
     Raises:
         ValueError: unknown name, an image it cannot take, timm missing, a model that does not give plain logits, or
@@ -126,7 +127,9 @@ def build(
     """
     height, image_width, _ = image_shape
     if min(height, image_width) < MIN_SIDE:
-        raise ValueError(f"images of {image_width}x{height} are too small: classifiers here need {MIN_SIDE} px a side")
+        raise ValueError(
+            f"images are {image_width}x{height}, classifiers need {MIN_SIDE} px a side; set image_size to that or more"
+        )
     library, colon, rest = name.partition(":")
     with torch_stream(seed, "model", name):
         if name in _OWN:
@@ -189,14 +192,17 @@ def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], weight
     if not weights:
         return model
     if published is None:
-        raise ValueError(f"timm does not say how images of timm:{name} are normalised, leave out weights")
+        raise ValueError(
+            f"timm has no mean and standard deviation for images of timm:{name}, which its weights need; train it "
+            "without weights"
+        )
     _load_weights(model, f"timm:{name}", weights)
     model = _Normalised(model, published.mean, published.std)
     return _GreyToColour(model) if channels == 1 else model
 
 
 def _load_weights(model: nn.Module, name: str, weights: str) -> None:
-    """Load a state dict whose output layer alone may be for another number of classes; that layer is left as it is."""
+    """Load a state dict. Its output layer may be for another number of classes: then the model's own stays."""
     state, own = _read_weights(weights), model.state_dict()
     # The last linear layer, or convolution (SqueezeNet), as in `evaluate.features_of`.
     head = [n for n, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
@@ -214,37 +220,45 @@ def _load_weights(model: nn.Module, name: str, weights: str) -> None:
     faults = [f"missing {_few(missing)}"] * bool(missing) + [f"unknown {_few(unknown)}"] * bool(unknown)
     faults += [_few(wrong)] * bool(wrong)
     if faults:
-        raise ValueError(f"{weights} does not hold weights of {name}: {'; '.join(faults)}")
+        raise ValueError(
+            f"{weights} does not fit {name}: {'; '.join(faults)}; give weights of this model, or another model"
+        )
     model.load_state_dict(state, strict=False)
 
 
 def _read_weights(weights: str) -> dict[str, Tensor]:
     path = as_path(weights)
     if not path.is_file():
-        raise ValueError(f"there is no weights file at {weights}; give a .safetensors or .pth file that is there")
+        raise ValueError(f"there is no file at {weights}; give an existing .safetensors or .pth file as weights")
     with local_file(path) as local:
         if path.suffix == ".safetensors":
             try:
                 return safetensors.torch.load_file(local)
             except safetensors.SafetensorError as error:
-                raise ValueError(f"{weights} is no safetensors file, or a damaged one: {_line(error)}") from error
+                raise ValueError(
+                    f"{weights} cannot be read as safetensors ({_line(error)}); download or save it again"
+                ) from error
         if path.suffix not in (".pth", ".pt", ".bin"):
-            raise ValueError(f"weights are read from .safetensors or .pth files, got {weights}")
+            raise ValueError(
+                f"{weights} is {path.suffix or 'without a suffix'}, expected .safetensors or .pth; convert it"
+            )
         try:
-            with warnings.catch_warnings():  # of torch, about pickle protocols; the file opens or it does not
+            with warnings.catch_warnings():  # torch's, about pickle protocols: the file can be read nevertheless
                 warnings.simplefilter("ignore", UserWarning)
                 state = torch.load(local, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"{weights} is damaged or holds more than tensors, which could run code when read; "
+                f"{weights} is damaged, or holds more than tensors, which could run code when read; "
                 "save model.state_dict() alone, or use safetensors"
             ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"{weights} holds a {type(state).__name__}, expected a state dict of tensors by name")
+        raise ValueError(
+            f"{weights} holds a {type(state).__name__}, expected a dict of tensors; save model.state_dict() alone"
+        )
     others = [str(key) for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if others or not state:
         what = f"with {_few(others)} that are no tensors" if others else "without entries"
-        raise ValueError(f"{weights} holds a dict {what}, expected a state dict; save model.state_dict() alone")
+        raise ValueError(f"{weights} holds a dict {what}, expected a dict of tensors; save model.state_dict() alone")
     return dict(state)
 
 
@@ -259,15 +273,16 @@ def _line(error: Exception) -> str:
 
 
 def _check_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """One image through it, so that a size it cannot take is said now and not after an hour."""
+    """Raise ValueError if the model cannot take such images: now, and not after an hour of training."""
     height, width, channels = image_shape
-    model.eval()
     try:
-        with torch.inference_mode():
+        with eval_mode(model), torch.inference_mode():
             logits = model(torch.zeros(1, channels, height, width))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{name} cannot take images of {width}x{height}: {_line(error)}") from error
-    finally:
-        model.train()
+        raise ValueError(
+            f"{name} cannot take images of {width}x{height} ({_line(error)}); choose another model, or resize the "
+            "images with image_size"
+        ) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
-        raise ValueError(f"{name} does not give one logit a class, so it is no classifier that Latebloom can train")
+        got = f"logits {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"{name} gives {got} for one image, expected logits (1, {num_classes}); choose a classifier")

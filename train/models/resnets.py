@@ -1,6 +1,6 @@
 """Residual networks for small images: pre-activation ones (PreAct-ResNet18, WRN-28-10) and He et al.'s.
 
-All begin with a 3x3 convolution without pooling, halve the map at each stage after the first, average what is left
+All begin with a 3x3 convolution without pooling, halve the map at each stage after the first, average the last map
 over its positions (so any side from 8 px works) and end in one linear layer, `head`.
 """
 

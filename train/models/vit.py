@@ -51,12 +51,12 @@ class _Layer(nn.Module):
 class ViT(nn.Module):
     """ViT-S/4 of paper 2505.21574 (App. F.1): width 768, depth 8, 8 heads, MLP 2,304, patches of 4x4, no dropout.
 
-    The paper takes github.com/lucidrains/vit-pytorch, which fixes the rest: LayerNorm before and after the patches'
-    projection, queries, keys and values without bias, heads of 64 (so 512 in all, not 768), a class token, positions
-    drawn from a standard normal and learnt, and every linear layer as torch starts it. 41.0 M weights at 32 px.
+    The rest is as in github.com/lucidrains/vit-pytorch, which the paper uses: LayerNorm before and after the patches'
+    projection; queries, keys and values without bias; heads of 64 (so 512 in all, not 768); a class token; learnt
+    positions, drawn from a standard normal; torch's own initialisation of linear layers. 41.0 M weights at 32 px.
 
     Args:
-        side: (height, width) of the images, multiples of `patch`; other sizes do not fit the positions.
+        side: (height, width) of the images, multiples of `patch`; the positions are for this size alone.
         width: of a token; heads have a twelfth of it, the MLP three times as much.
 
     Raises:

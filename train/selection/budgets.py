@@ -8,26 +8,27 @@ __all__ = ["budgets", "in_proportion"]
 
 
 def budgets(labels: np.ndarray, num_classes: int, config: CoresetConfig) -> np.ndarray:
-    """How many examples are picked of each class: int64 (C,), at most its size; the sum is exactly the number asked.
+    """How many examples are selected of each class: int64 (C,), at most its size; they sum to the number asked for.
 
-    The number is the fraction of all examples, rounded half up, or per_class times the classes that are there, at most
-    all. `equal` deals it out as evenly as sizes allow: what a small class cannot give is dealt to the others.
-    `proportional` rounds by largest remainders, but leaves no class without. What does not divide goes to the lowest
-    classes. For `none` only the sum means something.
+    That number is the fraction of all examples, rounded half up, or per_class times the number of classes with
+    examples, at most all. `equal` gives each class as many as its size allows and the rest to larger classes.
+    `proportional` rounds by largest remainders, with at least one for each class. Remainders go to the lowest classes.
+    For `none` only the sum counts.
 
     Args:
         labels: int64 (N,).
 
     Raises:
-        ValueError: nothing to pick, fewer picks than classes, `none` with a method that works class by class, or
-            labels out of range.
+        ValueError: nothing to select, fewer examples than classes, `none` with a method that works class by class,
+            or labels out of range.
     """
     if config.budget == "none" and config.method not in SCORED:
         raise ValueError(
-            f"{config.method} picks class by class: give budget equal or proportional; none is for {', '.join(SCORED)}"
+            f"budget is none, but {config.method} selects class by class; give budget equal or proportional, or one of "
+            f"{', '.join(SCORED)}"
         )
     if len(labels) == 0:
-        raise ValueError("there are no examples to pick from")
+        raise ValueError("there are no examples to select from; give a training set")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
     sizes = np.bincount(labels, minlength=num_classes).astype(np.int64)
@@ -50,7 +51,7 @@ def budgets(labels: np.ndarray, num_classes: int, config: CoresetConfig) -> np.n
 
 
 def _evenly(sizes: np.ndarray, total: int) -> np.ndarray:
-    """The highest level up to which all classes can be filled, and the rest one each."""
+    """The highest number that every class can give (or all of a smaller one), and one more each for the rest."""
     low, high = 0, int(sizes.max())
     while low < high:
         middle = (low + high + 1) // 2
@@ -61,12 +62,12 @@ def _evenly(sizes: np.ndarray, total: int) -> np.ndarray:
 
 
 def in_proportion(sizes: np.ndarray, total: int, at_least: int = 1) -> np.ndarray:
-    """`total`, at most all, dealt out to classes int64 (C,) in proportion to their sizes: int64 (C,).
+    """`total` (at most all) shared among the classes in proportion to their sizes int64 (C,): int64 (C,).
 
     Rounded by largest remainders, ties to the lowest class.
 
     Args:
-        at_least: 0 or 1; 1 leaves no class without that has examples, and needs a total of as many as there are such.
+        at_least: for each class with examples, 0 or 1; 1 needs a total of at least the number of such classes.
     """
     dealt, remainder = np.divmod(sizes * total, sizes.sum())  # integers: no rounding decides
     dealt[np.argsort(-remainder, kind="stable")[: total - dealt.sum()]] += 1

@@ -1,4 +1,7 @@
-"""One coreset for a whole training of logistic regression, by exact second-order information (AdaCore)."""
+"""One coreset for a whole training of logistic regression, by exact second-order information (AdaCore).
+
+No command uses this yet; AdaCore's convex experiment will.
+"""
 
 import numpy as np
 
@@ -12,7 +15,7 @@ __all__ = ["logistic_coreset", "newton_directions"]
 def logistic_coreset(
     x: np.ndarray, y: np.ndarray, parameters: np.ndarray, budget: int, damping: float, *, l2: float = 0.0
 ) -> Coreset:
-    """Pick points whose weighted Newton directions stand for those of all, per class in proportion to its size.
+    """Select points whose weighted Newton directions stand for those of all, per class in proportion to its size.
 
     The loss of a point is ln(1 + exp(-(2 y - 1) (w . x + b))) + l2 |w, b|^2 / 2. AdaCore (arXiv 2207.13887), section
     5.1, where the curvature is computed once and one coreset serves all of training (its loss is misprinted there with
@@ -21,8 +24,8 @@ def logistic_coreset(
     Args:
         x: float (N, D).
         y: int (N,), 0 or 1.
-        parameters: float (D + 1,), w and behind it b, where gradients and Hessians are taken, such as all 0.
-        budget: points to pick, of 2 (one a class) to N.
+        parameters: float (D + 1,), w followed by b, where gradients and Hessians are computed, such as all 0.
+        budget: points to select, 2 (one a class) to N.
         damping: > 0, added to each point's Hessian, which has rank 1.
         l2: >= 0.
 
@@ -61,7 +64,7 @@ def newton_directions(
     if not np.isin(y, (0, 1)).all():
         raise ValueError(f"y must be 0 or 1, got {y.min()}..{y.max()}")
     if not (np.isfinite(x).all() and np.isfinite(parameters).all()):
-        raise ValueError("x or the parameters are not finite")
+        raise ValueError("x or the parameters are not finite; remove such points, or start from other parameters")
     if not (damping > 0 and l2 >= 0):
         raise ValueError(f"damping {damping} and l2 {l2}; expected damping > 0 and l2 >= 0")
     u = np.pad(x.astype(np.float64), ((0, 0), (0, 1)), constant_values=1)  # (N, D + 1)

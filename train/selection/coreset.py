@@ -1,4 +1,4 @@
-"""Which examples stand for a training set: what a model says of the pool in, rows and weights out."""
+"""Which examples stand for a training set: a model's outputs on all of it in, rows and weights out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,18 +39,16 @@ _MOST_BYTES = 16 << 30  # of adacore's last-layer gradients
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What a model says of the pool of N examples that is picked from.
+    """A model's outputs on the pool, the N examples that are selected from.
 
     Attributes:
         logits: float32 (N, C), eval mode, no augmentation.
         labels: int64 (N,).
         features: float32 (N, D), the input of the last layer, without the bias's 1.
-        forgotten: float (N,), how often training forgot an example, inf where it never learned it; for forgetting.
+        forgotten: float (N,), how often an example went from right to wrong in training, inf if it was never right; for
+            forgetting.
         ensemble: logits and features of further models, for the means of el2n and grand.
-        validation: logits, labels and features of a validation set, for glister and gradmatch; None: the pool.
-        moments: averages over selections (see `updated_moments`), for adacore; None: this look alone.
-        diagonal: float (C,) or, of the last layer, (C * (D + 1),): a Hessian's diagonal that all examples share, such
-            as the mean over examples of Hutchinson's estimate; for adacore with adacore_curvature=given.
+        moments: averages over selections (see `updated_moments`), for adacore; None: these outputs alone.
     """
 
     logits: np.ndarray
@@ -58,20 +56,18 @@ class Evidence:
     features: np.ndarray
     forgotten: np.ndarray | None = None
     ensemble: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     moments: Moments | None = None
-    diagonal: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Coreset:
-    """The picked examples.
+    """The selected examples.
 
     Attributes:
-        indices: int64 (B,), rows of the pool, class after class; within a class in the order they were picked, or from
-            the highest score down.
-        weights: float32 (B,), how many examples of its class each one stands for (gamma): they sum to the class size
-            within each class (gradmatch's to less, the smaller gradients are beside its ridge); 1 where there are none.
+        indices: int64 (B,), rows of the pool, class after class; within a class in the order of their selection, or
+            from the highest score down.
+        weights: float32 (B,), how many examples of its class each one stands for (gamma). Within each class they sum to
+            its size (gradmatch: to less, the larger its ridge beside the gradients). 1 for methods without weights.
     """
 
     indices: np.ndarray
@@ -82,52 +78,48 @@ def normalised(weights: np.ndarray) -> np.ndarray:
     """Weights scaled to a mean of 1, float32 (B,), so that they do not change the learning rate.
 
     Raises:
-        ValueError: they sum to nothing.
+        ValueError: their sum is not a positive number.
     """
     total = weights.sum(dtype=np.float64)
     if not (np.isfinite(total) and total > 0):
-        raise ValueError(f"weights sum to {total}, so they have no mean to scale by")
+        raise ValueError(f"weights sum to {total}, expected a number above 0; select anew, or give weights=none")
     return (weights * (len(weights) / total)).astype(np.float32)
 
 
 def select_coreset(
     evidence: Evidence, config: CoresetConfig, seed: int, *, threads: int = 0, device: str | None = None
 ) -> Coreset:
-    """Pick the examples that `config` asks for.
+    """Select the examples that `config` asks for.
 
-    By one score per example, the highest first, ties to the lowest row:
-    random (by lot), max_loss (cross-entropy), least_confidence (1 - max p), entropy, margin (1 - (p1 - p2)), forgetting
-    (events, never learned first), el2n (|p - y|) and grand (norm of the last layer's gradient), both means over models.
+    By one score per example, the highest first, ties to the lowest row: random, max_loss (cross-entropy),
+    least_confidence (1 - max p), entropy, margin (1 - (p1 - p2)), forgetting (events, never learned first), el2n
+    (|p - y|) and grand (norm of the last layer's gradient), the last two as means over models.
 
     Greedily within each class: herding (mean of features), k_center (distance of features), contextual_diversity
     (k_center by symmetric KL of probabilities), craig and dea (facility location by distance of gradients), adacore
     (gradients over damped curvature), lcmat (gradients and curvature of the last layer), gradmatch (weights >= 0 whose
-    gradients sum to the class's), glister (each pick lowers the validation loss most).
+    gradients sum to the class's), glister (each example lowers the loss of its class most).
 
-    A smaller budget gives a prefix of each class for all methods but gradmatch, whose picks may leave again.
+    A smaller budget gives a prefix of each class, except for gradmatch, which may drop a selected example again.
 
     Args:
-        seed: of random, and of the first pick of k_center and contextual_diversity.
+        seed: of random, and of the first example of k_center and contextual_diversity.
         threads: of facility location, over classes; 0: as many as there are cores. adacore with the last layer's
-            gradients writes out those of a class in each, 4 n C (D + 1) bytes.
+            gradients writes out those of one class in each thread, 4 n C (D + 1) bytes.
         device: of facility location; None: the CPU.
 
     Raises:
         ValueError: evidence that is missing, does not fit or is not finite; a budget that `budgets` refuses; adacore's
-            gradients would pass 16 GiB.
+            gradients would take more than 16 GiB.
     """
     _check(evidence, config)
     counts = budgets(evidence.labels, evidence.logits.shape[1], config)
     if config.method in SCORED:
-        picked = scores.top(_score(evidence, config.method, seed), evidence.labels, counts, config.budget != "none")
-        return Coreset(picked, np.ones(len(picked), np.float32))
-    if config.method in _POINTS:
-        if config.method == "adacore":
-            _check_memory(evidence, config, averaged=evidence.moments is not None)
-        if config.method == "adacore" and evidence.moments is None:
-            evidence = _with_diagonal(evidence, config)
+        selected = scores.top(_score(evidence, config.method, seed), evidence.labels, counts, config.budget != "none")
+        return Coreset(selected, np.ones(len(selected), np.float32))
+    if config.method in ("craig", "dea", "adacore", "lcmat"):
         medoids = facility_location_by_class(
-            partial(_POINTS[config.method], evidence, config),
+            _points(evidence, config),
             evidence.labels,
             counts,
             threads=threads,
@@ -144,56 +136,51 @@ def select_coreset(
 
 
 def updated_moments(evidence: Evidence, config: CoresetConfig, moments: Moments | None = None) -> Moments:
-    """Take a look of the whole pool into adacore's running averages; call it before each selection.
+    """Take the outputs on the whole pool into adacore's running averages; to be called before each selection.
 
     Args:
-        moments: those of the looks before, changed in place; None begins them. They take 8 N W bytes, W = C, or
-            C * (D + 1) with the last layer's gradients.
+        moments: the averages so far, changed in place; None begins them. They take 8 N W bytes, with W = C, or
+            C * (D + 1) for the last layer's gradients.
 
     Raises:
-        ValueError: as `select_coreset` does, with the averages in the 16 GiB.
+        ValueError: as `select_coreset`; here the 16 GiB include the averages.
     """
     _check(evidence, config)
     _check_memory(evidence, config, averaged=True)
-    evidence = _with_diagonal(evidence, config)
+    shared = _pool_curvature(evidence, config)
     size = len(evidence.labels)
     if moments is None:
         decays = config.adacore_gradient_decay, config.adacore_curvature_decay
         moments = Moments(size, _width(evidence, config), *decays)
     for start in range(0, size, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, size))
-        gradients, curvature = _second_order(evidence, config, rows)
+        gradients, curvature = _second_order(evidence, config, shared, rows)
         moments.update(rows, gradients, np.broadcast_to(curvature, gradients.shape))
     return moments
 
 
 def _check(evidence: Evidence, config: CoresetConfig) -> None:
-    method, (n, classes) = config.method, _check_look("pool", evidence.logits, evidence.labels, evidence.features)
+    method, n = config.method, len(evidence.labels)
+    _check_outputs("pool", evidence.logits, evidence.labels, evidence.features)
     if method == "forgetting":
         if evidence.forgotten is None:
             raise ValueError(
-                "forgetting needs the forgetting events of training: give Evidence.forgotten, as forgetting_events "
-                "makes it of which examples were right in each epoch"
+                "Evidence.forgotten is None, but forgetting needs how often training forgot each example; take "
+                "Mixer.forgotten of a training that counted it"
             )
         if evidence.forgotten.shape != (n,) or np.isnan(evidence.forgotten).any():
-            raise ValueError(f"expected forgetting events float ({n},) without NaN, got {evidence.forgotten.shape}")
+            raise ValueError(
+                f"Evidence.forgotten is {evidence.forgotten.shape}, expected float ({n},) without NaN; give one each"
+            )
     if method in ("el2n", "grand"):
         for logits, features in evidence.ensemble:
-            _check_look("pool by a further model", logits, evidence.labels, features)
-    if method in ("gradmatch", "glister") and evidence.validation is not None:
-        logits, labels, features = evidence.validation
-        _check_look("validation set", logits, labels, features)
-        if logits.shape[1] != classes or features.shape[1] != evidence.features.shape[1]:
-            raise ValueError(
-                f"the validation set has {logits.shape[1]} classes and {features.shape[1]} features, "
-                f"the pool {classes} and {evidence.features.shape[1]}; one model must have looked at both"
-            )
+            _check_outputs("pool by a further model", logits, evidence.labels, features)
     if method == "adacore" and evidence.moments is not None and len(evidence.moments) != n:
-        raise ValueError(f"moments are of {len(evidence.moments)} examples, the pool has {n}")
+        raise ValueError(f"moments are of {len(evidence.moments)} examples, the pool has {n}; begin new ones")
 
 
 def _check_memory(evidence: Evidence, config: CoresetConfig, averaged: bool) -> None:
-    """Raise ValueError where adacore's gradients of the last layer are too large to be written out."""
+    """Raise ValueError if adacore's gradients of the last layer are too large to be written out."""
     largest = int(np.bincount(evidence.labels, minlength=1).max())
     rows = largest + (2 * len(evidence.labels) if averaged else 0)  # of one class, and both averages of all
     size = 4 * rows * _width(evidence, config)
@@ -204,27 +191,29 @@ def _check_memory(evidence: Evidence, config: CoresetConfig, averaged: bool) -> 
         )
 
 
-def _check_look(whose: str, logits: np.ndarray, labels: np.ndarray, features: np.ndarray) -> tuple[int, int]:
+def _check_outputs(whose: str, logits: np.ndarray, labels: np.ndarray, features: np.ndarray) -> None:
     if logits.ndim != 2 or features.ndim != 2 or not labels.shape == logits.shape[:1] == features.shape[:1]:
         raise ValueError(
-            f"expected logits (N, C), labels (N,) and features (N, D) of the {whose}, got {logits.shape}, "
-            f"{labels.shape} and {features.shape}"
+            f"logits, labels and features of the {whose} are {logits.shape}, {labels.shape} and {features.shape}, "
+            "expected (N, C), (N,) and (N, D); give one row of each for every example"
         )
     for name, array in (("logits", logits), ("features", features)):
         bad = int((~np.isfinite(array)).any(1).sum())
         if bad:
-            raise ValueError(f"{bad} rows of the {name} of the {whose} are not finite; has training diverged?")
+            raise ValueError(
+                f"{bad} rows of the {name} of the {whose} are not finite: training diverged; lower the learning rate"
+            )
     if len(labels) and (labels.min() < 0 or labels.max() >= logits.shape[1]):
         raise ValueError(
-            f"labels of the {whose} must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}"
+            f"labels of the {whose} lie in {labels.min()}..{labels.max()}, expected 0..{logits.shape[1] - 1}; "
+            "give logits of all classes"
         )
-    return logits.shape
 
 
 def _score(evidence: Evidence, method: Method, seed: int) -> np.ndarray:
-    """float (N,), the highest picked first."""
+    """float (N,), the highest selected first."""
     logits, labels = evidence.logits, evidence.labels
-    looks = ((logits, evidence.features), *evidence.ensemble)
+    outputs = ((logits, evidence.features), *evidence.ensemble)
     by_method: dict[Method, Callable[[], np.ndarray]] = {
         "random": lambda: numpy_rng(seed, "random coreset").random(len(labels)),
         "max_loss": lambda: losses_of(logits, labels),
@@ -232,8 +221,8 @@ def _score(evidence: Evidence, method: Method, seed: int) -> np.ndarray:
         "entropy": lambda: scores.entropy(logits),
         "margin": lambda: scores.margin(logits),
         "forgetting": lambda: np.asarray(evidence.forgotten),
-        "el2n": lambda: scores.el2n([z for z, _ in looks], labels),
-        "grand": lambda: scores.grand(looks, labels),
+        "el2n": lambda: scores.el2n([z for z, _ in outputs], labels),
+        "grand": lambda: scores.grand(outputs, labels),
     }
     return by_method[method]()
 
@@ -244,9 +233,20 @@ def _with_one(features: np.ndarray) -> np.ndarray:
 
 
 def _gradient(evidence: Evidence, config: CoresetConfig, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Residuals (n, C), and the factors (n, D + 1) that make them the last layer's gradients, if these are asked."""
+    """Residuals (n, C); with gradient=last_layer also the factors (n, D + 1) that make them that layer's gradients."""
     residual = residuals(evidence.logits[rows], evidence.labels[rows])
     return residual, _with_one(evidence.features[rows]) if config.gradient == "last_layer" else None
+
+
+def _points(evidence: Evidence, config: CoresetConfig) -> Callable[[np.ndarray], Points]:
+    """Where the examples of the rows (n,) stand, for facility location."""
+    if config.method == "lcmat":
+        return partial(_curved_points, evidence, config)
+    if config.method != "adacore":
+        return partial(_gradient_points, evidence, config)
+    _check_memory(evidence, config, averaged=evidence.moments is not None)
+    shared = _pool_curvature(evidence, config) if evidence.moments is None else None
+    return partial(_preconditioned_points, evidence, config, shared)
 
 
 def _gradient_points(evidence: Evidence, config: CoresetConfig, rows: np.ndarray) -> Points:
@@ -264,52 +264,49 @@ def _curved_points(evidence: Evidence, config: CoresetConfig, rows: np.ndarray) 
     return Points(residual, _with_one(features), varying_curvature(logits, features, k), config.lcmat_rho / 2)
 
 
-def _preconditioned_points(evidence: Evidence, config: CoresetConfig, rows: np.ndarray) -> Points:
+def _preconditioned_points(
+    evidence: Evidence, config: CoresetConfig, shared: np.ndarray | None, rows: np.ndarray
+) -> Points:
     """AdaCore (arXiv 2207.13887), Eq. 10. Damping keeps it finite where p saturates and curvature is 0."""
     if evidence.moments is None:
-        gradients, curvature = _second_order(evidence, config, rows)
+        gradients, curvature = _second_order(evidence, config, shared, rows)
     else:
         gradients, curvature = evidence.moments.gradients(rows), evidence.moments.curvatures(rows)
     return Points(gradients / (curvature + np.float32(config.adacore_damping)))
 
 
-def _second_order(evidence: Evidence, config: CoresetConfig, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients float32 (n, W) and curvature float32 (n, W), or (W,) where all share one."""
+def _second_order(
+    evidence: Evidence, config: CoresetConfig, shared: np.ndarray | None, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients float32 (n, W) and curvature float32 (n, W), or (W,) where it is `shared`."""
     logits, features = evidence.logits[rows], evidence.features[rows]
     residual = residuals(logits, evidence.labels[rows])
     if config.gradient == "logits":
-        gradients = residual
-        curvature = curvatures(logits) if evidence.diagonal is None else evidence.diagonal
+        gradients, own = residual, curvatures
     else:
-        gradients = last_layer_gradients(residual, features)
-        curvature = last_layer_curvatures(logits, features) if evidence.diagonal is None else evidence.diagonal
-    return gradients, curvature.astype(np.float32)
+        gradients, own = last_layer_gradients(residual, features), partial(last_layer_curvatures, features=features)
+    return gradients, (own(logits) if shared is None else shared).astype(np.float32)
 
 
 def _width(evidence: Evidence, config: CoresetConfig) -> int:
     return evidence.logits.shape[1] * (1 if config.gradient == "logits" else evidence.features.shape[1] + 1)
 
 
-def _with_diagonal(evidence: Evidence, config: CoresetConfig) -> Evidence:
-    """The evidence with the curvature that all examples share, or None where each has its own."""
-    width, diagonal = _width(evidence, config), evidence.diagonal
+def _pool_curvature(evidence: Evidence, config: CoresetConfig) -> np.ndarray | None:
+    """The Hessian diagonal float64 (W,) that all examples share; None where each has its own."""
     if config.adacore_curvature == "example":
-        diagonal = None
-    elif config.adacore_curvature == "pool":
-        diagonal = curvatures(evidence.logits).astype(np.float64)  # (N, C)
-        square = np.square(_with_one(evidence.features).astype(np.float64))  # (N, D + 1)
-        diagonal = diagonal.mean(0) if config.gradient == "logits" else (diagonal.T @ square / len(square)).ravel()
-    elif diagonal is None:
-        raise ValueError("adacore_curvature=given needs a Hessian's diagonal: give Evidence.diagonal, or take pool")
-    elif diagonal.shape != (width,) or not (np.isfinite(diagonal).all() and (diagonal >= 0).all()):
-        raise ValueError(f"expected a diagonal ({width},), finite and >= 0, got {diagonal.shape}; clip or average it")
-    return dataclasses.replace(evidence, diagonal=diagonal)
+        return None
+    curvature = curvatures(evidence.logits).astype(np.float64)  # (N, C)
+    if config.gradient == "logits":
+        return curvature.mean(0)
+    square = np.square(_with_one(evidence.features).astype(np.float64))  # (N, D + 1)
+    return (curvature.T @ square / len(square)).ravel()
 
 
 def _pursued(
     evidence: Evidence, config: CoresetConfig, rows: np.ndarray, budget: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picks among the rows (n,) of one class, in their order, and weights."""
+    """The selected ones of the rows (n,) of a class, in the order of their selection, and weights."""
     if config.method == "gradmatch":
         places, weights = _gradmatch(evidence, config, rows, budget)
         return rows[places], weights
@@ -323,43 +320,19 @@ def _pursued(
     return rows[by_method[config.method]()], np.ones(budget, np.float32)
 
 
-def _validation(evidence: Evidence, rows: np.ndarray) -> Evidence:
-    """The validation examples of the class of `rows`; the pool's where no others are given."""
-    label = evidence.labels[rows[0]]
-    if evidence.validation is None:
-        return Evidence(evidence.logits[rows], evidence.labels[rows], evidence.features[rows])
-    logits, labels, features = evidence.validation
-    mine = labels == label
-    if not mine.any():
-        raise ValueError(f"the validation set has no example of class {label}; give some, or no validation set")
-    return Evidence(logits[mine], labels[mine], features[mine])
-
-
 def _glister(evidence: Evidence, config: CoresetConfig, rows: np.ndarray, budget: int) -> np.ndarray:
-    theirs = _validation(evidence, rows)
-    their_factors = _with_one(theirs.features) if config.gradient == "last_layer" else None
     residual, factors = _gradient(evidence, config, rows)
-    return pursuit.glister(residual, factors, budget, config.glister_lr, theirs.logits, theirs.labels, their_factors)
+    logits, labels = evidence.logits[rows], evidence.labels[rows]
+    return pursuit.glister(residual, factors, budget, config.glister_lr, logits, labels, factors)
 
 
 def _gradmatch(
     evidence: Evidence, config: CoresetConfig, rows: np.ndarray, budget: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    theirs = _validation(evidence, rows)
-    residual, factors = _gradient(theirs, config, np.arange(len(theirs.labels)))
+    residual, factors = _gradient(evidence, config, rows)
     mean = residual.mean(0) if factors is None else residual.T @ factors / len(residual)
     target = mean.astype(np.float64) * len(rows)
-    picks, weights = pursuit.matching_pursuit(
-        *_gradient(evidence, config, rows), target, budget, config.gradmatch_ridge
-    )
-    if not target.any():  # nothing to match: all are as good
-        weights = np.full(len(picks), len(rows) / len(picks), np.float32)
-    return picks, weights
-
-
-_POINTS: dict[Method, Callable[[Evidence, CoresetConfig, np.ndarray], Points]] = {
-    "craig": _gradient_points,
-    "dea": _gradient_points,
-    "adacore": _preconditioned_points,
-    "lcmat": _curved_points,
-}
+    selected, weights = pursuit.matching_pursuit(residual, factors, target, budget, config.gradmatch_ridge)
+    if not target.any():  # any weights match a target of 0
+        weights = np.full(len(selected), len(rows) / len(selected), np.float32)
+    return selected, weights

@@ -1,9 +1,9 @@
-"""Exact facility location: the B examples of a class to which all of the class are nearest in total.
+"""Exact facility location: the B examples of a class with the smallest sum of distances from all of the class to them.
 
 Minimises L(S) = sum_i min_{j in S} D_ij greedily (CRAIG, "Coresets for Data-efficient Training of Machine Learning
-Models", Alg. 1; within 1 - 1/e of the best). No auxiliary element and no constant minus distance: the first pick is the
-smallest row sum, every further one saves the most. Compiled loops with numba, torch where numba is not installed or a
-device is given.
+Models", Alg. 1; within 1 - 1/e of the best). Without an auxiliary element or a constant minus distance: the first
+example has the smallest row sum, every further one lowers L most. With numba's compiled loops; with torch where numba
+cannot be imported or a device is given.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ _OPEN: Gate = contextlib.nullcontext()
 _log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 4 << 30
-# Up to this many numbers a point, distances are summed directly: faster than a matrix product, and exact.
+# Distances of points up to this width are summed directly: faster than a matrix product, and exact.
 _DIRECT_WIDTH = 48
 # Rows of one matrix product; a multiple of the kernels' tile.
 _ROWS = 256
-# Rows evaluated at once where they are made on demand.
+# Most rows that are computed at once on demand.
 _MOST_ROWS = 64
 
 
@@ -53,11 +53,11 @@ def facility_location(
     Args:
         points: of one class.
         budget: >= 0; n or more takes all n, in greedy order.
-        memory_bytes: bound of the distance matrix, 4 n^2 bytes. Where it does not fit, rows are made as they are
-            needed: the same result, slower.
+        memory_bytes: bound of the distance matrix, 4 n^2 bytes. If it does not fit, rows are computed on demand: the
+            same result, slower.
         similarity: "distance" is C - D with any constant C; "exp" is exp(-D / width), with width numbers a point
             (what the Data-Efficient Augmentation code, arXiv 2210.08363, gets from submodlib's Euclidean mode).
-        device: None for the CPU; else the torch way on that device.
+        device: None: compiled loops on the CPU; else torch on that device.
 
     Raises:
         ValueError: points that are not finite or do not match, or a negative budget.
@@ -82,13 +82,12 @@ def facility_location_by_class(
     """`facility_location` within each class, classes in parallel; the result does not depend on the threads.
 
     Args:
-        points: of all examples, or a function that gives those of the rows it is given, int64 (n,). It is called once
-            for each class, from several threads.
+        points: of all examples, or a function from rows int64 (n,) to their points. It is called once for each class,
+            from several threads.
         labels: int64 (N,) in 0..C-1, or outside for examples to leave out.
         budgets: int (C,), each as in `facility_location`.
-        threads: classes at once, 0 for as many as this process has cores (each of several selects for itself). On a
-            device they run as one batch.
-        memory_bytes: bound of all distance matrices that exist at one time.
+        threads: classes at once; 0: as many as this process has cores. On a device classes run as one batch.
+        memory_bytes: bound of all distance matrices at one time.
 
     Returns:
         One for each class; its indices are rows of the whole data.
@@ -98,11 +97,11 @@ def facility_location_by_class(
     """
     budgets = np.asarray(budgets, np.int64)
     if budgets.ndim != 1 or (len(budgets) and budgets.min() < 0):
-        raise ValueError(f"expected budgets >= 0, one for each class, got {budgets.tolist()}")
+        raise ValueError(f"budgets are {budgets.tolist()}, expected one number >= 0 for each class; correct them")
     if similarity not in get_args(Similarity):
-        raise ValueError(f"similarity {similarity!r}; expected one of {', '.join(get_args(Similarity))}")
+        raise ValueError(f"similarity is {similarity!r}, expected one of {', '.join(get_args(Similarity))}")
     if isinstance(points, Points) and len(points) != len(labels):
-        raise ValueError(f"{len(points)} points, but {len(labels)} labels")
+        raise ValueError(f"there are {len(points)} points and {len(labels)} labels; give one label for each point")
     if isinstance(points, Points):
         points.check(len(labels))
     rows = [np.flatnonzero(labels == label) for label in range(len(budgets))]
@@ -158,8 +157,8 @@ def _in_threads(
     memory_bytes: int,
     similarity: Similarity,
 ) -> dict[int, Medoids]:
-    """Each class in `busy` on a pool of threads, every thread with one buffer for its distance matrices."""
-    # Whether a class fits depends on its own size only, never on the threads, so that results do not either.
+    """Each class in `busy` on a pool of threads, each thread with one buffer for distance matrices."""
+    # Whether a class fits depends on its size alone, so that results do not depend on the threads.
     held = [4 * len(rows[label]) ** 2 for label in busy if 4 * len(rows[label]) ** 2 <= memory_bytes]
     largest = max(held, default=0)
     workers = max(1, min(threads or cores(), len(busy), memory_bytes // max(largest, 1)))
@@ -167,7 +166,7 @@ def _in_threads(
     for _ in range(workers):
         buffers.put(np.empty(largest // 4, np.float32))
 
-    # A matrix product has threads of its own: together no more than there are cores.
+    # A matrix product has its own threads: no more products at once than the cores allow.
     gate = threading.BoundedSemaphore(max(1, cores() // torch.get_num_threads()))
 
     def one(label: int) -> Medoids:
@@ -182,7 +181,7 @@ def _in_threads(
         finally:
             buffers.put(buffer)
 
-    # The largest first, so that none of them is left to run alone at the end.
+    # The largest first, so that no large class runs alone at the end.
     order = sorted(busy, key=lambda label: -len(rows[label]))
     if workers == 1:
         return {label: one(label) for label in order}
@@ -197,10 +196,10 @@ def _space(kernels: ModuleType, points: Points, similarity: Similarity) -> Any:
         if part is None:
             return np.zeros((n, 0), np.float32), np.zeros((0, n), np.float32), np.zeros(n, np.float32), np.zeros(n)
         wide = part.astype(np.float64)
-        # Distances do not change, but what cancels in the matrix product shrinks.
+        # Centring does not change distances, and less cancels in the matrix product.
         own = np.ascontiguousarray(wide - wide.mean(0), dtype=np.float32)  # (n, d)
         square = np.einsum("nd,nd->n", own, own)
-        # A wide part is never read by columns.
+        # Only narrow parts are read by columns.
         columns = own[:, :0].T if own.shape[1] > _DIRECT_WIDTH else own.T
         return own, np.ascontiguousarray(columns), square, np.einsum("nd,nd->n", wide, wide)
 
@@ -212,13 +211,12 @@ def _space(kernels: ModuleType, points: Points, similarity: Similarity) -> Any:
 
 
 class _Products:
-    """Blocks of rows of the Gram matrices of the wide parts, in one reused buffer each; at most as many products at
-    once as `gate` lets through."""
+    """Blocks of rows of the Gram matrices of the wide parts, in reused buffers; `gate` limits products at once."""
 
     def __init__(self, space: Any, rows: int, gate: Gate) -> None:
         n = len(space.v)
         wide = [part.shape[1] > _DIRECT_WIDTH for part in (space.v, space.f)]
-        # A copy is aligned in memory, always in the same way; the last bits of a product may depend on that.
+        # A copy is always aligned in memory alike; the last bits of a product may depend on the alignment.
         self._parts = [
             torch.from_numpy(part).clone() if w else None for part, w in zip((space.v, space.f), wide, strict=True)
         ]
@@ -230,7 +228,7 @@ class _Products:
         return any(part is not None for part in self._parts)
 
     def __call__(self, rows: slice | np.ndarray, start: int) -> list[np.ndarray]:
-        """Products of `rows` with all points from `start` on, (b, n - start), or (0, 0) where a part is not wide."""
+        """Products of `rows` with all points from `start` on, (b, n - start), or (0, 0) for a narrow part."""
         found = []
         for part, buffer in zip(self._parts, self._buffers, strict=True):
             if part is None:
@@ -244,7 +242,7 @@ class _Products:
 
 
 def _measure(kernels: ModuleType, space: Any, matrix: np.ndarray, gate: Gate = _OPEN) -> tuple[np.ndarray, float]:
-    """Fill the distance matrix (or none, where it is (0, 0)); row sums float64 (n,) and the largest distance."""
+    """Fill the distance matrix (unless it is (0, 0)); returns row sums float64 (n,) and the largest distance."""
     n = len(space.v)
     sums = np.zeros(n)
     products = _Products(space, min(n, _ROWS), gate)
@@ -260,45 +258,45 @@ def _measure(kernels: ModuleType, space: Any, matrix: np.ndarray, gate: Gate = _
 def _in_memory(
     kernels: ModuleType, space: Any, budget: int, matrix: np.ndarray, gate: Gate = _OPEN
 ) -> tuple[Medoids, int]:
-    """Lazy greedy on the whole matrix; also how many of its rows were read."""
+    """Lazy greedy on the whole matrix; returns the medoids and how many rows were read."""
     sums, largest = _measure(kernels, space, matrix, gate)
-    picks, gains, owner, order, keys = _start(sums, largest, budget, space)
-    nearest = matrix[picks[0]].copy()
-    filled, read = kernels.greedy(matrix, order, keys, nearest, owner, picks, gains)
-    return _finished(picks, gains, owner, filled), read
+    selected, gains, owner, order, keys = _start(sums, largest, budget, space)
+    nearest = matrix[selected[0]].copy()
+    filled, read = kernels.greedy(matrix, order, keys, nearest, owner, selected, gains)
+    return _finished(selected, gains, owner, filled), read
 
 
 def _start(
     sums: np.ndarray, largest: float, budget: int, space: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The first pick and upper bounds of all other gains: what each would save if nothing were chosen yet.
+    """The first example, and upper bounds of all other gains: their gains if they were the first.
 
-    Nothing chosen counts as the largest distance to every point (similarity "exp": as no similarity).
+    Before the first, every point is at the largest distance (similarity "exp": at similarity 0).
     """
     keys = len(sums) * (1.0 if space.exp_width else largest) - sums
     order = np.argsort(sums, kind="stable")
-    picks, gains = np.zeros(budget, np.int64), np.zeros(budget)
-    picks[0], gains[0] = order[0], keys[order[0]]
-    return picks, gains, np.zeros(len(sums), np.int64), order, keys
+    selected, gains = np.zeros(budget, np.int64), np.zeros(budget)
+    selected[0], gains[0] = order[0], keys[order[0]]
+    return selected, gains, np.zeros(len(sums), np.int64), order, keys
 
 
-def _finished(picks: np.ndarray, gains: np.ndarray, owner: np.ndarray, filled: int) -> Medoids:
-    """Where no candidate gains any more, the rest are taken by index: each coincides with a medoid."""
-    if filled < len(picks):
-        left = np.setdiff1d(np.arange(len(owner)), picks[:filled])[: len(picks) - filled]
-        picks[filled:] = left
-        owner[left] = np.arange(filled, len(picks))
-    weights = np.bincount(owner, minlength=len(picks)).astype(np.float32)
-    return Medoids(picks, weights, gains)
+def _finished(selected: np.ndarray, gains: np.ndarray, owner: np.ndarray, filled: int) -> Medoids:
+    """When no candidate gains any more, the rest are taken by index: each coincides with a medoid."""
+    if filled < len(selected):
+        left = np.setdiff1d(np.arange(len(owner)), selected[:filled])[: len(selected) - filled]
+        selected[filled:] = left
+        owner[left] = np.arange(filled, len(selected))
+    weights = np.bincount(owner, minlength=len(selected)).astype(np.float32)
+    return Medoids(selected, weights, gains)
 
 
 def _on_demand(kernels: ModuleType, space: Any, budget: int, gate: Gate) -> Medoids:
-    """Lazy greedy with rows made as they are needed, more of them at once the longer a pick is not settled."""
+    """Lazy greedy with rows computed on demand, more of them at once the longer it takes to find the best."""
     n = len(space.v)
     most = min(n, _MOST_ROWS)
     products = _Products(space, most, gate)
     sums, largest = _measure(kernels, space, np.zeros((0, 0), np.float32), gate)
-    picks, gains, owner, order, keys = _start(sums, largest, budget, space)
+    selected, gains, owner, order, keys = _start(sums, largest, budget, space)
     rows, fresh_gains = np.empty((most, n), np.float32), np.empty(most)
 
     def made(wanted: np.ndarray) -> np.ndarray:
@@ -306,7 +304,7 @@ def _on_demand(kernels: ModuleType, space: Any, budget: int, gate: Gate) -> Medo
         kernels.distance_rows(space, wanted, *products(wanted, 0), out)
         return out
 
-    nearest = made(picks[:1])[0].copy()
+    nearest = made(selected[:1])[0].copy()
     heap = [(-keys[i], int(i), 0) for i in order[1:]]  # sorted, so a heap: best key first, ties to the lowest index
     for rank in range(1, budget):
         count = 1
@@ -321,8 +319,8 @@ def _on_demand(kernels: ModuleType, space: Any, budget: int, gate: Gate) -> Medo
                 heapq.heappush(heap, (-gain, i, rank))
             count = min(2 * count, most)
         if heap[0][0] >= 0:
-            return _finished(picks, gains, owner, rank)
-        key, pick, _ = heapq.heappop(heap)
-        picks[rank], gains[rank] = pick, -key
-        kernels.take(made(picks[rank : rank + 1])[0], pick, rank, nearest, owner)
-    return _finished(picks, gains, owner, budget)
+            return _finished(selected, gains, owner, rank)
+        key, best, _ = heapq.heappop(heap)
+        selected[rank], gains[rank] = best, -key
+        kernels.take(made(selected[rank : rank + 1])[0], best, rank, nearest, owner)
+    return _finished(selected, gains, owner, budget)

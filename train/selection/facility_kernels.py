@@ -1,8 +1,8 @@
 """Compiled loops of facility location. Importing this needs numba; nothing else may import it at its top.
 
-Rules that make them fast: slice a row first and loop over `range(len(row))`, so that the loop is vectorised; no Python
-object inside, so that threads run side by side (`nogil`); tiles that stay in the cache. Sums may be reordered by the
-compiler, but the same code always adds in the same order.
+What makes them fast: a row is sliced first and looped over by `range(len(row))`, so that the loop is vectorised; no
+Python objects, so that threads run in parallel (`nogil`); tiles that stay in the cache. The compiler may reorder sums,
+but the same code always adds in the same order.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,12 @@ import numpy as np
 
 __all__ = ["TILE", "Space", "distance_rows", "fill", "greedy", "row_gains", "take"]
 
-# A tile is so many rows and at most so many columns; long rows, because each begins with some slicing.
+# Rows of a tile, and its most columns; rows are long because each begins with some slicing.
 TILE = 128
 _WIDTH = 384
 # Blocks of a sum in float32, added up in float64.
 _BLOCK = 512
-# Where |a - b|^2 is this small beside |a|^2 + |b|^2, the Gram matrix has lost it: such pairs are taken directly.
+# Where |a - b|^2 is below this share of |a|^2 + |b|^2, the Gram matrix has lost it; such pairs are computed directly.
 _CLOSE = np.float32(1e-3)
 _ZERO = np.float32(0)
 _FAST = {"reassoc", "nsz", "nnan", "ninf", "contract"}
@@ -25,7 +25,7 @@ _kernel = numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy"
 
 
 class Space(NamedTuple):
-    """Points as the kernels want them. An absent part has width 0. `_t` is the transpose, contiguous.
+    """Points in the layout of the kernels. An absent part has width 0. `_t` is the contiguous transpose.
 
     Attributes:
         v: float32 (n, d), centred; v_t (d, n); v_square float32 (n,), |v|^2; v_norm float64 (n,), |v|^2
@@ -55,7 +55,7 @@ def _direct(point, others_t, j0, out):  # type: ignore[no-untyped-def]
     for j in range(width):
         out[j] = _ZERO
     whole = len(point) // 4 * 4
-    # Four coordinates a pass: the running sums are loaded and stored a quarter as often.
+    # Four coordinates a pass: the sums are loaded and stored a quarter as often.
     for k in range(0, whole, 4):
         x0, x1, x2, x3 = point[k], point[k + 1], point[k + 2], point[k + 3]
         column0, column1 = others_t[k, j0 : j0 + width], others_t[k + 1, j0 : j0 + width]
@@ -107,9 +107,9 @@ def _city(point, others_t, j0, out):  # type: ignore[no-untyped-def]
 
 @_kernel
 def _saturate(scale, out):  # type: ignore[no-untyped-def]
-    """out[j] = 1 - exp(-out[j] * scale): what is left to gain is m - D for this similarity too.
+    """out[j] = 1 - exp(-out[j] * scale), so that this similarity is minimised as a distance too.
 
-    In multiplications alone, so that it is vectorised: the series of exp(-x) - 1 at x / 128, then seven times
+    By multiplications alone, so that it is vectorised: the series of E(x) = exp(-x) - 1 at x / 128, then seven times
     E(2x) = E(x) (2 + E(x)), which keeps the relative precision of small values.
     """
     for j in range(len(out)):
@@ -124,7 +124,7 @@ def _saturate(scale, out):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _distances(space, i, j0, gram_v, gram_f, out, spare):  # type: ignore[no-untyped-def]
+def _distances(space, i, j0, gram_v, gram_f, out, buffer):  # type: ignore[no-untyped-def]
     """out[j] = distance of point i to point j0 + j; gram_* are empty where d is taken directly."""
     j1 = j0 + len(out)
     if len(gram_v) == 0:
@@ -133,16 +133,16 @@ def _distances(space, i, j0, gram_v, gram_f, out, spare):  # type: ignore[no-unt
         _from_gram(i, j0, space.v, space.v_square, gram_v, out)
     if space.f.shape[1] > 0:
         if len(gram_f) == 0:
-            _direct(space.f[i], space.f_t, j0, spare)
+            _direct(space.f[i], space.f_t, j0, buffer)
         else:
-            _from_gram(i, j0, space.f, space.f_square, gram_f, spare)
-        # |a x p - b x q|^2 from x = |a - b|^2, y = |p - q|^2 and the four norms: the two differences are computed
-        # without cancellation, so near points keep their distance.
+            _from_gram(i, j0, space.f, space.f_square, gram_f, buffer)
+        # |a x p - b x q|^2 from x = |a - b|^2, y = |p - q|^2 and the four norms: both differences are computed without
+        # cancellation, so near points keep their distance.
         a, p = space.v_norm[i], space.f_norm[i]
         bs, qs = space.v_norm[j0:j1], space.f_norm[j0:j1]
         for j in range(len(out)):
             b, q = bs[j], qs[j]
-            x, y = np.float64(out[j]), np.float64(spare[j])
+            x, y = np.float64(out[j]), np.float64(buffer[j])
             value = 0.5 * (x * (p + q) + y * (a + b) - x * y + (a - b) * (p - q))
             out[j] = np.float32(np.sqrt(max(value, 0.0)))
     else:
@@ -165,25 +165,25 @@ def fill(space, i0, i1, gram_v, gram_f, matrix, sums):  # type: ignore[no-untype
         sums: float64 (n,), to which the row sums are added.
     """
     n = len(space.v)
-    # Rows of 16 floats more than a power of two: else a column's numbers fall on few lines of the cache.
+    # 16 floats more than a power of two: else a column's numbers would share few lines of the cache.
     tile = np.empty((TILE, _WIDTH + 16), np.float32)
     below = np.empty(_WIDTH, np.float32)
-    spare = np.empty(_WIDTH, np.float32)
+    buffer = np.empty(_WIDTH, np.float32)
     empty = np.empty(0, np.float32)
     largest = _ZERO
     for a0 in range(i0, i1, TILE):
         a1 = min(a0 + TILE, i1)
         j0, j1 = a0, a1  # the diagonal first
         while j0 < n:
-            found = _tile(space, i0, a0, a1, j0, j1, gram_v, gram_f, matrix, sums, tile, below, spare, empty)
+            found = _tile(space, i0, a0, a1, j0, j1, gram_v, gram_f, matrix, sums, tile, below, buffer, empty)
             largest = max(largest, found)
             j0, j1 = j1, min(j1 + _WIDTH, n)
     return largest
 
 
 @_kernel
-def _tile(space, i0, a0, a1, j0, j1, gram_v, gram_f, matrix, sums, tile, below, spare, empty):  # type: ignore[no-untyped-def]
-    """Points a0..a1 against points j0..j1, and the mirror image of that where it is off the diagonal."""
+def _tile(space, i0, a0, a1, j0, j1, gram_v, gram_f, matrix, sums, tile, below, buffer, empty):  # type: ignore[no-untyped-def]
+    """Distances of points a0..a1 to points j0..j1, and off the diagonal their transpose."""
     width = j1 - j0
     column_sums = below[:width]
     column_sums[:] = _ZERO
@@ -193,7 +193,7 @@ def _tile(space, i0, a0, a1, j0, j1, gram_v, gram_f, matrix, sums, tile, below, 
         g_v = gram_v[i - i0, j0 - i0 : j1 - i0] if len(gram_v) else empty
         g_f = gram_f[i - i0, j0 - i0 : j1 - i0] if len(gram_f) else empty
         row = tile[a, :width]
-        _distances(space, i, j0, g_v, g_f, row, spare[:width])
+        _distances(space, i, j0, g_v, g_f, row, buffer[:width])
         if j0 == a0:
             row[a] = _ZERO
         total = _ZERO
@@ -221,21 +221,21 @@ def _tile(space, i0, a0, a1, j0, j1, gram_v, gram_f, matrix, sums, tile, below, 
 def distance_rows(space, rows, gram_v, gram_f, out):  # type: ignore[no-untyped-def]
     """out float32 (b, n): the distances of the points `rows` to all points; gram_* (b, n) or (0, 0)."""
     n = len(space.v)
-    spare = np.empty(_WIDTH, np.float32)
+    buffer = np.empty(_WIDTH, np.float32)
     empty = np.empty(0, np.float32)
     for j0 in range(0, n, _WIDTH):
         j1 = min(j0 + _WIDTH, n)
         for a in range(len(rows)):
             g_v = gram_v[a, j0:j1] if len(gram_v) else empty
             g_f = gram_f[a, j0:j1] if len(gram_f) else empty
-            _distances(space, rows[a], j0, g_v, g_f, out[a, j0:j1], spare[: j1 - j0])
+            _distances(space, rows[a], j0, g_v, g_f, out[a, j0:j1], buffer[: j1 - j0])
     for a in range(len(rows)):
         out[a, rows[a]] = _ZERO
 
 
 @_kernel
 def _gain(row, nearest):  # type: ignore[no-untyped-def]
-    """Sum of max(0, nearest - row): what the candidate of this row would save."""
+    """Sum of max(0, nearest - row): the gain of the candidate of this row."""
     total = 0.0
     for start in range(0, len(row), _BLOCK):
         distances, now = row[start : start + _BLOCK], nearest[start : start + _BLOCK]
@@ -277,18 +277,21 @@ def _sift(heap, size, keys):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def greedy(matrix, order, keys, nearest, owner, picks, gains):  # type: ignore[no-untyped-def]
-    """Lazy greedy (Minoux) from the second pick on; the rows it evaluated.
+def greedy(matrix, order, keys, nearest, owner, selected, gains):  # type: ignore[no-untyped-def]
+    """Lazy greedy (Minoux) from the second example on.
 
-    A gain never grows as picks are added, in float32 neither: every sum runs in the same order over terms that do not
-    grow. So a candidate whose gain is fresh and still tops all old ones is the best.
+    A gain never grows as examples are selected, not even in float32: every sum runs in the same order over terms that
+    do not grow. So a candidate whose gain is up to date and at least all other bounds is the best.
 
     Args:
         matrix: float32 (n, n).
-        order: int64 (n,), candidates by falling key (a heap then); the first is picks[0]. Overwritten.
+        order: int64 (n,), candidates by falling key, which is a heap; the first is selected[0]. Overwritten.
         keys: float64 (n,), upper bounds of the gains. Overwritten.
-        nearest: float32 (n,), distance to the nearest pick so far; owner int64 (n,), its rank. Updated.
-        picks, gains: int64 and float64 (B,), filled from 1 on; returns how many are filled when no candidate gains.
+        nearest: float32 (n,), distance to the nearest selected example; owner int64 (n,), its rank. Updated.
+        selected, gains: int64 and float64 (B,), filled from 1 on.
+
+    Returns:
+        How many of `selected` are filled, fewer than B if no candidate gains any more; how many rows were read.
     """
     n = len(matrix)
     heap = order[1:]
@@ -296,7 +299,7 @@ def greedy(matrix, order, keys, nearest, owner, picks, gains):  # type: ignore[n
     fresh = np.zeros(n, np.int64)
     read = 0
     rank = 1
-    while rank < len(picks):
+    while rank < len(selected):
         top = heap[0]
         if keys[top] <= 0.0:
             break
@@ -306,7 +309,7 @@ def greedy(matrix, order, keys, nearest, owner, picks, gains):  # type: ignore[n
             read += 1
             _sift(heap, size, keys)
             continue
-        picks[rank] = top
+        selected[rank] = top
         gains[rank] = keys[top]
         row = matrix[top]
         take(row, top, rank, nearest, owner)
@@ -319,10 +322,10 @@ def greedy(matrix, order, keys, nearest, owner, picks, gains):  # type: ignore[n
 
 
 @_kernel
-def take(row, pick, rank, nearest, owner):  # type: ignore[no-untyped-def]
-    """Points nearer to the new pick than to any before change their owner; the pick always owns itself."""
+def take(row, new, rank, nearest, owner):  # type: ignore[no-untyped-def]
+    """Points nearer to `new` than to any selected before change their owner; `new` always owns itself."""
     for j in range(len(row)):
         if row[j] < nearest[j]:
             nearest[j] = row[j]
             owner[j] = rank
-    owner[pick] = rank
+    owner[new] = rank

@@ -1,4 +1,4 @@
-"""What facility location takes and gives."""
+"""The arguments and results of facility location: points and medoids."""
 
 import dataclasses
 from typing import Literal
@@ -12,12 +12,12 @@ Similarity = Literal["distance", "exp"]
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Where n examples stand: D_ij = |x_i - x_j|_2 + city_scale * |c_i - c_j|_1.
+    """n examples as points, with distances D_ij = |x_i - x_j|_2 + city_scale * |c_i - c_j|_1.
 
     Attributes:
-        vectors: float32 (n, d), x itself where there are no factors.
-        factors: float32 (n, e), or None. With them x_i is the outer product of vectors_i and factors_i, of d * e
-            numbers, which is never written out.
+        vectors: float32 (n, d), x itself without factors.
+        factors: float32 (n, e), or None. With them x_i is the outer product of vectors_i and factors_i, d * e numbers
+            that are never written out.
         city: float32 (n, K), or None.
         city_scale: >= 0.
     """
@@ -47,24 +47,28 @@ class Points:
             if part is None:
                 continue
             if part.ndim != 2 or len(part) != n or part.shape[1] == 0:
-                raise ValueError(f"expected {name} of {n} points, float ({n}, d), got {part.shape}")
+                raise ValueError(
+                    f"{name} are {part.shape}, expected float ({n}, d) for {n} points; give one row a point"
+                )
             if not np.isfinite(part).all():
                 bad = int((~np.isfinite(part)).any(1).sum())
-                raise ValueError(f"{name} of {bad} of {n} points are not finite; the model that gave them has diverged")
+                raise ValueError(
+                    f"{name} of {bad} of {n} points are not finite: the model has diverged; lower its learning rate"
+                )
         if not (np.isfinite(self.city_scale) and self.city_scale >= 0):
-            raise ValueError(f"city_scale = {self.city_scale}; expected a finite number >= 0")
+            raise ValueError(f"city_scale is {self.city_scale}, expected a finite number >= 0")
 
 
 @dataclasses.dataclass(frozen=True)
 class Medoids:
-    """The chosen examples.
+    """The selected examples.
 
     Attributes:
         indices: int64 (B,) in greedy order, ties to the lowest index. A smaller budget gives a prefix.
-        weights: float32 (B,), how many points have this medoid as their nearest, ties to the earlier one; a medoid
-            always is its own. They sum to n.
-        gains: float64 (B,), what each saved; never rising. The first is counted from the largest distance for every
-            point (similarity "exp": from none).
+        weights: float32 (B,), how many points are nearest to this medoid, ties to the earlier one; a medoid is always
+            nearest to itself. They sum to n.
+        gains: float64 (B,), by how much each lowered the sum of distances; never rising. For the first, every point
+            starts at the largest distance (similarity "exp": at similarity 0).
     """
 
     indices: np.ndarray

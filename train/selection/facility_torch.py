@@ -1,4 +1,7 @@
-"""Facility location in torch: many classes at once, padded to one size, on any device."""
+"""Facility location in torch: many classes at once, padded to one size, on any device.
+
+Used without numba, and by `select_coreset(device=)`, to which the commands give no device yet.
+"""
 
 import torch
 from torch import Tensor
@@ -9,14 +12,14 @@ __all__ = ["groups", "solve"]
 
 
 def groups(sizes: dict[int, int], memory_bytes: int) -> list[list[int]]:
-    """Classes of like size together, as many as fit into `memory_bytes` with one (n, n) float32 matrix each.
+    """Classes of similar size together, as many as fit into `memory_bytes` with one (n, n) float32 matrix each.
 
-    A class that does not fit stands alone.
+    A class that does not fit is a group of its own.
     """
     found: list[list[int]] = []
     room = 0
     for label in sorted(sizes, key=lambda label: -sizes[label]):
-        # Padding costs at most a factor of four in memory before a new group is begun.
+        # A new group begins before padding costs more than a factor of four in memory.
         if found and room > 0 and 2 * sizes[label] > sizes[found[-1][0]]:
             found[-1].append(label)
             room -= 1
@@ -29,11 +32,11 @@ def groups(sizes: dict[int, int], memory_bytes: int) -> list[list[int]]:
 def solve(
     classes: list[Points], budgets: list[int], similarity: Similarity, device: torch.device, memory_bytes: int
 ) -> list[Medoids]:
-    """Lazy greedy for all `classes` side by side; `budgets` in 1..n each.
+    """Lazy greedy for all `classes` at once; `budgets` in 1..n each.
 
-    Every step evaluates the candidates of each class with the best old gains and picks where a fresh one tops them
-    all. Distances come from float64 Gram matrices and are kept in float32: in whole where that fits into
-    `memory_bytes`, else rows are made as they are needed.
+    Every step computes the gains of the candidates with the highest old gains in each class, and selects a candidate
+    whose new gain is at least all others. Distances come from float64 Gram matrices and are kept in float32: the whole
+    matrices if they fit into `memory_bytes`, else rows on demand.
     """
     sizes = torch.tensor([len(points) for points in classes], device=device)  # (G,)
     counts = torch.tensor(budgets, device=device)
@@ -51,25 +54,25 @@ def solve(
     nearest = torch.where(there, torch.inf, 0.0).float()
     owner = torch.zeros_like(index)
     done = torch.zeros_like(counts)
-    picks = torch.zeros(len(classes), max(budgets), dtype=torch.int64, device=device)
-    gains = torch.zeros(picks.shape, dtype=torch.float64, device=device)
+    selected = torch.zeros(len(classes), max(budgets), dtype=torch.int64, device=device)
+    gains = torch.zeros(selected.shape, dtype=torch.float64, device=device)
     together = min(n, 64 if device.type != "cpu" else 16)
     step = 0
     while True:
         best = keys.amax(1)  # (G,)
-        pick = torch.where(keys == best[:, None], index, n).amin(1)  # ties to the lowest index
-        # Gains that are no gains any more are not worth refreshing: what is left coincides with medoids.
-        settled = (stamp[which, pick] == done) | (best <= 0)
+        best_index = torch.where(keys == best[:, None], index, n).amin(1)  # ties to the lowest index
+        # Gains of 0 are not computed again: such candidates coincide with medoids.
+        settled = (stamp[which, best_index] == done) | (best <= 0)
         now = settled & (done < counts)
-        place = done.clamp(max=picks.shape[1] - 1)
-        picks[which, place] = torch.where(now, pick, picks[which, place])
+        place = done.clamp(max=selected.shape[1] - 1)
+        selected[which, place] = torch.where(now, best_index, selected[which, place])
         gains[which, place] = torch.where(now, best.clamp(min=0), gains[which, place])
-        row = rows(pick[:, None])[:, 0]  # (G, n)
+        row = rows(best_index[:, None])[:, 0]  # (G, n)
         nearer = (row < nearest) & now[:, None]
         nearest = torch.where(nearer, row, nearest)
-        mine = nearer | ((index == pick[:, None]) & now[:, None])
+        mine = nearer | ((index == best_index[:, None]) & now[:, None])
         owner = torch.where(mine, done[:, None], owner)
-        keys[which, pick] = torch.where(now, gone, keys[which, pick])
+        keys[which, best_index] = torch.where(now, gone, keys[which, best_index])
         done += now
         step += 1
         if step % 8 == 0 and bool((done >= counts).all()):
@@ -84,7 +87,7 @@ def solve(
     for i, budget in enumerate(budgets):
         owned = owner[i, : sizes[i]].bincount(minlength=budget)
         found.append(
-            Medoids(picks[i, :budget].cpu().numpy(), owned.float().cpu().numpy(), gains[i, :budget].cpu().numpy())
+            Medoids(selected[i, :budget].cpu().numpy(), owned.float().cpu().numpy(), gains[i, :budget].cpu().numpy())
         )
     return found
 

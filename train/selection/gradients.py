@@ -1,27 +1,24 @@
-"""Gradients and Hessian diagonals per example: the last layer's in closed form, others by autograd.
+"""Gradients and Hessian diagonals of each example: the last layer's in closed form, others by autograd.
 
 With logits z = W h + b, softmax probabilities p and one-hot labels y, cross-entropy of one example has the gradients
 p - y in b and (p - y) h^T in W, and the Hessian diagonals p (1 - p) in b and p_c (1 - p_c) h_d^2 in W. All are of the
-loss of one example, in eval mode: no batch mean, so nothing depends on the size or the company of a batch.
+loss of one example, in eval mode, so they do not depend on the size or the other examples of a batch.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 from latebloom.data.seeds import torch_rng
-from latebloom.train.evaluate import softmax
+from latebloom.train.evaluate import eval_mode, softmax
 
 __all__ = [
     "Moments",
     "curvatures",
-    "example_gradients",
     "gradient_norms",
     "hutchinson",
     "last_layer_curvatures",
@@ -39,12 +36,12 @@ def residuals(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     _check_logits(logits)
     if labels.shape != logits.shape[:1]:
-        raise ValueError(f"expected one label for each of {len(logits)} rows of logits, got labels {labels.shape}")
+        raise ValueError(f"labels are {labels.shape} for logits {logits.shape}; give one label for each row of logits")
     if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")
     rows = np.arange(len(labels))
     residual = softmax(logits)
-    # p_y - 1 would lose what a confident example still has to learn: it is minus the sum of the others.
+    # p_y - 1 would be rounded to 0 for a confident example; minus the sum of the others is not.
     residual[rows, labels] = 0
     residual[rows, labels] = -residual.sum(1)
     return residual.astype(np.float32)
@@ -59,7 +56,7 @@ def curvatures(logits: np.ndarray) -> np.ndarray:
 
 def _check_logits(logits: np.ndarray) -> None:
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"expected logits (N, C), got {logits.shape}")
+        raise ValueError(f"logits are {logits.shape}, expected (N, C); give one row an example")
     if not np.isfinite(logits).all():
         raise ValueError(f"{int((~np.isfinite(logits)).any(1).sum())} rows of the logits are not finite")
 
@@ -74,7 +71,7 @@ def _with_one(features: np.ndarray) -> np.ndarray:
 def gradient_norms(residual: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
     """2-norm of each example's gradient, float32 (N,): of p - y, or of the whole last layer where features are given.
 
-    The norm of an outer product is the product of the norms, so nothing of size C x D is made.
+    The norm of an outer product is the product of the norms, so no array of size C x D is made.
 
     Args:
         residual: float (N, C), from `residuals`.
@@ -102,17 +99,16 @@ def last_layer_curvatures(logits: np.ndarray, features: np.ndarray) -> np.ndarra
 
 
 def varying_curvature(logits: np.ndarray, features: np.ndarray, k: int | float) -> np.ndarray:
-    """The k dimensions of the last layer's Hessian diagonal that vary most between these examples (LCMat-S).
+    """The k dimensions of the last layer's Hessian diagonal that vary most over these examples (LCMat-S).
 
     The variance of q_c x_d, with q = p (1 - p) and x = [h, 1]^2, is E[q_c^2 x_d^2] - E[q_c x_d]^2: two small matrix
-    products in float64 in place of n * C * D numbers. Loss-Curvature Matching (arXiv 2303.04449), section 3.2 of the
-    method and Eq. 10.
+    products in float64 instead of n * C * D numbers. Loss-Curvature Matching (arXiv 2303.04449), section 3.2, Eq. 10.
 
     Args:
         logits: float (n, C) of the examples of one class.
         features: float (n, D).
-        k: an int is a number of dimensions, at most C * (D + 1) are there and taken; a float is a fraction in (0, 1]
-            of them, rounded up.
+        k: an int is a number of dimensions (all C * (D + 1) if it is larger); a float is a fraction of them in (0, 1],
+            rounded up.
 
     Returns:
         float32 (n, K), most varying first, ties to the lowest dimension.
@@ -138,24 +134,12 @@ def varying_curvature(logits: np.ndarray, features: np.ndarray, k: int | float) 
     n = len(q)
     variance = np.square(q).T @ np.square(x) / n - np.square(q.T @ x / n)  # (C, D + 1)
     flat = variance.ravel()
-    # Only what may be chosen is sorted: of 1,000 classes a sort of all would take longer than all the rest.
+    # Only the dimensions that may be chosen are sorted: for 1,000 classes, sorting all would take most of the time.
     least = np.partition(flat, dimensions - count)[dimensions - count]
     high = np.flatnonzero(flat >= least)
     chosen = high[np.argsort(-flat[high], kind="stable")[:count]]
     classes, inputs = np.divmod(chosen, x.shape[1])
     return (q[:, classes] * x[:, inputs]).astype(np.float32)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within: BatchNorm in train mode would make an example's gradient depend on its company."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _chosen(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -166,37 +150,6 @@ def _chosen(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, Te
         raise ValueError(f"{type(model).__name__} has no parameter {missing[0]!r}; it has {', '.join(known)}")
     chosen = {name: known.pop(name) for name in (list(known) if names is None else names)}
     return chosen, known | dict(model.named_buffers())
-
-
-def example_gradients(
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    names: Sequence[str] | None = None,
-    *,
-    chunk: int = 64,
-) -> Tensor:
-    """The gradient of each example's cross-entropy in the named parameters: (N, P), flat, in the order of the names.
-
-    For few parameters: N * P floats are made. In eval mode; the model's mode is put back.
-
-    Args:
-        inputs: float (N, ...), as the model takes them; labels int64 (N,), on the model's device.
-        names: parameters by their `named_parameters` name; None takes all.
-        chunk: examples differentiated at once; the result does not depend on it.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    chosen, rest = _chosen(model, names)
-
-    def loss(parameters: dict[str, Tensor], x: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, parameters | rest, (x[None],))
-        return F.cross_entropy(logits, label[None], reduction="sum")
-
-    with _evaluating(model):
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk)(chosen, inputs, labels)
-    return torch.cat([gradients[name].flatten(1) for name in chosen], 1)
 
 
 def hutchinson(
@@ -210,12 +163,12 @@ def hutchinson(
 ) -> dict[str, Tensor]:
     """Estimate the diagonal of a loss's Hessian in any parameters: the mean of z * (H z) over Rademacher z.
 
-    Exact where H is diagonal, unbiased everywhere. In eval mode; the model's mode is put back. AdaCore (arXiv
-    2207.13887) Eq. 8; AdaHessian (arXiv 2006.00719) Eq. 4.
+    Exact if H is diagonal, else unbiased. In eval mode. AdaCore (arXiv 2207.13887) Eq. 8; AdaHessian (arXiv 2006.00719)
+    Eq. 4. No command uses this yet: AdaCore with the curvature of a whole network will.
 
     Args:
         inputs: what the model takes, on its device.
-        loss: of the model's output, a scalar; take the sum over examples, not their mean, so that results add up.
+        loss: of the model's output, a scalar; a sum over examples, not their mean, so that results add up.
         seed: z is drawn on the CPU, from one stream per draw and parameter name.
         names: parameters by name; None takes all.
         draws: z's to average, >= 1.
@@ -229,12 +182,12 @@ def hutchinson(
     gradient = grad(lambda parameters: loss(functional_call(model, parameters | rest, (inputs,))))
 
     def along(parameters: dict[str, Tensor], z: dict[str, Tensor]) -> Tensor:
-        """z . gradient, whose own gradient is H z: reverse mode twice, which every operation can do."""
+        """z . gradient. Its gradient is H z, by reverse mode twice, which every operation supports."""
         slopes = gradient(parameters)
         return torch.stack([(z[name] * slopes[name]).sum() for name in z]).sum()
 
     diagonal = {name: torch.zeros_like(parameter) for name, parameter in chosen.items()}
-    with _evaluating(model):
+    with eval_mode(model):
         for draw in range(draws):
             z = {name: _rademacher(parameter, seed, draw, name) for name, parameter in chosen.items()}
             product = grad(along)(chosen, z)
@@ -251,9 +204,9 @@ def _rademacher(like: Tensor, seed: int, draw: int, name: str) -> Tensor:
 class Moments:
     """AdaCore's running averages of each example's gradient and curvature, both corrected for their start at zero.
 
-    The gradient's is a mean with decay b1 (AdaCore, arXiv 2207.13887, Eq. 7, where the paper prints b2 in two places
-    of a b1 average), the curvature's a root mean square with decay b2 (Eq. 9). An example that was always the same
-    has that as its average. Each example counts its own updates.
+    The gradient's is a mean with decay b1 (AdaCore, arXiv 2207.13887, Eq. 7, which prints b2 in two places where b1 is
+    meant), the curvature's a root mean square with decay b2 (Eq. 9). Values that never change are their own average.
+    Updates are counted for each example.
     """
 
     def __init__(self, size: int, width: int, gradient_decay: float = 0.9, curvature_decay: float = 0.999) -> None:
@@ -277,11 +230,11 @@ class Moments:
         """
         expected = (len(rows), self._gradient.shape[1])
         if gradients.shape != expected or curvature.shape != expected:
-            raise ValueError(f"expected gradients and curvature {expected}, got {gradients.shape}, {curvature.shape}")
+            raise ValueError(f"gradients and curvature are {gradients.shape}, {curvature.shape}, expected {expected}")
         if len(np.unique(rows)) != len(rows):
             raise ValueError("an example is given twice in one update; give each once")
         if not (np.isfinite(gradients).all() and np.isfinite(curvature).all()):
-            raise ValueError("gradients or curvature are not finite")
+            raise ValueError("gradients or curvature are not finite: the model has diverged; lower its learning rate")
         b1, b2 = self.gradient_decay, self.curvature_decay
         self._gradient[rows] = b1 * self._gradient[rows] + (1 - b1) * gradients
         self._square[rows] = b2 * self._square[rows] + (1 - b2) * np.square(curvature, dtype=np.float32)
@@ -306,7 +259,7 @@ class Moments:
         return (1 - np.power(float(decay), self._count[rows]))[:, None]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything, for a checkpoint: `Moments.restored` takes it back."""
+        """All arrays, for a checkpoint that `Moments.restored` reads."""
         decays = np.array([self.gradient_decay, self.curvature_decay])
         arrays = {"decays": decays, "gradient": self._gradient, "square": self._square, "count": self._count}
         return {name: array.copy() for name, array in arrays.items()}

@@ -1,7 +1,7 @@
-"""Greedy picks among the examples of one class: vectors in, positions in the order of the picks out.
+"""Greedy selection among the examples of one class: vectors in, positions in the order of their selection out.
 
-Ties go to the lowest position, and a smaller budget gives a prefix, but for `matching_pursuit`, whose picks may leave
-again. Budgets of at least n take all.
+Ties go to the lowest position. A smaller budget gives a prefix, except in `matching_pursuit`, which may drop a selected
+example again. A budget of n or more selects all.
 """
 
 from collections.abc import Callable
@@ -12,37 +12,37 @@ import torch.nn.functional as F
 
 __all__ = ["contextual_diversity", "glister", "herding", "k_center", "matching_pursuit"]
 
-# Where the best correlation left is this small beside the first, all is matched up to float32.
+# Below this share of the first correlation, what is left of the target is float32's rounding.
 _MATCHED = 1e-6
-# A vector nearer to the span of the picks than this is in it, up to rounding.
+# A vector this near to the span of the selected ones lies in it, up to rounding.
 _DEPENDENT = 1e-10
 
 
 def herding(features: np.ndarray, budget: int) -> np.ndarray:
-    """Picks whose running mean stays near the mean of all, int64 (B,), of features (n, D).
+    """Examples whose running mean stays near the mean of all, int64 (B,), of features (n, D).
 
-    Herding Dynamical Weights (Welling, 2009), with kernel <x, y>: each pick x makes |t mu - sum of picks| smallest.
-    DeepCore takes the largest.
+    Herding Dynamical Weights (Welling, 2009), with kernel <x, y>: the t-th example makes |t mu - sum of selected|
+    smallest. (DeepCore takes the largest.)
     """
     x = features.astype(np.float64) - features.mean(0, dtype=np.float64)  # mu = 0
     half_square = np.square(x).sum(1) / 2  # (n,)
-    picks = np.empty(min(budget, len(x)), np.int64)
+    selected = np.empty(min(budget, len(x)), np.int64)
     total = np.zeros(x.shape[1])
-    for rank in range(len(picks)):
+    for rank in range(len(selected)):
         # |total + x|^2 = |total|^2 + 2 (total . x + |x|^2 / 2)
-        picks[rank] = pick = int((x @ total + half_square).argmin())
-        total += x[pick]
-        half_square[pick] = np.inf
-    return picks
+        selected[rank] = best = int((x @ total + half_square).argmin())
+        total += x[best]
+        half_square[best] = np.inf
+    return selected
 
 
 def k_center(features: np.ndarray, budget: int, first: int) -> np.ndarray:
-    """Picks that are each the farthest from all before, int64 (B,), of features (n, D); `first` is the first.
+    """Examples each of which is the farthest from all before, int64 (B,), of features (n, D), beginning with `first`.
 
     Active Learning for Convolutional Neural Networks: A Core-Set Approach (arXiv 1708.00489), Alg. 1.
     """
     x = torch.from_numpy(np.ascontiguousarray(features, np.float32))
-    # Direct differences: through products, copies of a pick would not be at distance 0 of it.
+    # Direct differences: by products, copies of an example would not be at distance 0 from it.
     direct = "donot_use_mm_for_euclid_dist"
     return _farthest(lambda i: torch.cdist(x[i : i + 1], x, compute_mode=direct)[0].numpy(), len(x), budget, first)
 
@@ -63,13 +63,13 @@ def contextual_diversity(logits: np.ndarray, budget: int, first: int) -> np.ndar
 
 
 def _farthest(distance_to: Callable[[int], np.ndarray], n: int, budget: int, first: int) -> np.ndarray:
-    picks = np.empty(min(budget, n), np.int64)
+    selected = np.empty(min(budget, n), np.int64)
     nearest = np.full(n, np.inf)
-    for rank in range(len(picks)):
-        picks[rank] = pick = int(nearest.argmax()) if rank else first
-        np.minimum(nearest, distance_to(pick), out=nearest)
-        nearest[picks[: rank + 1]] = -1  # never again, also where all that is left is a copy
-    return picks
+    for rank in range(len(selected)):
+        selected[rank] = best = int(nearest.argmax()) if rank else first
+        np.minimum(nearest, distance_to(best), out=nearest)
+        nearest[selected[: rank + 1]] = -1  # never again, also where all that is left is a copy
+    return selected
 
 
 def glister(
@@ -81,40 +81,40 @@ def glister(
     validation_labels: np.ndarray,
     validation_factors: np.ndarray | None,
 ) -> np.ndarray:
-    """Picks that each lower the validation loss most by a gradient step, to first order: int64 (B,).
+    """Examples whose gradient step lowers the validation loss most, to first order: int64 (B,).
 
-    GLISTER (arXiv 2012.10630), Alg. 2 (GreedyDSS): argmax <g_i, validation gradient>, where the validation gradient is
-    taken anew after each pick, at the parameters that its step of size `lr` leads to. Of biases or a whole last layer
-    the new validation outputs are exact. DeepCore never updates (a misspelt keyword): its picks are the one-shot top.
+    GLISTER (arXiv 2012.10630), Alg. 2 (GreedyDSS): argmax <g_i, validation gradient>. After each selection the
+    validation gradient is computed again, at the parameters after a step of size `lr` along the selected gradient; for
+    biases or a last layer this is exact. (DeepCore never updates it, because of a misspelt keyword.)
 
     Args:
         residual: float32 (n, C), p - y.
         factors: float32 (n, D + 1), [feature, 1], to step the last layer's weights and biases; None: the biases alone.
         lr: > 0.
-        validation_logits: float32 (m, C), with labels int64 (m,) and, where factors are given, those (m, D + 1).
+        validation_logits: float32 (m, C), with labels int64 (m,) and, where factors are given, factors (m, D + 1).
     """
-    # Classes, or factors, first and examples last: sums and softmax over many short rows are slow.
+    # Classes or factors first, examples last: sums and softmax over many short rows are slow.
     a = torch.from_numpy(residual).T.contiguous()  # (C, n)
     h = None if factors is None else torch.from_numpy(factors).T.contiguous()  # (D + 1, n)
     their_h = None if validation_factors is None else torch.from_numpy(validation_factors)  # (m, D + 1)
     z = torch.from_numpy(validation_logits.astype(np.float32)).T.contiguous()  # (C, m), a copy
     y = F.one_hot(torch.from_numpy(validation_labels), len(z)).T.float().contiguous()  # (C, m)
-    picks = np.empty(min(budget, a.shape[1]), np.int64)
+    selected = np.empty(min(budget, a.shape[1]), np.int64)
     left = torch.zeros(a.shape[1])
-    for rank in range(len(picks)):
+    for rank in range(len(selected)):
         r = torch.softmax(z, 0).sub_(y)  # (C, m)
         if h is None or their_h is None:
             score = r.mean(1) @ a  # (n,)
         else:
             gradient = (r @ their_h).div_(z.shape[1])  # (C, D + 1)
             score = (gradient @ h).mul_(a).sum(0)  # (n,)
-        picks[rank] = pick = int((score + left).argmax())
-        left[pick] = -torch.inf
+        selected[rank] = best = int((score + left).argmax())
+        left[best] = -torch.inf
         if h is None or their_h is None:
-            z -= lr * a[:, pick, None]
+            z -= lr * a[:, best, None]
         else:
-            z.addr_(a[:, pick], their_h @ h[:, pick], alpha=-lr)
-    return picks
+            z.addr_(a[:, best], their_h @ h[:, best], alpha=-lr)
+    return selected
 
 
 def matching_pursuit(
@@ -122,14 +122,14 @@ def matching_pursuit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Few vectors and weights w >= 0 with sum w_i v_i near the target: orthogonal matching pursuit with NNLS.
 
-    Each round takes the vector with the largest positive correlation to what is left of the target, and solves for the
-    weights of all picks anew, min |sum w_i v_i - target|^2 + ridge |w|^2 over w >= 0, by the active set of Lawson and
-    Hanson: a pick whose weight falls to 0 leaves and may come back. GRAD-MATCH (arXiv 2103.00123), section 3.
+    Each round selects the vector with the largest positive correlation to what is left of the target. It then solves
+    for the weights of all selected vectors, min |sum w_i v_i - target|^2 + ridge |w|^2 over w >= 0, by the active set
+    method of Lawson and Hanson: a vector whose weight falls to 0 is dropped and may return. GRAD-MATCH (arXiv
+    2103.00123), section 3.
 
-    When no vector correlates any more, the weights are the best there are, and further picks would weigh nothing. The
-    budget is then filled with vectors of weight 0, by falling correlation to what is left: they say honestly that they
-    are not needed. CORDS fills with random ones of weight 1, which spoils the match. Without ridge this comes after
-    at most as many picks as the vectors have dimensions.
+    When no vector correlates any more, the weights are optimal and further vectors would get weight 0. The budget is
+    then filled with vectors of weight 0, by falling correlation to what is left. (CORDS fills it with random vectors of
+    weight 1, which spoils the match.) Without ridge this happens after at most as many vectors as they have dimensions.
 
     Args:
         vectors: float32 (n, d).
@@ -138,7 +138,7 @@ def matching_pursuit(
         ridge: >= 0.
 
     Returns:
-        Positions int64 (B,) in the order they came in, and weights float32 (B,).
+        Positions int64 (B,) in the order of their selection, and weights float32 (B,).
 
     Memory: 8 B^2 bytes, with factors 4 n B more.
     """
@@ -147,66 +147,68 @@ def matching_pursuit(
     n, budget = len(v), min(budget, len(v))
     aim = v @ target if f is None else ((v @ target) * f).sum(1)  # (n,): <v_i, target>
     square = np.square(v).sum(1) * (1 if f is None else np.square(f).sum(1))
-    inverse = np.zeros((budget, budget))  # of the picks' Gram matrix and ridge, in the order of `picks`
+    inverse = np.zeros(
+        (budget, budget)
+    )  # of the Gram matrix of the selected ones, plus ridge, in the order of `selected`
     in_place = torch.from_numpy(inverse)
-    picks: list[int] = []
+    selected: list[int] = []
     w = np.zeros(0)
-    # With factors, the picks' rows of the Gram matrix, by slot: a pick that leaves gives its slot to another.
+    # With factors, the selected rows of the Gram matrix, by slot: a dropped example gives its slot to another.
     rows, spread = np.zeros((0 if f is None else budget, n), np.float32), np.zeros(budget, np.float32)
     slots: list[int] = []
     free, high = list(range(budget))[::-1], 0  # those from `high` on were never used
     barred = np.zeros(n, bool)
     left = aim.copy()  # correlation with what is left of the target
     enough = _MATCHED * max(0.0, float(aim.max(initial=0)))
-    for _ in range(3 * budget):  # picks that leave cost a round
-        k = len(picks)
+    for _ in range(3 * budget):  # a dropped example costs a round
+        k = len(selected)
         candidates = np.where(barred, -np.inf, left)
-        candidates[picks] = -np.inf
+        candidates[selected] = -np.inf
         best = int(candidates.argmax())
         if k == budget or not candidates[best] > enough:
             break
-        u = v[picks] @ v[best]  # (k,)
-        u *= 1 if f is None else f[picks] @ f[best]
+        u = v[selected] @ v[best]  # (k,)
+        u *= 1 if f is None else f[selected] @ f[best]
         tilt = inverse[:k, :k] @ u
         rest = square[best] + ridge - u @ tilt
         if rest <= _DEPENDENT * (square[best] + ridge):
             barred[best] = True
             continue
-        # The inverse by bordering, and with it the solution: O(k^2).
+        # The inverse by bordering, and the solution from it: O(k^2).
         in_place[:k, :k].addr_(torch.from_numpy(tilt), torch.from_numpy(tilt), alpha=1 / rest)
         inverse[:k, k] = inverse[k, :k] = -tilt / rest
         inverse[k, k] = 1 / rest
         share = (aim[best] - u @ w) / rest
         solved, w = np.append(w - tilt * share, share), np.append(w, 0.0)
-        picks.append(best)
+        selected.append(best)
         slots.append(free.pop())
         high = max(high, slots[-1] + 1)
         if f is not None:
             rows[slots[-1]] = (v @ v[best]) * (f @ f[best])
         while solved.min(initial=1) <= 0:
-            # As far towards the solution as all weights stay >= 0; the first to reach 0 leaves.
+            # As far towards the solution as all weights stay >= 0; the first that reaches 0 is dropped.
             falling = np.flatnonzero(solved <= 0)
             steps = w[falling] / np.maximum(w[falling] - solved[falling], np.finfo(float).tiny)
             w += steps.min() * (solved - w)
             gone = int(falling[steps.argmin()])
-            k = len(picks)
+            k = len(selected)
             kept = np.arange(k) != gone
             column = inverse[:k, gone] / inverse[gone, gone]
             smaller = inverse[:k, :k] - np.outer(column, inverse[gone, :k])
             inverse[: k - 1, : k - 1] = smaller[np.ix_(kept, kept)]
             solved = (solved - column * solved[gone])[kept]
             w = np.maximum(w[kept], 0)
-            barred[best] |= gone == k - 1  # rounding alone made it promising
-            picks.pop(gone)
+            barred[best] |= gone == k - 1  # only rounding made it a candidate
+            selected.pop(gone)
             free.append(slots.pop(gone))
         w = solved
         if f is None:
-            left = v @ (target - w @ v[picks])
+            left = v @ (target - w @ v[selected])
         else:
             spread[:] = 0
             spread[slots] = w
             left = aim - spread[:high] @ rows[:high]
-    left[picks] = np.inf
-    others = np.argsort(-left, kind="stable")[len(picks) : budget]
+    left[selected] = np.inf
+    others = np.argsort(-left, kind="stable")[len(selected) : budget]
     weights = np.concatenate([w, np.zeros(len(others))]).astype(np.float32)
-    return np.concatenate([np.array(picks, np.int64), others]), weights
+    return np.concatenate([np.array(selected, np.int64), others]), weights

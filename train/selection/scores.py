@@ -1,4 +1,4 @@
-"""One number per example, the highest picked first: baselines of coreset selection."""
+"""One number per example, the highest selected first: baselines of coreset selection."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from latebloom.train.evaluate import softmax
 from latebloom.train.selection.gradients import gradient_norms, residuals
 
-__all__ = ["el2n", "entropy", "forgetting_events", "grand", "least_confidence", "margin", "top"]
+__all__ = ["el2n", "entropy", "grand", "least_confidence", "margin", "top"]
 
 
 def least_confidence(logits: np.ndarray) -> np.ndarray:
-    """1 - max p, float64 (N,) in [0, 1 - 1/C], of logits (N, C). The sum of all other p: 1 - p would round to 0."""
+    """1 - max p, float64 (N,) in [0, 1 - 1/C], of logits (N, C). Summed from the other p: 1 - p would round to 0."""
     p = softmax(logits)
     p[np.arange(len(p)), p.argmax(1)] = 0
     return p.sum(1)
@@ -30,24 +30,9 @@ def margin(logits: np.ndarray) -> np.ndarray:
         ValueError: a single class.
     """
     if logits.shape[1] < 2:
-        raise ValueError("margin compares the two likeliest classes, and the logits are of one")
+        raise ValueError("margin got logits of 1 class, expected 2 or more; choose another method")
     second, first = np.partition(softmax(logits), -2, axis=1)[:, -2:].T
     return 1 - (first - second)
-
-
-def forgetting_events(correct: np.ndarray) -> np.ndarray:
-    """How often each example went from right to wrong, float64 (N,); inf for those never right.
-
-    Args:
-        correct: bool (E, N), whether epoch e got example n right.
-
-    Raises:
-        ValueError: not of that shape, or no epochs.
-    """
-    if correct.ndim != 2 or len(correct) == 0 or correct.dtype != bool:
-        raise ValueError(f"expected bool (E, N) of at least one epoch, got {correct.dtype} {correct.shape}")
-    events = (correct[:-1] & ~correct[1:]).sum(0)  # (N,)
-    return np.where(correct.any(0), events, np.inf)
 
 
 def el2n(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
@@ -55,14 +40,13 @@ def el2n(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     return np.stack([gradient_norms(residuals(one, labels)) for one in logits]).mean(0, dtype=np.float64)
 
 
-def grand(looks: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> np.ndarray:
+def grand(outputs: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> np.ndarray:
     """Mean over models of the norm of the last layer's gradient, float64 (N,); logits and features of each.
 
     Deep Learning on a Data Diet (arXiv 2107.07075), Def. 2.1, for the last layer. The norm is of each example's own
-    loss, so it does not depend on batches: DeepCore takes those of batch means, which makes a short last batch count
-    more.
+    loss, so it does not depend on batches. (DeepCore uses batch means, so examples in a short last batch score higher.)
     """
-    norms = [gradient_norms(residuals(logits, labels), features) for logits, features in looks]
+    norms = [gradient_norms(residuals(logits, labels), features) for logits, features in outputs]
     return np.stack(norms).mean(0, dtype=np.float64)
 
 
@@ -71,7 +55,7 @@ def top(score: np.ndarray, labels: np.ndarray, budgets: np.ndarray, by_class: bo
 
     Args:
         score: float (N,), inf allowed.
-        budgets: int64 (C,), rows of each class; not `by_class`: their sum goes to whatever scores highest.
+        budgets: int64 (C,), how many rows of each class; without `by_class` only their sum counts, over all classes.
     """
     order = np.argsort(-score, kind="stable")
     if not by_class:

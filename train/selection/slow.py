@@ -43,7 +43,7 @@ def select_slow(
 
     `cluster` runs 2-means within each class and takes the cluster with the higher mean loss, whatever its size.
     `high_loss`, `misclassified` and `random` take as many of each class as `cluster` does, so that they compare at
-    equal cost: by loss, by loss among the misclassified before the others, and by lot. `all` takes everything.
+    equal cost: by loss, by loss with the misclassified first, and at random. `all` takes every example.
 
     A class with one example, or whose outputs are all equal, has no slow half: nothing of it is chosen and a warning
     says so.

@@ -56,27 +56,27 @@ def differences(ours: Tensor, theirs: Tensor) -> tuple[float, int]:
     return (distance > 0).float().mean().item(), int(distance.max())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "Cutout"])
-def test_each_operation_is_torchvisions_at_each_images_own_magnitude(name: str, shape: tuple[int, int, int]) -> None:
-    images = pictures(41, shape)
-    before, magnitudes = images.clone(), strengths(name, 41)
-    results = apply(images, name, magnitudes)
-    theirs = torch.stack([reference(*pair) for pair in zip(images, [name] * 41, magnitudes.tolist(), strict=True)])
-    share, most = differences(results, theirs)
-    if name in ("Color", "Contrast", "Sharpness", "GaussianBlur"):  # sums in another order, then cut off
-        assert (most <= 1, share < 1e-3) == (True, True)
-    elif name in ("ShearX", "ShearY", "Rotate"):  # two pixels equally near
-        assert share < 1e-3
-    else:
-        assert share == 0
-    assert torch.equal(images, before)
-    assert results.data_ptr() != images.data_ptr()
+def test_each_operation_is_torchvisions_at_each_images_own_magnitude(name: str) -> None:
+    for shape in SHAPES:
+        images = pictures(41, shape)
+        before, magnitudes = images.clone(), strengths(name, 41)
+        results = apply(images, name, magnitudes)
+        theirs = torch.stack([reference(*pair) for pair in zip(images, [name] * 41, magnitudes.tolist(), strict=True)])
+        share, most = differences(results, theirs)
+        if name in ("Color", "Contrast", "Sharpness", "GaussianBlur"):  # sums in another order, then cut off
+            assert (most <= 1, share < 1e-3) == (True, True)
+        elif name in ("ShearX", "ShearY", "Rotate"):  # two pixels equally near
+            assert share < 1e-3
+        else:
+            assert share == 0
+        assert torch.equal(images, before)
+        assert results.data_ptr() != images.data_ptr()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", SPATIAL)
-def test_bilinear_moves_are_torchvisions_to_one_grey_level(name: str, shape: tuple[int, int, int]) -> None:
+def test_bilinear_moves_are_torchvisions_to_one_grey_level(name: str) -> None:
+    shape = (3, 21, 34)
     images, magnitudes = pictures(21, shape), strengths(name, 21)
     results = apply(images, name, magnitudes, bilinear=True)
     theirs = [reference(*pair, "bilinear") for pair in zip(images, [name] * 21, magnitudes.tolist(), strict=True)]
@@ -85,11 +85,11 @@ def test_bilinear_moves_are_torchvisions_to_one_grey_level(name: str, shape: tup
     assert most <= 1
 
 
-@pytest.mark.parametrize("degrees", [0.0, 90.0, -90.0, 180.0])
-def test_quarter_turns_move_whole_pixels_counter_clockwise(degrees: float) -> None:
+def test_quarter_turns_move_whole_pixels_counter_clockwise() -> None:
     image = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
-    turned = apply(image, "Rotate", torch.tensor([degrees]))
-    assert torch.equal(turned, torch.rot90(image, int(degrees // 90), (2, 3)))
+    for degrees in (0.0, 90.0, -90.0, 180.0):
+        turned = apply(image, "Rotate", torch.tensor([degrees]))
+        assert torch.equal(turned, torch.rot90(image, int(degrees // 90), (2, 3)))
 
 
 def test_moves_by_hand() -> None:
@@ -110,7 +110,7 @@ def test_cutout_is_a_square_of_zeros_cut_off_at_the_border() -> None:
     assert zero[2] == []
 
 
-@pytest.mark.parametrize("length", [1.0, 4.0, 7.0, 60.0])
+@pytest.mark.parametrize("length", [4.0, 7.0, 60.0])
 def test_cutout_is_torchvisions_erase(length: float) -> None:
     images = pictures(12, (3, 9, 14))
     centers = torch.rand(12, 2, generator=torch.Generator().manual_seed(1))
@@ -125,17 +125,16 @@ def test_cutout_is_torchvisions_erase(length: float) -> None:
         assert torch.equal(result, erased.to(torch.uint8))
 
 
-@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 9)])
-def test_a_result_depends_on_no_other_image_of_the_batch(shape: tuple[int, int, int]) -> None:
+def test_a_result_depends_on_no_other_image_of_the_batch() -> None:
     generator = torch.Generator().manual_seed(2)
-    images = pictures(102, shape)
+    images = pictures(102, (3, 12, 9))
     codes = torch.arange(102) % len(OPERATIONS)
     magnitudes = torch.stack([strengths(OPERATIONS[code], 102)[i] for i, code in enumerate(codes.tolist())])
     centers = torch.rand(102, 2, generator=generator)
     for bilinear in (False, True):
         whole = apply_operations(images, codes, magnitudes, centers, bilinear=bilinear)
         order = torch.randperm(102, generator=generator)
-        for rows in [order, *order.split(37), *torch.arange(102).split(1)]:
+        for rows in [order, *order.split(37), *torch.arange(34).split(1)]:  # every operation alone
             alone = apply_operations(images[rows], codes[rows], magnitudes[rows], centers[rows], bilinear=bilinear)
             assert torch.equal(alone, whole[rows])
 
@@ -167,9 +166,12 @@ def test_mixup_is_rounded_and_keeps_an_image_at_one() -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(1, 3, 4, 4), "takes uint8 images, got torch.float32"),
-        (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), r"1 or 3 channels, got \(1, 4, 4, 3\)"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"got \(3, 4, 4\)"),
+        (torch.zeros(1, 3, 4, 4), "images are torch.float32, strong augmentation takes uint8"),
+        (
+            torch.zeros(1, 4, 4, 3, dtype=torch.uint8),
+            r"images are \(1, 4, 4, 3\), expected \(B, C, H, W\) with 1 or 3 channels",
+        ),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"images are \(3, 4, 4\)"),
     ],
 )
 def test_wrong_images_are_refused(images: Tensor, message: str) -> None:

@@ -1,5 +1,4 @@
 import io
-import json
 import pickle
 from pathlib import Path
 
@@ -58,7 +57,6 @@ def not_a_checkpoint(kind: str, folder: Path) -> bytes:
     torch.save({"head.weight": Payload(folder / "executed")}, pickled)
     return {
         "empty": b"",
-        "text": b"this is not a checkpoint at all",
         "cut in its header": whole[:20],
         "cut in its tensors": whole[:-10],
         "torch.save": pickled.getvalue(),
@@ -66,9 +64,7 @@ def not_a_checkpoint(kind: str, folder: Path) -> bytes:
     }[kind]
 
 
-DAMAGED = pytest.mark.parametrize(
-    "kind", ["empty", "text", "cut in its header", "cut in its tensors", "torch.save", "pickle"]
-)
+DAMAGED = pytest.mark.parametrize("kind", ["empty", "cut in its header", "cut in its tensors", "torch.save", "pickle"])
 
 
 def test_a_model_comes_back_bit_for_bit_with_its_running_statistics(tmp_path: Path) -> None:
@@ -100,28 +96,9 @@ def test_weights_that_are_not_contiguous_are_saved(tmp_path: Path) -> None:
     assert same(other, model)
 
 
-def test_the_file_is_what_safetensors_reads(tmp_path: Path) -> None:
-    save_model(tmp_path / "model.safetensors", cnn())
-    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    assert tensors.keys() == cnn().state_dict().keys()
-    content = (tmp_path / "model.safetensors").read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # no pickle: a JSON header and numbers
-    assert header["head.weight"]["shape"] == [3, 32]
-
-
-@DAMAGED
-def test_what_is_no_safetensors_file_is_refused_by_name_and_never_unpickled(tmp_path: Path, kind: str) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(not_a_checkpoint(kind, tmp_path))
-    with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights of this classifier"):
-        load_model(file, cnn())
-    assert not (tmp_path / "executed").exists()
-
-
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (build("small-cnn", 3, (8, 8, 1), 0, width=5), "size mismatch for conv1.weight"),
         (build("small-cnn", 4, (8, 8, 1), 0, width=4), "size mismatch for head.weight"),
         (nn.Linear(2, 3), "Missing key"),
     ],
@@ -136,13 +113,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, other: nn.Module, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_model_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        load_model(tmp_path / "model.safetensors", cnn())
-
-
-@pytest.mark.parametrize("count", [1, 3, 12])  # 12: model 1 is not taken for models 10 and 11
-def test_a_run_under_way_comes_back_bit_for_bit(tmp_path: Path, count: int) -> None:
+def test_an_unfinished_run_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    count = 12  # model 1 is not taken for models 10 and 11
     models, others = [cnn(m) for m in range(count)], [cnn(50 + m) for m in range(count)]
     state = state_of(models)
     save_fit(tmp_path / "run.safetensors", models, state, "key")
@@ -171,18 +143,6 @@ def test_a_run_before_its_first_step_has_no_momenta(tmp_path: Path) -> None:
     assert (found.step, found.slots, found.histories, found.mixers) == (0, [{}], [History()], [{}])
 
 
-def test_a_later_checkpoint_replaces_the_earlier_one(tmp_path: Path) -> None:
-    models = [cnn()]
-    state = state_of(models)
-    save_fit(tmp_path / "run.safetensors", models, state, "key")
-    state.step = 42
-    save_fit(tmp_path / "run.safetensors", models, state, "key")
-    found = load_fit(tmp_path / "run.safetensors", [cnn(1)], "key")
-    assert found is not None
-    assert found.step == 42
-    assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
-
-
 def test_no_file_is_no_state(tmp_path: Path) -> None:
     assert load_fit(tmp_path / "run.safetensors", [cnn()], "key") is None
 
@@ -201,7 +161,7 @@ def test_a_safetensors_file_from_elsewhere_is_not_taken_up(tmp_path: Path) -> No
 
 
 @DAMAGED
-def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_file_is_named_with_what_to_do_and_never_unpickled(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "run.safetensors"
     file.write_bytes(not_a_checkpoint(kind, tmp_path))
     model = cnn(1)
@@ -209,5 +169,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, kind: str
         ValueError, match=r"run\.safetensors is a damaged checkpoint .*delete it to train from the start"
     ):
         load_fit(file, [model], "key")
+    with pytest.raises(ValueError, match=r"run\.safetensors does not hold the weights of this classifier"):
+        load_model(file, model)
     assert not (tmp_path / "executed").exists()
     assert same(model, cnn(1))

@@ -3,6 +3,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -23,7 +24,7 @@ from latebloom.train.loop.checkpoint import load_fit, save_fit
 from latebloom.train.loop.fit import FitConfig, FitState, History, fit
 from latebloom.train.loop.optim import AdaHessian
 from latebloom.train.models.build import build
-from latebloom.train.selection.coreset import CoresetConfig
+from latebloom.train.selection.coreset import Coreset, CoresetConfig
 
 # Three epochs of a batch of four; momentum, weight decay, milestones and augmentation as they are by default.
 CONFIG = FitConfig(epochs=3, batch_size=4, crop_padding=1)
@@ -81,7 +82,7 @@ def trained(
 # --- what a step does ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("padding", "flip"), [(0, False), (1, False), (0, True), (1, True)])
+@pytest.mark.parametrize(("padding", "flip"), [(0, False), (1, True)])
 def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: bool) -> None:
     config = CONFIG.model_copy(update={"epochs": 4, "crop_padding": padding, "flip": flip})
     data, rows = noise(), np.array([3, 1, 4, 15, 9, 2, 6, 5, 8, 7, 11])  # two batches of four, three rows dropped
@@ -155,11 +156,6 @@ def test_sam_is_the_papers_algorithm() -> None:
         torch.testing.assert_close(weight.detach(), w[name], rtol=1e-4, atol=1e-5)
 
 
-def test_sam_is_not_sgd() -> None:
-    sgd, sam = trained(CONFIG)[0], trained(SAM)[0]
-    assert not torch.allclose(sam["head.weight"], sgd["head.weight"], atol=1e-3)
-
-
 def test_running_statistics_after_a_sam_step_are_those_of_an_sgd_step_unless_both_passes_count() -> None:
     one_step = {"steps": 1, "rho": 0.5}
     sgd, _ = trained(CONFIG.model_copy(update=one_step))
@@ -192,18 +188,25 @@ def test_adahessian_is_a_plain_loop_with_its_optimizer() -> None:
     torch.testing.assert_close(found, bits(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
-@pytest.mark.parametrize("accumulate", [2, 3, 8])
+@pytest.mark.parametrize(("optimizer", "accumulate"), [("sgd", 3), ("sam", 2), ("sam", 8)])
 def test_micro_batches_are_the_whole_batch_without_batchnorm(optimizer: str, accumulate: int) -> None:
     """SAM too has one perturbation, from the gradient of the whole batch, and not one for each micro-batch."""
     config = BARE.model_copy(update={"optimizer": optimizer, "batch_size": 8, "rho": 0.5, "epochs": 2})
-    model, weights = mlp(), np.random.default_rng(0).uniform(0, 2, 24)
-    whole, history = trained(config, model=mlp(), weights=weights)
-    parts, found = trained(config.model_copy(update={"accumulate": accumulate}), model=mlp(), weights=weights)
+    model, gamma = mlp(), np.random.default_rng(0).uniform(0, 2, 24)
+    whole, history = trained(config, model=mlp(), mixers=[weighing(gamma)])
+    micro = config.model_copy(update={"accumulate": accumulate})
+    parts, found = trained(micro, model=mlp(), mixers=[weighing(gamma)])
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.loss, history.loss, rtol=1e-5)
     assert found.error == history.error
     assert not torch.allclose(whole["1.weight"], bits(model)["1.weight"], atol=1e-4)
+
+
+def weighing(gamma: np.ndarray) -> Mixer:
+    """Epochs of rows 0, 1, ..., whose losses have the factors gamma over its mean."""
+    coreset = Coreset(np.arange(len(gamma)), gamma.astype(np.float32))
+    strong = StrongConfig(selector="file", file="x.npz", main="coreset", copies=0, weights="normalised")
+    return Mixer(strong, noise().labels[: len(gamma)], 3, (8, 8, 1), 0, coreset)
 
 
 def mlp() -> nn.Module:
@@ -243,7 +246,7 @@ def test_bfloat16_is_of_activations_and_not_of_weights(config: FitConfig) -> Non
     assert {value.dtype for name, value in half.items() if "weight" in name} == {torch.float32}
     whole, _ = trained(config, model=Watched())
     assert (
-        torch.nn.functional.cosine_similarity(  # of the ways gone, which bfloat16 bends a little
+        torch.nn.functional.cosine_similarity(  # of the changes of the weights, which bfloat16 bends a little
             (half["body.head.weight"] - cnn().get_parameter("head.weight")).flatten(),
             (whole["body.head.weight"] - cnn().get_parameter("head.weight")).flatten(),
             dim=0,
@@ -357,67 +360,20 @@ def _streaming(data: LabeledImages, device: torch.device) -> object:
     return pixels
 
 
-def test_another_seed_gives_another_order_and_another_result() -> None:
-    first, second = cnn(), cnn()
-    fit([first], noise(), [np.arange(24)], CONFIG, [0])
-    fit([second], noise(), [np.arange(24)], CONFIG, [1])
-    assert not torch.equal(first.get_parameter("head.weight"), second.get_parameter("head.weight"))
-
-
-@OPTIMIZERS
-def test_weights_of_one_change_nothing(config: FitConfig) -> None:
-    plain, plain_history = trained(config)
-    ones, ones_history = trained(config, weights=np.ones(24))
-    assert equal(ones, plain)
-    assert ones_history == plain_history
-
-
-def test_an_example_of_weight_zero_does_not_contribute() -> None:
-    # Mean over four of which two count 0 = half the mean over those two: so half the step.
-    weights = np.zeros(24)
-    weights[[5, 7]] = 1
-    weighted, _ = trained(BARE, [5, 2, 7, 9], linear(), weights=weights)
-    alone, _ = trained(BARE.model_copy(update={"lr": 0.05}), [5, 7], linear())
-    torch.testing.assert_close(weighted, alone)
-
-
 def test_a_weight_multiplies_the_gradient_of_its_own_image() -> None:
-    # Weights belong to images, not to places in the batch: 3 times image 5 = image 5 three times.
-    weights = np.ones(24)
-    weights[5] = 3
-    weighted, _ = trained(BARE.model_copy(update={"batch_size": 2}), [5, 2], linear(), weights=weights)
-    repeated, _ = trained(BARE.model_copy(update={"lr": 0.2}), [5, 5, 5, 2], linear())  # mean over 4, not over 2
+    # Weights 3 and 1 over their mean of 2: 3 times image 5 and image 2, over four.
+    config = BARE.model_copy(update={"batch_size": 2})
+    weighted, history = trained(config, [5, 2], linear(), mixers=[weighing(np.array([3, 1]))])
+    repeated, _ = trained(BARE, [5, 5, 5, 2], linear())
     torch.testing.assert_close(weighted, repeated)
-
-
-@OPTIMIZERS
-def test_doubling_all_weights_doubles_the_gradient(config: FitConfig) -> None:
-    update = {"momentum": 0.0, "weight_decay": 0.0}
-    doubled, history = trained(config.model_copy(update=update | {"lr": 0.05}), weights=np.full(24, 2))
-    plain, plain_history = trained(config.model_copy(update=update))
-    torch.testing.assert_close(doubled, plain, rtol=1e-4, atol=1e-5)  # and SAM's ascent has the same direction
-    np.testing.assert_allclose(history.loss, plain_history.loss, rtol=1e-4)  # the history is without weights
-
-
-@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_weights_that_are_negative_or_not_finite_are_refused(bad: float) -> None:
-    weights = np.ones(24)
-    weights[3] = bad
-    with pytest.raises(ValueError, match="weights must be 24 finite numbers >= 0, one for each image"):
-        trained(CONFIG, weights=weights)
-
-
-def test_weights_are_one_for_each_image_of_the_data() -> None:
-    with pytest.raises(ValueError, match="weights must be 24 finite numbers"):
-        trained(CONFIG, [1, 2, 3], weights=np.ones(3))
+    assert history.loss == pytest.approx([np.log(3)])  # the history is without weights
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (np.array([], np.int64), "noise: no training rows were given"),
-        (np.array([0, 24]), r"noise: training rows must lie in 0\.\.23"),
-        (np.array([-1, 3]), r"noise: training rows must lie in 0\.\.23"),
+        (np.array([-1, 24]), r"noise: training rows lie in -1\.\.24, expected 0\.\.23"),
     ],
 )
 def test_rows_outside_the_data_are_refused(rows: np.ndarray, message: str) -> None:
@@ -440,11 +396,6 @@ def test_a_history_is_the_mean_over_the_examples_as_they_were_trained_on() -> No
     _, history = trained(BARE.model_copy(update={"batch_size": 24}), model=linear())
     assert history.loss == pytest.approx([np.log(3)])
     assert history.error == pytest.approx([16 / 24])
-
-
-def test_training_lowers_the_loss() -> None:
-    _, history = trained(CONFIG.model_copy(update={"epochs": 12} | PLAIN))
-    assert history.loss[-1] < 0.7 * history.loss[0]
 
 
 # Weights grow 99-fold a step: beyond float32 after about 20.
@@ -491,7 +442,7 @@ def with_dropout() -> nn.Module:
 
 
 def test_models_with_dropout_are_not_trained_together() -> None:
-    with pytest.raises(ValueError, match="dropout cannot be trained together; train them one after the other"):
+    with pytest.raises(ValueError, match="dropout cannot be trained together; train one after the other"):
         fit([with_dropout(), with_dropout()], noise(), [np.arange(24)] * 2, CONFIG, [0, 1])
 
 
@@ -520,28 +471,23 @@ def together(config: FitConfig, rows: Sequence[np.ndarray], **options: object) -
     return models, fit(models, noise(), rows, config, seeds, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rows", [UNEQUAL, SMALL], ids=["unequal", "smaller than a batch"])
 @pytest.mark.parametrize(
-    "config", [CONFIG, SAM, SAM.model_copy(update={"sam_batchnorm": "both"})], ids=["sgd", "sam", "sam both"]
+    ("rows", "config"),
+    [(UNEQUAL, CONFIG), (UNEQUAL, SAM.model_copy(update={"sam_batchnorm": "both"})), (SMALL, SAM)],
+    ids=["sgd", "sam both", "sam, smaller than a batch"],
 )
-@pytest.mark.parametrize("weighted", [False, True])
-def test_models_trained_together_are_those_trained_alone(
-    rows: list[np.ndarray], config: FitConfig, weighted: bool
-) -> None:
-    weights = np.random.default_rng(0).uniform(0, 2, 24) if weighted else None
-    models, histories = together(config, rows, weights=weights)
+def test_models_trained_together_are_those_trained_alone(rows: list[np.ndarray], config: FitConfig) -> None:
+    models, histories = together(config, rows)
     for m, model in enumerate(models):
         alone = cnn(m)
-        (history,) = fit([alone], noise(), [rows[m]], config, [10 + m], weights=weights)
+        (history,) = fit([alone], noise(), [rows[m]], config, [10 + m])
         torch.testing.assert_close(bits(model), bits(alone), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(histories[m].loss, history.loss, rtol=1e-4)
         assert histories[m].error == history.error
         assert len(history.loss) == 3
 
 
-@pytest.mark.parametrize(
-    "strong", [{}, {"policy": WU}, {"selector": "craig", "weights": "normalised", "main": "coreset"}]
-)
+@pytest.mark.parametrize("strong", [{"policy": WU}, {"selector": "craig", "weights": "normalised", "main": "coreset"}])
 def test_models_with_strong_copies_trained_together_are_those_trained_alone(strong: dict[str, object]) -> None:
     config, settings = SAM.model_copy(update={"rho": 0.01}), STRONG.model_copy(update={"every": 3, **strong})
     mixers = [mixer_of(settings, rows, 10 + m) for m, rows in enumerate(UNEQUAL)]
@@ -552,13 +498,6 @@ def test_models_with_strong_copies_trained_together_are_those_trained_alone(stro
         (history,) = fit([alone], noise(), [UNEQUAL[m]], config, [10 + m], mixers=[mixing])
         torch.testing.assert_close(bits(model), bits(alone), rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(histories[m].loss, history.loss, rtol=1e-3)
-
-
-def test_models_of_one_seed_trained_together_on_the_same_rows_are_one_model() -> None:
-    models = [cnn(), cnn()]
-    histories = fit(models, noise(), [np.arange(24)] * 2, SAM, [0, 0])
-    torch.testing.assert_close(bits(models[0]), bits(models[1]), rtol=1e-6, atol=1e-7)
-    assert histories[0].error == histories[1].error
 
 
 def test_a_model_that_is_done_is_left_alone() -> None:
@@ -617,10 +556,6 @@ def test_stopping_early_gives_the_first_epochs_of_the_whole_run_bit_for_bit(conf
     assert not equal(stopped, trained(config.model_copy(update={"epochs": 3}))[0])
 
 
-def test_stopping_after_the_end_changes_nothing() -> None:
-    assert equal(trained(CONFIG, stop_epoch=50)[0], trained(CONFIG)[0])
-
-
 def test_every_model_stops_after_its_own_epochs() -> None:
     models, histories = together(CONFIG, UNEQUAL, stop_epoch=2)
     assert [len(history.loss) for history in histories] == [2, 2, 2]
@@ -662,7 +597,7 @@ def resume_everywhere(
     strong: StrongConfig | None = None,
     **options: object,
 ) -> tuple[list[int], list[History]]:
-    """Run to the end, then again from each checkpoint on the way in new models: all must end the same, to the bit."""
+    """Run to the end, then again from the first and the last but one checkpoint: all must end the same, to the bit."""
     count = len(rows)
     models, seeds = [make(m) for m in range(count)], list(range(count))
 
@@ -672,7 +607,7 @@ def resume_everywhere(
     whole = saver(folder / "whole", models)
     expected = fit(models, noise(), rows, config, seeds, mixers=mixers(), on_epoch=whole, **options)  # type: ignore[arg-type]
     steps = sorted(int(file.stem) for file in (folder / "whole").iterdir())
-    for step in steps:
+    for step in (steps[0], steps[-2]):  # a whole run before the end, and hardly any
         others = [make(100 + m) for m in range(count)]
         start = load_fit(folder / "whole" / f"{step}.safetensors", others, "key")
         assert start is not None
@@ -683,15 +618,13 @@ def resume_everywhere(
         assert found == expected
         for other, model in zip(others, models, strict=True):
             assert equal(bits(other), bits(model))
-        if step != steps[-1]:
-            last = f"{steps[-1]}.safetensors"  # momenta and the sums of an epoch under way are in it too
-            assert same_file(again / last, folder / "whole" / last)
+        last = f"{steps[-1]}.safetensors"  # momenta and the sums of an unfinished epoch are in it too
+        assert same_file(again / last, folder / "whole" / last)
     return steps, expected
 
 
-@OPTIMIZERS
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, config: FitConfig) -> None:
-    steps, _ = resume_everywhere(tmp_path, [np.arange(24)], config)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    steps, _ = resume_everywhere(tmp_path, [np.arange(24)], SAM)
     assert steps == [6, 12, 18]
 
 
@@ -712,39 +645,36 @@ def mixer_of(strong: StrongConfig, rows: np.ndarray, seed: int) -> Mixer:
     ],
     ids=["append", "in place kept", "adacore", "wu2020", "wu2020 kept", "forgetting", "random main"],
 )
-@pytest.mark.parametrize("count", [1, 2])
 def test_a_run_with_strong_copies_resumes_bit_for_bit(
-    tmp_path: Path, strong: dict[str, object], changes: dict[str, object], count: int
+    tmp_path: Path, strong: dict[str, object], changes: dict[str, object]
 ) -> None:
     # Checkpoints are on every epoch of the first: amid rounds of two or three; the second, of fewer steps an epoch, is
     # amid its epochs.
     config = CONFIG.model_copy(update={"epochs": 4, "batch_size": 8, **changes})
-    rows = [np.arange(24), np.arange(5, 22)][:count]
+    rows = [np.arange(24), np.arange(5, 22)]
     steps, histories = resume_everywhere(tmp_path, rows, config, strong=STRONG.model_copy(update=strong))
     assert len(steps) == 4
-    assert [len(history.loss) for history in histories] == [4] * count
+    assert [len(history.loss) for history in histories] == [4, 4]
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "adahessian", "lr": 0.05}, {"accumulate": 2}, {"nesterov": True}])
-def test_other_settings_resume_bit_for_bit(tmp_path: Path, change: dict[str, object]) -> None:
-    resume_everywhere(tmp_path, UNEQUAL, CONFIG.model_copy(update=change))
+def test_three_models_by_adahessian_resume_bit_for_bit(tmp_path: Path) -> None:
+    resume_everywhere(tmp_path, UNEQUAL, CONFIG.model_copy(update={"optimizer": "adahessian", "lr": 0.05}))
 
 
 def test_a_large_model_resumes_bit_for_bit_in_another_memory_layout(tmp_path: Path) -> None:
     def large(seed: int) -> nn.Module:
-        return build("small-cnn", 3, (8, 8, 1), seed, width=128)  # 300,000 weights
+        return build("small-cnn", 3, (8, 8, 1), seed, width=80)  # 117,000 weights
 
-    resume_everywhere(tmp_path, [np.arange(24)], SAM, large)
+    resume_everywhere(tmp_path, [np.arange(24)], SAM.model_copy(update={"batch_size": 12}), large)
     assert not large(0).get_parameter("conv2.weight").is_contiguous(memory_format=torch.channels_last)
     model = large(0)
-    fit([model], noise(), [np.arange(24)], SAM, [0])
+    fit([model], noise(), [np.arange(24)], SAM.model_copy(update={"steps": 1}), [0])
     assert model.get_parameter("conv2.weight").is_contiguous(memory_format=torch.channels_last)
 
 
-@OPTIMIZERS
-def test_three_models_together_resume_bit_for_bit(tmp_path: Path, config: FitConfig) -> None:
+def test_three_models_together_resume_bit_for_bit(tmp_path: Path) -> None:
     # 5, 3 and 2 steps an epoch: at the longest one's ends the others are amid an epoch, or done.
-    steps, histories = resume_everywhere(tmp_path, UNEQUAL, config)
+    steps, histories = resume_everywhere(tmp_path, UNEQUAL, SAM)
     assert steps == [5, 10, 15]
     assert [len(history.loss) for history in histories] == [3, 3, 3]
 
@@ -763,10 +693,6 @@ def test_models_with_budgets_of_their_own_resume_bit_for_bit(tmp_path: Path) -> 
     steps, histories = resume_everywhere(tmp_path, UNEQUAL, SAM, total_steps=[13, 6, 7])
     assert steps == [5, 10, 13]
     assert [len(history.loss) for history in histories] == [2, 2, 3]
-
-
-def test_a_run_without_momentum_resumes_bit_for_bit(tmp_path: Path) -> None:
-    resume_everywhere(tmp_path, [np.arange(24)], CONFIG.model_copy(update={"momentum": 0.0}))
 
 
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -810,43 +736,25 @@ def test_without_momentum_in_the_state_a_resumed_run_would_differ(tmp_path: Path
 # --- the configuration -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "steps_per_epoch"), [(1, 1), (127, 1), (128, 1), (255, 1), (256, 2), (50_000, 390)])
-def test_an_epoch_is_the_whole_batches_in_it(n: int, steps_per_epoch: int) -> None:
-    config = FitConfig(epochs=200)
-    assert config.steps_per_epoch(n) == steps_per_epoch
-    assert config.total_steps(n) == 200 * steps_per_epoch
-    assert FitConfig(epochs=200, steps=7).total_steps(n) == 7
+def test_an_epoch_is_the_whole_batches_in_it() -> None:
+    for n, steps_per_epoch in ((1, 1), (127, 1), (128, 1), (255, 1), (256, 2), (50_000, 390)):
+        config = FitConfig(epochs=200)
+        assert config.steps_per_epoch(n) == steps_per_epoch
+        assert config.total_steps(n) == 200 * steps_per_epoch
+        assert FitConfig(epochs=200, steps=7).total_steps(n) == 7
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "message"),
     [
-        {"epochs": 0},
-        {"steps": -1},
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"lr": float("nan")},
-        {"momentum": 1.0},
-        {"weight_decay": -0.1},
-        {"rho": -1.0},
-        {"optimizer": "adam"},
-        {"warmup": 1.0},
-        {"crop_padding": -1},
-        {"learning_rate": 0.1},
-        {"accumulate": 0},
-        {"accumulate": 8, "batch_size": 4},
-        {"nesterov": True, "momentum": 0.0},
-        {"optimizer": "adahessian", "accumulate": 2},
-        {"optimizer": "adahessian", "compile": True},
-        {"precision": "float16"},
+        ({"accumulate": 8, "batch_size": 4}, "accumulate is 8 micro-batches of a batch of 4"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov needs momentum"),
+        ({"optimizer": "adahessian", "accumulate": 2}, "adahessian takes a whole batch"),
+        ({"optimizer": "adahessian", "compile": True}, "adahessian takes a whole batch"),
+        ({"milestones": (0.75, 0.5)}, "milestones are ascending fractions between 0 and 1"),
+        ({"milestones": (0.5, 1.0)}, "milestones are ascending fractions between 0 and 1"),
     ],
 )
-def test_a_value_out_of_bounds_or_an_unknown_key_is_refused_by_name(bad: dict[str, object]) -> None:
-    with pytest.raises(pydantic.ValidationError, match=next(iter(bad))):
+def test_settings_that_do_not_go_together_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
         FitConfig(**bad)
-
-
-@pytest.mark.parametrize("milestones", [(0.75, 0.5), (0.0,), (1.0,), (0.5, 1.5), (float("nan"),)])
-def test_milestones_are_ascending_fractions(milestones: tuple[float, ...]) -> None:
-    with pytest.raises(pydantic.ValidationError, match="milestones are ascending fractions between 0 and 1"):
-        FitConfig(milestones=milestones)

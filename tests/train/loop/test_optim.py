@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from latebloom.train.config import FitConfig
 from latebloom.train.loop.optim import AdaHessian, batchnorm_statistics_kept, learning_rate, sam_ascent
 
 
@@ -85,14 +86,6 @@ def test_a_zero_gradient_moves_nothing() -> None:
         assert w.tolist() == [1, 2]  # not NaN
 
 
-def test_rho_zero_moves_nothing() -> None:
-    w = nn.Parameter(torch.randn(100, generator=torch.Generator().manual_seed(0)))
-    w.grad = torch.randn(100, generator=torch.Generator().manual_seed(1))
-    before = w.detach().clone()
-    with sam_ascent([[w]], rho=0):
-        assert torch.equal(w, before)
-
-
 def test_the_sam_gradient_is_that_of_the_paper() -> None:
     """Against Eq. 2 and 3 of arXiv 2010.01412 (p = q = 2), written on dictionaries of weights with torch.autograd."""
     generator = torch.Generator().manual_seed(0)
@@ -161,25 +154,6 @@ def test_kept_statistics_move_again_after_an_exception() -> None:
     assert statistics(layer)[2] == 1
 
 
-def test_keeping_statistics_nests() -> None:
-    layer = batchnorm()
-    with batchnorm_statistics_kept(layer):
-        with batchnorm_statistics_kept(layer):
-            layer(X)
-        layer(X)
-        assert statistics(layer) == UNSEEN  # the inner block did not let go for the outer one
-    layer(X)
-    assert statistics(layer)[2] == 1
-
-
-def test_a_layer_that_never_had_statistics_gets_none() -> None:
-    layer = nn.BatchNorm1d(2, track_running_stats=False)
-    with batchnorm_statistics_kept(layer):
-        layer(X)
-    assert not layer.track_running_stats
-    assert layer.running_mean is None
-
-
 def signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randint(2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1
 
@@ -204,20 +178,13 @@ def test_on_a_diagonal_quadratic_the_estimate_is_the_diagonal_whatever_the_signs
 
 def test_one_step_by_hand() -> None:
     # 0.5 * (2 w1^2 + 5 w2^2) at (4, 1): gradient (8, 5), Hessian diag (2, 5). In the first step both bias corrections
-    # undo the decay: w - lr * g / (|h| + eps), after w has shrunk by 1 - lr * weight_decay = 0.9 (decoupled: L2 decay
+    # undo the decay: w - lr * g / (|h| + 1e-4), after w has shrunk by 1 - lr * weight_decay = 0.9 (decoupled: L2 decay
     # in the gradient would move both moments).
     a, w = torch.tensor([2.0, 5.0], dtype=torch.float64), vector(4, 1)
-    optimizer = AdaHessian([w], lr=0.5, eps=0.5, weight_decay=0.2)
+    optimizer = AdaHessian([w], lr=0.5, weight_decay=0.2)
     adahessian_step(optimizer, 0.5 * (a * w * w).sum(), torch.Generator().manual_seed(0))
-    expected = torch.tensor([3.6 - 0.5 * 8 / 2.5, 0.9 - 0.5 * 5 / 5.5], dtype=torch.float64)
+    expected = torch.tensor([3.6 - 0.5 * 8 / 2.0001, 0.9 - 0.5 * 5 / 5.0001], dtype=torch.float64)
     torch.testing.assert_close(w.detach(), expected)
-
-
-def test_the_hessian_power_is_of_the_root_mean_square() -> None:
-    a, w = torch.tensor([4.0, 9.0], dtype=torch.float64), vector(1, 1)
-    optimizer = AdaHessian([w], lr=1.0, eps=0, hessian_power=0.5)
-    adahessian_step(optimizer, 0.5 * (a * w * w).sum(), torch.Generator())
-    torch.testing.assert_close(w.detach(), torch.tensor([1 - 4 / 2, 1 - 9 / 3], dtype=torch.float64))
 
 
 def test_kernels_of_convolutions_are_averaged_over_their_last_two_dimensions_and_nothing_else_is() -> None:
@@ -236,13 +203,13 @@ def test_off_the_diagonal_the_mean_over_many_draws_of_v_times_hv_is_the_diagonal
     # H = [[2, 1], [1, 3]]: |v * Hv| is (3, 4) for equal signs and (1, 2) for others; each comes up half the time.
     h = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     generator, seen = torch.Generator().manual_seed(0), []
-    for _ in range(200):
+    for _ in range(100):
         w = vector(0, 0)
         optimizer = AdaHessian([w], betas=(0.0, 0.0))
         adahessian_step(optimizer, 0.5 * w @ h @ w, generator)
         seen.append(optimizer.state[w]["exp_hessian_diag_sq"].sqrt().tolist())
     assert {tuple(s) for s in seen} == {(3, 4), (1, 2)}
-    assert 80 < sum(s == [3, 4] for s in seen) < 120
+    assert 30 < sum(s == [3, 4] for s in seen) < 70
 
 
 class Problem:
@@ -267,10 +234,10 @@ class Problem:
 def test_several_steps_equal_those_of_pytorch_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     from pytorch_optimizer import AdaHessian as Theirs
 
-    options = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.01, "hessian_power": 0.7}
+    options = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.01}
     ours, theirs = Problem(convolution=False), Problem(convolution=False)
     optimizer = AdaHessian(ours.model.parameters(), **options)  # type: ignore[arg-type]
-    other = Theirs(theirs.model.parameters(), **options)
+    other = Theirs(theirs.model.parameters(), eps=1e-4, **options)
     mine, same = (torch.Generator().manual_seed(5) for _ in range(2))
     monkeypatch.setattr(torch, "randint_like", lambda p, *_: ((signs(p.shape, same) + 1) // 2).to(p))
     before = ours.numbers()
@@ -386,9 +353,9 @@ def test_weights_without_a_gradient_stay_put_and_draw_nothing() -> None:
 
 def test_a_loss_that_is_linear_in_a_weight_has_no_curvature_there() -> None:
     w = vector(1)
-    optimizer = AdaHessian([w], lr=1.0, eps=2.0)
+    optimizer = AdaHessian([w], lr=1e-4)
     adahessian_step(optimizer, 3 * w.sum(), torch.Generator())
-    assert w.item() == pytest.approx(1 - 3 / 2)  # only eps below the fraction
+    assert w.item() == pytest.approx(1 - 3)  # only 1e-4 below the fraction
 
 
 def test_a_step_without_an_estimate_is_refused() -> None:
@@ -399,23 +366,20 @@ def test_a_step_without_an_estimate_is_refused() -> None:
         optimizer.step()  # the estimate of the step before is used up
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [{"lr": 0}, {"eps": -1}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"hessian_power": 0}, {"lr": math.nan}],
-)
-def test_adahessian_refuses_settings_out_of_range(bad: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        AdaHessian([vector(1)], **bad)
+def test_adahessian_refuses_settings_out_of_range() -> None:
+    for bad in ({"lr": 0}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"lr": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            AdaHessian([vector(1)], **bad)
 
 
 def rates(total: int, **changes: object) -> list[float]:
-    settings = {"peak": 1.0, "schedule": "constant", "milestones": (), "decay": 0.1, "warmup": 0.0} | changes
-    return [learning_rate(step, total, **settings) for step in range(total)]  # type: ignore[arg-type]
+    config = FitConfig(**({"lr": 1.0, "schedule": "constant"} | changes))
+    return [learning_rate(config, step, total) for step in range(total)]
 
 
 def test_milestones_cut_the_rate_at_their_fractions_of_the_run() -> None:
     expected = [0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
-    assert rates(8, peak=0.1, schedule="milestones", milestones=(0.5, 0.75)) == pytest.approx(expected)
+    assert rates(8, lr=0.1, schedule="milestones", milestones=(0.5, 0.75)) == pytest.approx(expected)
 
 
 def test_a_milestone_between_two_steps_counts_from_the_later_one() -> None:
@@ -424,11 +388,7 @@ def test_a_milestone_between_two_steps_counts_from_the_later_one() -> None:
 
 def test_cosine_falls_from_the_peak_towards_zero() -> None:
     half = math.sqrt(0.5)
-    assert rates(4, peak=2.0, schedule="cosine") == pytest.approx([2, 1 + half, 1, 1 - half])
-
-
-def test_a_constant_rate_ignores_milestones() -> None:
-    assert rates(4, milestones=(0.5,)) == [1, 1, 1, 1]
+    assert rates(4, lr=2.0, schedule="cosine") == pytest.approx([2, 1 + half, 1, 1 - half])
 
 
 def test_warmup_rises_linearly_and_its_first_step_already_moves() -> None:
@@ -436,15 +396,11 @@ def test_warmup_rises_linearly_and_its_first_step_already_moves() -> None:
 
 
 def test_warmup_multiplies_the_schedule() -> None:
-    falling = rates(8, schedule="milestones", milestones=(0.25,), decay=0.1, warmup=0.5)
+    falling = rates(8, schedule="milestones", milestones=(0.25,), warmup=0.5)
     assert falling == pytest.approx([0.25, 0.5, 0.075, 0.1, 0.1, 0.1, 0.1, 0.1])
 
 
-def test_a_warmup_shorter_than_a_step_is_none() -> None:
-    assert rates(10, warmup=0.01) == [1] * 10
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     total=st.integers(1, 60),
     schedule=st.sampled_from(["milestones", "cosine", "constant"]),
@@ -454,8 +410,8 @@ def test_a_warmup_shorter_than_a_step_is_none() -> None:
 def test_every_step_moves_and_none_passes_the_peak(
     total: int, schedule: str, warmup: float, milestones: list[float]
 ) -> None:
-    found = rates(total, peak=0.3, schedule=schedule, warmup=warmup, milestones=milestones)
+    found = rates(total, lr=0.3, schedule=schedule, warmup=warmup, milestones=milestones)
     assert all(0 < rate <= 0.3 for rate in found)
-    unwarmed = rates(total, peak=0.3, schedule=schedule, milestones=milestones)
+    unwarmed = rates(total, lr=0.3, schedule=schedule, milestones=milestones)
     assert unwarmed == sorted(unwarmed, reverse=True)
     assert unwarmed[0] == 0.3

@@ -64,13 +64,7 @@ def test_small_cnn_has_the_weights_its_docstring_says() -> None:
     assert "1,922" in (SmallCNN.__doc__ or "")
 
 
-def test_small_cnn_grows_with_its_width_and_channels() -> None:
-    # Width 4, three channels, five classes.
-    assert count(SmallCNN(5, 3, width=4)) == 3 * 4 * 9 + 8 + 4 * 8 * 9 + 16 + (8 * 4 * 5 + 5)
-
-
-@pytest.mark.parametrize("side", [8, 32, 64])
-@pytest.mark.parametrize("name", ["small-cnn", "vit-s4"])
+@pytest.mark.parametrize(("name", "side"), [("small-cnn", 8), ("small-cnn", 64), ("vit-s4", 8), ("vit-s4", 32)])
 def test_our_models_take_any_side_from_8(name: str, side: int) -> None:
     model = build(name, 7, (side, side, 3), 0, NARROW[name])
     assert model.training
@@ -104,33 +98,20 @@ def test_a_seed_gives_its_weights_and_another_seed_others(name: str) -> None:
     assert not torch.equal(other.get_parameter("head.weight"), first.get_parameter("head.weight"))
 
 
-@pytest.mark.parametrize(
-    ("name", "weight", "expected"),
-    [
-        ("small-cnn", "conv1.weight", 0.15108898282051086),
-        ("preact-resnet18", "stem.weight", 0.3542669415473938),
-    ],
-)
-def test_weights_of_a_seed_are_those_of_the_first_release(name: str, weight: str, expected: float) -> None:
-    # Runs of before must be found again: their checkpoints, and what the documentation measured.
-    first = float(build(name, 10, (8, 8, 3), 3, 4).get_parameter(weight).detach().flatten()[0])
-    assert first == pytest.approx(expected, rel=1e-6)
-
-
 def test_trying_a_model_out_leaves_its_batchnorm_as_new() -> None:
     model = build("small-cnn", 3, (8, 8, 1), 0)
     assert int(model.get_buffer("bn1.num_batches_tracked")) == 0
     assert model.get_buffer("bn1.running_mean").tolist() == [0] * 8
 
 
-@pytest.mark.parametrize("name", ["small-cnn", "torchvision:resnet18"])
-def test_building_leaves_the_global_generator_alone(name: str) -> None:
+def test_building_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    build(name, 3, (32, 32, 1), 0)
+    for name in ("small-cnn", SMALL):
+        build(name, 3, (32, 32, 1), 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["small-cnn", "preact-resnet18", "resnet20", "vit-s4"])
 def test_models_of_one_architecture_can_run_as_one(name: str) -> None:
     # train.fit stacks small models; a warning (attention without a batching rule) would be an error here.
     models = [build(name, 3, (8, 8, 1), seed, NARROW[name]).eval() for seed in range(2)]
@@ -147,15 +128,6 @@ def test_a_torchvision_model_takes_small_grey_images() -> None:
     # 11,176,512 weights without the head, as in torchvision, and a head for five classes; no pretrained weights.
     assert count(model) == 11_176_512 + 512 * 5 + 5
     assert same(build("torchvision:resnet18", 5, (32, 32, 1), 3), model)
-
-
-def test_grey_images_are_shown_to_a_torchvision_model_as_three_equal_channels() -> None:
-    grey, colour = (
-        build("torchvision:resnet18", 5, (32, 32, 1), 3).eval(),
-        build("torchvision:resnet18", 5, (32, 32, 3), 3).eval(),
-    )
-    x = images(32, channels=1)
-    assert torch.equal(grey(x), colour(x.repeat(1, 3, 1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +153,7 @@ def test_torchvision_models_of_the_papers_take_32_px(name: str, last: tuple[int,
     assert count(model) == weights
 
 
-@pytest.mark.parametrize("name", [*NAMES, "torchvision:densenet121", "torchvision:convnext_tiny", "torchvision:swin_t"])
+@pytest.mark.parametrize("name", [*NAMES, "torchvision:shufflenet_v2_x0_5", "torchvision:swin_t"])
 def test_features_are_what_the_head_makes_logits_of(name: str) -> None:
     check_features(build(name, 3, (32, 32, 3), 0, NARROW.get(name, 0)), 3)
 
@@ -212,13 +184,14 @@ def check_features(model: nn.Module, channels: int) -> None:
 
 
 def test_a_torchvision_model_that_cannot_take_the_size_says_so() -> None:
-    with pytest.raises(ValueError, match=r"^torchvision:alexnet cannot take images of 8x8: .*too small"):
+    with pytest.raises(ValueError, match=r"^torchvision:alexnet cannot take images of 8x8 \(.*too small.*\); choose"):
         build("torchvision:alexnet", 3, (8, 8, 3), 0)
 
 
 def test_a_torchvision_model_of_a_fixed_size_says_so() -> None:
     # Its own check is an assert, not a ValueError.
-    with pytest.raises(ValueError, match=r"^torchvision:vit_b_32 cannot take images of 40x32: Wrong image height!"):
+    message = r"^torchvision:vit_b_32 cannot take images of 40x32 \(Wrong image height!"
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
         build("torchvision:vit_b_32", 3, (32, 40, 3), 0)
 
 
@@ -233,10 +206,7 @@ def test_a_torchvision_model_of_a_fixed_size_says_so() -> None:
             r"no classifier is called 'zzz'; use small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10, "
             r"vit-s4, torchvision:<name> or timm:<name>$",
         ),
-        ("resnet-20", (8, 8, 1), 0, r"did you mean resnet20\?"),
-        ("vit_s4", (8, 8, 1), 0, r"did you mean vit-s4\?"),
         ("torchvison:resnet18", (32, 32, 3), 0, "no classifier is called 'torchvison:resnet18'"),
-        ("timm", (8, 8, 1), 0, "no classifier is called 'timm'"),
         ("torchvision:resnet81", (32, 32, 3), 0, r"torchvision has no classifier called 'resnet81'; .*resnet18"),
         (
             "torchvision:zzz",
@@ -244,14 +214,10 @@ def test_a_torchvision_model_of_a_fixed_size_says_so() -> None:
             0,
             r"torchvision has no classifier called 'zzz'; near to it: alexnet, .*\.\.\.",
         ),
-        ("torchvision:", (32, 32, 3), 0, "torchvision has no classifier called ''"),
         ("torchvision:fcn_resnet50", (32, 32, 3), 0, "torchvision has no classifier called 'fcn_resnet50'"),
         ("torchvision:googlenet", (32, 32, 3), 0, "trains with auxiliary outputs"),
-        ("torchvision:inception_v3", (96, 96, 3), 0, "trains with auxiliary outputs"),
         ("torchvision:resnet18", (32, 32, 3), 16, "width has no meaning for torchvision:resnet18; leave it at 0"),
-        ("timm:resnet18", (32, 32, 3), 16, "width has no meaning for timm:resnet18; leave it at 0"),
-        ("small-cnn", (7, 8, 1), 0, "images of 8x7 are too small: classifiers here need 8 px a side"),
-        ("torchvision:resnet18", (32, 7, 3), 0, "images of 7x32 are too small"),
+        ("small-cnn", (7, 8, 1), 0, "images are 8x7, classifiers need 8 px a side; set image_size"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_a_reason(
@@ -261,15 +227,14 @@ def test_what_cannot_be_built_is_refused_with_a_reason(
         build(name, 3, shape, 0, width)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
-def test_published_weights_give_torchvisions_logits_on_normalised_images(name: str, tmp_path: Path) -> None:
-    theirs = published(name, 6)
-    model = build(f"torchvision:{name}", 6, (32, 32, 3), 0, weights=saved(tmp_path / "w.pth", theirs.state_dict()))
+def test_published_weights_give_torchvisions_logits_on_normalised_images(small: Path) -> None:
+    theirs = published("shufflenet_v2_x0_5", 6)
+    model = build(SMALL, 6, (32, 32, 3), 0, weights=str(small / "w.pth"))
     x = images(32)
     normalised = reference.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert model.training
     torch.testing.assert_close(model.eval()(x), theirs(normalised), rtol=1e-4, atol=1e-5)
-    check_features(build(f"torchvision:{name}", 3, (32, 32, 3), 0, weights=str(tmp_path / "w.pth")), 3)
+    check_features(build(SMALL, 3, (32, 32, 3), 0, weights=str(small / "w.pth")), 3)
 
 
 @pytest.fixture(scope="module")
@@ -301,17 +266,6 @@ def test_a_file_for_the_same_number_of_classes_gives_its_output_layer_too(small:
     assert all(torch.equal(state[f"model.{name}"], value) for name, value in given.items())
 
 
-def test_a_checkpoint_says_how_its_images_are_normalised(small: Path) -> None:
-    state = build(SMALL, 6, (32, 32, 3), 9, weights=str(small / "w.pth")).state_dict()
-    assert state["mean"].flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert state["std"].flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
-    assert not any(
-        name.endswith(("mean", "std"))
-        for name in build("resnet20", 6, (8, 8, 3), 0, 4).state_dict()
-        if not name.endswith("running_mean")
-    )
-
-
 def test_grey_images_are_made_three_channels_before_they_are_normalised(small: Path) -> None:
     grey, colour = (build(SMALL, 6, (32, 32, c), 9, weights=str(small / "w.pth")).eval() for c in (1, 3))
     x = images(32, channels=1)
@@ -325,7 +279,7 @@ def test_a_convolution_as_output_layer_is_replaced_too(tmp_path: Path) -> None:
     assert torch.equal(model.get_parameter("model.classifier.1.bias"), fresh.get_parameter("classifier.1.bias"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["small-cnn", "resnet20", "vit-s4"])
 def test_our_own_weights_come_back_without_normalisation(name: str, tmp_path: Path) -> None:
     model = build(name, 3, (8, 8, 1), 5, NARROW[name])
     safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -358,7 +312,7 @@ class _Runs:
 def test_reading_weights_runs_nothing_that_is_pickled_in_them(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1), "x": _Runs(tmp_path / "made")}, tmp_path / "w.pth")
     with pytest.raises(
-        ValueError, match=r"w\.pth is damaged or holds more than tensors, which could run code when read"
+        ValueError, match=r"w\.pth is damaged, or holds more than tensors, which could run code when read"
     ):
         build(SMALL, 6, (32, 32, 3), 9, weights=str(tmp_path / "w.pth"))
     assert not (tmp_path / "made").exists()
@@ -373,44 +327,40 @@ def _cut(state: dict[str, Tensor]) -> bytes:
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        ("pth", b"", "is damaged or holds more than tensors"),
-        ("pth", b"no pickle at all", "is damaged or holds more than tensors"),
+        ("pth", b"", "is damaged, or holds more than tensors"),
         (
             "pth",
             pickle.dumps({"a": 1}),
-            r"is damaged or holds more than tensors|holds a dict with a that are no tensors",
+            r"is damaged, or holds more than tensors|holds a dict with a that are no tensors",
         ),
-        ("pth", _cut, "is damaged or holds more than tensors"),
+        ("pth", _cut, "is damaged, or holds more than tensors"),
         ("pth", lambda _: nn.Linear(1, 1), "could run code when read; save model.state_dict"),
-        ("pth", lambda _: [1.0], "holds a list, expected a state dict of tensors by name"),
-        ("pth", lambda _: {}, "holds a dict without entries, expected a state dict"),
+        ("pth", lambda _: [1.0], "holds a list, expected a dict of tensors; save"),
+        ("pth", lambda _: {}, "holds a dict without entries, expected a dict of tensors"),
         (
             "pth",
             lambda s: {"state_dict": s, "epoch": 3, "arch": "x", "optimizer": {}},
-            r"holds a dict with state_dict, epoch, arch and 1 more that are no tensors, expected a state dict; save",
+            r"holds a dict with state_dict, epoch, arch and 1 more that are no tensors, expected a dict of tensors",
         ),
-        ("safetensors", b"", "is no safetensors file, or a damaged one"),
-        ("safetensors", b"no safetensors file at all", "is no safetensors file, or a damaged one"),
-        ("npz", b"", r"weights are read from \.safetensors or \.pth files, got .*w\.npz"),
-        ("pth", lambda s: {n: t for n, t in s.items() if n != "conv1.0.weight"}, r": missing conv1\.0\.weight$"),
-        ("pth", lambda s: {n: t for n, t in s.items() if n != "fc.bias"}, r": missing fc\.bias$"),
+        ("safetensors", b"no safetensors file at all", r"cannot be read as safetensors \(.*\); download or save"),
+        ("npz", b"", r"w\.npz is \.npz, expected \.safetensors or \.pth; convert it"),
+        ("pth", lambda s: {n: t for n, t in s.items() if n != "fc.bias"}, r": missing fc\.bias; give weights"),
         (
             "pth",
             lambda s: s | {"ema": s["fc.bias"]},
-            r"w\.pth does not hold weights of torchvision:shuffl.*: unknown ema$",
+            r"w\.pth does not fit torchvision:shuffl.*: unknown ema; give weights of this model",
         ),
         (
             "pth",
             lambda s: s | {"conv1.0.weight": torch.zeros(24, 1, 3, 3)},
-            r": conv1\.0\.weight is \(24, 1, 3, 3\), expected \(24, 3, 3, 3\)$",
+            r": conv1\.0\.weight is \(24, 1, 3, 3\), expected \(24, 3, 3, 3\);",
         ),
-        ("pth", lambda s: s | {"fc.weight": torch.zeros(6, 7)}, r"fc\.weight is \(6, 7\), expected \(6, 1024\)$"),
-        ("pth", lambda s: s | {"fc.weight": torch.zeros(5, 7)}, r"fc\.weight is \(5, 7\), expected \(6, 1024\)$"),
+        ("pth", lambda s: s | {"fc.weight": torch.zeros(5, 7)}, r"fc\.weight is \(5, 7\), expected \(6, 1024\);"),
         (
             "pth",
             lambda s: {f"module.{n}": t for n, t in s.items()},
             r"missing conv1\.0\.weight, conv1\.1\.weight, conv1\.1\.bias and \d+ more; "
-            r"unknown module\.conv1\.0\.weight, module\.conv1\.1\.weight, module\.conv1\.1\.bias and \d+ more$",
+            r"unknown module\.conv1\.0\.weight, module\.conv1\.1\.weight, module\.conv1\.1\.bias and \d+ more;",
         ),
     ],
 )
@@ -431,23 +381,23 @@ def test_weights_that_do_not_fit_are_one_line(
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^there is no weights file at /nowhere/w\.pth; give "):
+    with pytest.raises(ValueError, match=r"^there is no file at /nowhere/w\.pth; give "):
         build(SMALL, 6, (32, 32, 3), 9, weights="/nowhere/w.pth")
 
 
 def test_weights_of_another_architecture_of_ours_are_refused(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pth", build("resnet20", 3, (8, 8, 1), 0, 4).state_dict())
-    with pytest.raises(ValueError, match=r"does not hold weights of resnet32: missing blocks\.9\.conv1\.weight, "):
+    with pytest.raises(ValueError, match=r"does not fit resnet32: missing blocks\.9\.conv1\.weight, "):
         build("resnet32", 3, (8, 8, 1), 0, 4, file)
 
 
 def test_weights_of_a_vit_for_another_size_are_refused(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pth", build("vit-s4", 3, (8, 8, 1), 0, 12).state_dict())
-    with pytest.raises(ValueError, match=r": positions is \(1, 5, 12\), expected \(1, 7, 12\)$"):
+    with pytest.raises(ValueError, match=r": positions is \(1, 5, 12\), expected \(1, 7, 12\);"):
         build("vit-s4", 3, (8, 12, 1), 0, 12, file)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_a_timm_model_takes_the_size_and_the_channels(name: str) -> None:
     pytest.importorskip("timm")
     model = build(f"timm:{name}", 3, (32, 32, 1), 4)
@@ -489,7 +439,6 @@ def test_timms_weights_are_read_with_timms_normalisation(tmp_path: Path) -> None
     ("name", "side", "message"),
     [
         ("resnet81", 32, r"^timm has no classifier called 'resnet81'; near to it: .*resnet18"),
-        ("", 32, "^timm has no classifier called ''"),
         ("hf-hub:timm/resnet18", 32, "^timm has no classifier called 'hf-hub:timm/resnet18'"),
         ("resnet18.no_such_tag", 32, r"^timm:resnet18\.no_such_tag"),
         ("test_vit", 40, "^timm:test_vit cannot"),

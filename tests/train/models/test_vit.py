@@ -114,7 +114,6 @@ def test_it_can_be_differentiated_twice() -> None:
     ("shape", "width", "message"),
     [
         ((30, 32, 3), 0, r"^vit-s4 cuts images into patches of 4x4, which do not fill 32x30; set image_size to a mult"),
-        ((32, 30, 3), 0, "which do not fill 30x32"),
         ((32, 32, 3), 16, r"^the width of vit-s4 is a multiple of 12 \(768 in the paper\), got 16$"),
     ],
 )

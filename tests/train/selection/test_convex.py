@@ -55,11 +55,11 @@ def test_the_coreset_has_the_gradient_of_all_along_the_training() -> None:
     for parameters in (np.zeros(5), np.array([0.3, 0.2, 0.1, 0.2, -1.0])):
         own = gradients(x, y, parameters)
         error = np.linalg.norm(found.weights @ own[found.indices] - own.sum(0))
-        by_lot = []
+        at_random = []
         for _ in range(200):
             rows = np.concatenate([rng.choice(np.flatnonzero(y == label), b, False) for label, b in ((0, 36), (1, 4))])
-            by_lot.append(np.linalg.norm(10 * own[rows].sum(0) - own.sum(0)))
-        assert error < np.quantile(by_lot, 0.25)
+            at_random.append(np.linalg.norm(10 * own[rows].sum(0) - own.sum(0)))
+        assert error < np.quantile(at_random, 0.25)
 
 
 def test_all_points_are_their_own_coreset() -> None:

@@ -113,10 +113,10 @@ def test_largest_remainders_do_not_depend_on_rounding() -> None:
         (
             {"method": "craig", "budget": "none"},
             (10, 10),
-            "craig picks class by class: .*; none is for random, max_loss",
+            "budget is none, but craig selects class by class; .*, or one of random, max_loss",
         ),
-        ({"method": "k_center", "budget": "none"}, (10, 10), "k_center picks class by class"),
-        ({}, (), "there are no examples to pick from"),
+        ({"method": "k_center", "budget": "none"}, (10, 10), "k_center selects class by class"),
+        ({}, (), "there are no examples to select from"),
     ],
 )
 def test_budgets_that_cannot_be(settings: dict[str, Any], sizes: tuple[int, ...], message: str) -> None:
@@ -125,14 +125,8 @@ def test_budgets_that_cannot_be(settings: dict[str, Any], sizes: tuple[int, ...]
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
-def test_fractions_outside_0_to_1_are_refused(fraction: float) -> None:
-    with pytest.raises(pydantic.ValidationError, match="fraction\n  Input should be"):
-        CoresetConfig(fraction=fraction)
-
-
 def test_a_number_of_dimensions_is_whole() -> None:
-    with pytest.raises(pydantic.ValidationError, match=r"lcmat_k = 2.5; expected a whole number of dimensions, or a"):
+    with pytest.raises(pydantic.ValidationError, match=r"lcmat_k is 2.5, expected a whole number of dimensions or a"):
         CoresetConfig(lcmat_k=2.5)
 
 
@@ -156,7 +150,7 @@ def test_every_method_gives_rows_of_the_pool_class_after_class(method: Method, g
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "gradmatch"])
 def test_a_smaller_budget_is_a_prefix_of_each_class(method: Method) -> None:
-    """DeepCore forgets the order. Not gradmatch, whose picks may leave again."""
+    """DeepCore forgets the order. Not gradmatch, which may drop a selected example."""
     given = evidence()
     for balanced in ("equal", "proportional", "none") if method in SCORED else ("equal", "proportional"):
         large = select(given, method, fraction=0.8, budget=balanced)
@@ -169,7 +163,7 @@ def test_a_smaller_budget_is_a_prefix_of_each_class(method: Method) -> None:
 
 @pytest.mark.parametrize("method", FACILITY)
 def test_weights_sum_to_the_class_size(method: Method) -> None:
-    """DeepCore's start at 1, so they sum to the class size plus the number of picks."""
+    """DeepCore's start at 1, so they sum to the class size plus the number of selected examples."""
     given = evidence()
     for fraction in (0.1, 0.4, 1.0):
         found = select(given, method, fraction=fraction)
@@ -179,26 +173,21 @@ def test_weights_sum_to_the_class_size(method: Method) -> None:
             assert (mine >= 1).all()
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - set(FACILITY) - {"gradmatch"}))
-def test_methods_without_weights_say_1(method: Method) -> None:
-    assert set(select(evidence(), method, fraction=0.4).weights.tolist()) == {1.0}
+def test_methods_without_weights_say_1() -> None:
+    for method in set(METHODS) - set(FACILITY) - {"gradmatch"}:
+        assert set(select(evidence(), method, fraction=0.4).weights.tolist()) == {1.0}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_whole_pool_can_be_picked(method: Method) -> None:
-    found = select(evidence((1, 5, 3)), method, fraction=1.0)
-    assert sorted(found.indices.tolist()) == list(range(9))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_class_of_one_and_a_class_that_is_not_there(method: Method) -> None:
+def test_a_class_of_one_a_class_that_is_not_there_and_the_whole_pool(method: Method) -> None:
     given = evidence((1, 0, 6, 4))
     found = select(given, method, fraction=0.5)
     assert np.bincount(given.labels[found.indices], minlength=4).tolist() == [1, 0, 3, 2]
+    assert sorted(select(given, method, fraction=1.0).indices.tolist()) == list(range(11))
 
 
 @pytest.mark.parametrize(("method", "gradient"), EACH)
-def test_equal_examples_are_picked_by_row_or_lot_and_nothing_is_nan(method: Method, gradient: Any) -> None:
+def test_equal_examples_are_selected_by_row_or_at_random_and_nothing_is_nan(method: Method, gradient: Any) -> None:
     n = 12
     labels = np.arange(n) % 2
     given = Evidence(np.full((n, 2), 3, np.float32), labels, np.ones((n, 3), np.float32), forgotten=np.zeros(n))
@@ -232,33 +221,26 @@ def test_perfect_outputs_leave_gradmatch_nothing_to_match_and_equal_weights() ->
     assert normalised(found.weights).tolist() == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("method", FACILITY)
-def test_threads_do_not_matter(method: Method) -> None:
-    given = evidence((30, 20, 25))
-    one, two = (select_coreset(given, CoresetConfig(method=method), 0, threads=threads) for threads in (1, 2))
-    np.testing.assert_array_equal(one.indices, two.indices)
-    np.testing.assert_array_equal(one.weights, two.weights)
-
-
-def test_on_a_device_facility_location_picks_the_same() -> None:
+def test_threads_and_a_device_do_not_change_what_facility_location_selects() -> None:
     given = evidence((30, 20, 25))
     for method in FACILITY:
         config = CoresetConfig(method=method, fraction=0.3)
-        one, two = (select_coreset(given, config, 0, device=device) for device in (None, "cpu"))
-        np.testing.assert_array_equal(one.indices, two.indices)
-        np.testing.assert_array_equal(one.weights, two.weights)
+        one = select_coreset(given, config, 0, threads=1)
+        for other in (select_coreset(given, config, 0, threads=2), select_coreset(given, config, 0, device="cpu")):
+            np.testing.assert_array_equal(one.indices, other.indices)
+            np.testing.assert_array_equal(one.weights, other.weights)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def test_random_is_by_lot_and_by_seed() -> None:
+def test_random_is_uniform_and_by_seed() -> None:
     given = evidence()
     counts = np.zeros(sum(SIZES))
-    for seed in range(300):
+    for seed in range(150):
         found = select(given, "random", seed, fraction=0.3)
         counts[found.indices] += 1
-    expected = 300 * np.array([4 / 17, 4 / 9, 4 / 14])[given.labels]
+    expected = 150 * np.array([4 / 17, 4 / 9, 4 / 14])[given.labels]
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
     free = select(given, "random", fraction=0.3, budget="none")
     assert len(free.indices) == 12
@@ -279,15 +261,15 @@ def test_max_loss_is_the_highest_by_cross_entropy_of_all_or_of_each_class() -> N
 
 @pytest.mark.parametrize("method", ["least_confidence", "entropy", "margin"])
 @pytest.mark.parametrize("budget", ["equal", "none"])
-def test_the_least_certain_are_picked_with_and_without_class_budgets(method: Method, budget: Any) -> None:
-    """Without class budgets DeepCore's sign is wrong: it picks the most certain."""
+def test_the_least_certain_are_selected_with_and_without_class_budgets(method: Method, budget: Any) -> None:
+    """Without class budgets DeepCore's sign is wrong: it takes the most certain."""
     logits = np.array([[9, 0], [0.1, 0], [8, 0], [0, 0.2], [0, 7], [0, 6]], np.float32)
     given = Evidence(logits, np.array([0, 0, 0, 1, 1, 1]), np.zeros((6, 1), np.float32))
     assert select(given, method, fraction=1 / 3, budget=budget).indices.tolist() == [1, 3]
 
 
-def test_what_was_never_learned_is_picked_first() -> None:
-    """DeepCore gives it 0 events, and picks it last."""
+def test_what_was_never_learned_is_selected_first() -> None:
+    """DeepCore gives it 0 events, and takes it last."""
     given = evidence((6,), forgotten=np.array([3, 0, np.inf, 1, 7, np.inf]))
     assert select(given, "forgetting", per_class=4).indices.tolist() == [2, 5, 4, 0]
 
@@ -390,17 +372,14 @@ def test_lcmat_equals_equation_10(k: float, count: int, rho: float) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["logits", "last_layer"])
-@pytest.mark.parametrize("curvature", ["example", "pool", "given"])
+@pytest.mark.parametrize("curvature", ["example", "pool"])
 def test_adacore_is_the_medoid_of_gradients_over_damped_curvature(gradient: Any, curvature: Any) -> None:
     given = evidence()
     p = softmax(given.logits)
     hessian, residual = p * (1 - p), p - np.eye(3)[given.labels]
     if gradient == "last_layer":
         hessian, residual = outer(hessian, given.features**2), outer(residual, given.features)
-    if curvature == "given":
-        given = dataclasses.replace(given, diagonal=np.linspace(0, 2, hessian.shape[1]))
-        hessian = np.tile(np.linspace(0, 2, hessian.shape[1]), (40, 1))
-    elif curvature == "pool":
+    if curvature == "pool":
         hessian = np.tile(hessian.mean(0), (40, 1))
     found = select(given, "adacore", gradient=gradient, adacore_curvature=curvature, adacore_damping=0.05, per_class=1)
     for label in range(3):
@@ -411,7 +390,9 @@ def test_adacore_is_the_medoid_of_gradients_over_damped_curvature(gradient: Any,
 
 @pytest.mark.parametrize("gradient", ["logits", "last_layer"])
 @pytest.mark.parametrize("curvature", ["example", "pool"])
-def test_adacores_averages_of_one_look_are_that_look_and_of_two_are_between(gradient: Any, curvature: Any) -> None:
+def test_adacores_averages_of_one_forward_pass_are_that_one_and_of_two_are_between(
+    gradient: Any, curvature: Any
+) -> None:
     first, second = evidence(), evidence()
     second = dataclasses.replace(second, logits=evidence(seed=5).logits)
     config = CoresetConfig(
@@ -467,46 +448,23 @@ def test_adacore_names_the_gib_it_would_take() -> None:
         select(wide, "adacore", gradient="last_layer", fraction=0.01)
 
 
-# --- matching and validation -----------------------------------------------------------------------------------------
+# --- gradient matching -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gradient", ["logits", "last_layer"])
 def test_gradmatch_meets_the_gradient_of_the_class_better_than_chance(gradient: Any) -> None:
     given = evidence((60, 60))
     found = select(given, "gradmatch", gradient=gradient, fraction=0.2, gradmatch_ridge=0.01)
-    by_lot = np.random.default_rng(0)
+    at_random = np.random.default_rng(0)
     p = softmax(given.logits) - np.eye(2)[given.labels]
     gradients = p if gradient == "logits" else outer(p, given.features)
     for label in range(2):
         rows, mine = np.flatnonzero(given.labels == label), given.labels[found.indices] == label
         total = gradients[rows].sum(0)
         error = np.linalg.norm(found.weights[mine] @ gradients[found.indices[mine]] - total)
-        lots = [gradients[by_lot.choice(rows, 12, replace=False)].sum(0) * 5 for _ in range(50)]
-        assert error < min(np.linalg.norm(lot - total) for lot in lots)
+        draws = [gradients[at_random.choice(rows, 12, replace=False)].sum(0) * 5 for _ in range(50)]
+        assert error < min(np.linalg.norm(draw - total) for draw in draws)
         assert error < 0.05 * np.linalg.norm(total)
-
-
-@pytest.mark.parametrize("method", ["gradmatch", "glister"])
-def test_validation_of_its_own_class_decides(method: Method) -> None:
-    given, other = evidence((20, 20)), evidence((8, 8), seed=3)
-    validation = other.logits, other.labels, other.features
-    found = select(dataclasses.replace(given, validation=validation), method, gradient="last_layer", fraction=0.2)
-    assert found.indices.tolist() != select(given, method, gradient="last_layer", fraction=0.2).indices.tolist()
-    of_one = other.labels == 1
-    changed = other.logits.copy()
-    changed[of_one] += np.array([3, -3], np.float32)
-    again = dataclasses.replace(given, validation=(changed, other.labels, other.features))
-    assert of_class(given, select(again, method, gradient="last_layer", fraction=0.2), 0) == of_class(given, found, 0)
-    own = dataclasses.replace(given, validation=(given.logits, given.labels, given.features))
-    np.testing.assert_array_equal(select(own, method).indices, select(given, method).indices)
-
-
-def test_gradmatch_weights_are_of_the_size_of_the_class_whatever_the_size_of_the_validation_set() -> None:
-    given, other = evidence((200, 200)), evidence((9, 9), seed=3)
-    given = dataclasses.replace(given, validation=(other.logits, other.labels, other.features))
-    found = select(given, "gradmatch", fraction=0.05, gradmatch_ridge=0.001)
-    for label in range(2):
-        assert found.weights[given.labels[found.indices] == label].sum() == pytest.approx(200, rel=0.5)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -517,7 +475,7 @@ def test_normalised_weights_have_mean_1() -> None:
     np.testing.assert_allclose(found, [0.375, 0.75, 1.875])
     assert found.dtype == np.float32
     for bad in (np.zeros(3), np.array([]), np.array([np.nan, 1])):
-        with pytest.raises(ValueError, match="so they have no mean to scale by"):
+        with pytest.raises(ValueError, match="expected a number above 0"):
             normalised(bad)
 
 
@@ -536,43 +494,34 @@ def spoilt(name: str, at: Any, value: Any) -> Evidence:
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        (spoilt("logits", (slice(0, 2), 1), NAN), {}, "2 rows of the logits of the pool are not finite; has training"),
+        (
+            spoilt("logits", (slice(0, 2), 1), NAN),
+            {},
+            "2 rows of the logits of the pool are not finite: training diverged",
+        ),
         (spoilt("features", (3, 0), np.inf), {}, "1 rows of the features of the pool are not finite"),
-        (spoilt("labels", 0, 3), {}, r"labels of the pool must lie in 0..2, got 0..3"),
-        (spoilt("labels", 0, -1), {}, r"labels of the pool must lie in 0..2, got -1..2"),
-        (evidence(forgotten=None), {"method": "forgetting"}, "give Evidence.forgotten, as forgetting_events makes it"),
-        (evidence(forgotten=np.zeros(3)), {"method": "forgetting"}, r"expected forgetting events float \(40,\)"),
+        (spoilt("labels", 0, 3), {}, r"labels of the pool lie in 0..3, expected 0..2"),
+        (spoilt("labels", 0, -1), {}, r"labels of the pool lie in -1..2, expected 0..2"),
+        (evidence(forgotten=None), {"method": "forgetting"}, "Evidence.forgotten is None, but forgetting needs"),
+        (
+            evidence(forgotten=np.zeros(3)),
+            {"method": "forgetting"},
+            r"Evidence.forgotten is \(3,\), expected float \(40,\)",
+        ),
         (evidence(forgotten=np.full(40, NAN)), {"method": "forgetting"}, "without NaN"),
-        (evidence(), {"method": "adacore", "adacore_curvature": "given"}, "give Evidence.diagonal, or take pool"),
-        (
-            evidence(diagonal=np.ones(3)),
-            {"method": "adacore", "adacore_curvature": "given", "gradient": "last_layer"},
-            r"expected a diagonal \(15,\), finite and >= 0, got \(3,\)",
-        ),
-        (
-            evidence(diagonal=-np.ones(3)),
-            {"method": "adacore", "adacore_curvature": "given"},
-            r"expected a diagonal \(3,\), finite and >= 0",
-        ),
         (evidence(moments=Moments(7, 3)), {"method": "adacore"}, "moments are of 7 examples, the pool has 40"),
         (evidence(moments=Moments(40, 3)), {"method": "adacore"}, "never been updated"),
         (
-            evidence(validation=(np.zeros((2, 2)), np.zeros(2, np.int64), np.zeros((2, 4)))),
-            {"method": "glister"},
-            "the validation set has 2 classes and 4 features, the pool 3 and 4; one model must have looked at both",
-        ),
-        (
-            evidence(validation=(np.zeros((2, 3)), np.zeros(2, np.int64), np.zeros((2, 4)))),
-            {"method": "gradmatch"},
-            "the validation set has no example of class 1; give some, or no validation set",
-        ),
-        (
             evidence(ensemble=((np.zeros((2, 3)), np.zeros((2, 4))),)),
             {"method": "grand"},
-            r"of the pool by a further model, got \(2, 3\), \(40,\) and \(2, 4\)",
+            r"of the pool by a further model are \(2, 3\), \(40,\) and \(2, 4\)",
         ),
-        (Evidence(np.zeros((0, 3)), np.zeros(0, np.int64), np.zeros((0, 4))), {}, "there are no examples to pick from"),
-        (Evidence(np.zeros((4, 3)), np.zeros(3, np.int64), np.zeros((4, 4))), {}, r"got \(4, 3\), \(3,\) and \(4, 4\)"),
+        (
+            Evidence(np.zeros((0, 3)), np.zeros(0, np.int64), np.zeros((0, 4))),
+            {},
+            "there are no examples to select from",
+        ),
+        (Evidence(np.zeros((4, 3)), np.zeros(3, np.int64), np.zeros((4, 4))), {}, r"are \(4, 3\), \(3,\) and \(4, 4\)"),
     ],
 )
 def test_evidence_that_cannot_be(given: Evidence, settings: dict[str, Any], message: str) -> None:

@@ -8,7 +8,6 @@ from torch.func import functional_call, grad, jacrev
 from latebloom.train.selection.gradients import (
     Moments,
     curvatures,
-    example_gradients,
     gradient_norms,
     hutchinson,
     last_layer_curvatures,
@@ -119,18 +118,18 @@ def test_bad_logits_labels_and_features_are_refused() -> None:
         residuals(np.array([[np.nan, 0], [0, 0]]), np.array([0, 1]))
     with pytest.raises(ValueError, match=r"0\.\.1, got 0\.\.2"):
         residuals(np.zeros((2, 2)), np.array([0, 2]))
-    with pytest.raises(ValueError, match="one label for each"):
+    with pytest.raises(ValueError, match="give one label for each"):
         residuals(np.zeros((2, 2)), np.array([0]))
     with pytest.raises(ValueError, match="rows of the features"):
         gradient_norms(np.zeros((1, 2)), np.array([[np.inf]]))
-    with pytest.raises(ValueError, match=r"expected logits \(N, C\)"):
+    with pytest.raises(ValueError, match=r"logits are \(3,\), expected \(N, C\)"):
         curvatures(np.zeros(3))
 
 
 # --- varying curvature -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("k", "count"), [(1, 1), (5, 5), (0.25, 11), (1.0, 44), (44, 44), (1000, 44)])
+@pytest.mark.parametrize(("k", "count"), [(1, 1), (0.25, 11), (1.0, 44), (1000, 44)])
 def test_varying_curvature_takes_the_dimensions_of_largest_variance(k: int | float, count: int) -> None:
     rng = np.random.default_rng(0)
     logits, features = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(30, 10)).astype(np.float32)
@@ -156,44 +155,13 @@ def test_varying_curvature_breaks_ties_by_the_lowest_dimension() -> None:
     assert found.tolist() == [[1.0, 2.25]]
 
 
-@pytest.mark.parametrize("k", [0, -1, 0.0, 1.5])
-def test_varying_curvature_refuses_a_k_out_of_range(k: int | float) -> None:
-    with pytest.raises(ValueError, match=f"k = {k}"):
-        varying_curvature(np.zeros((2, 2)), np.zeros((2, 2)), k)
+def test_varying_curvature_refuses_a_k_out_of_range() -> None:
+    for k in (0, -1, 0.0, 1.5):
+        with pytest.raises(ValueError, match=f"k = {k}"):
+            varying_curvature(np.zeros((2, 2)), np.zeros((2, 2)), k)
 
 
 # --- any parameter ---------------------------------------------------------------------------------------------------
-
-
-def test_example_gradients_equal_torch_func_grad(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    names = ["head.bias", "body.weight"]
-    found = example_gradients(model, *batch, names)
-    assert found.shape == (7, 3 + 12)
-    for i, (x, label) in enumerate(zip(*batch, strict=True)):
-        true = grad(lambda p, x=x, label=label: one_loss(model, p, x, label))(
-            {name: p.detach() for name, p in model.named_parameters()}
-        )
-        torch.testing.assert_close(found[i], torch.cat([true[name].flatten() for name in names]))
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_gradients_do_not_depend_on_the_size_or_the_company_of_a_batch(
-    model: nn.Module, batch: tuple[Tensor, Tensor], chunk: int
-) -> None:
-    # Peers' bugs: a mean loss scales the last, smaller batch's gradients up (128 / 8 = 16 times on CIFAR-10), and
-    # BatchNorm left in train mode mixes the examples. So: ragged batches, and a model that arrives in train mode.
-    model.train()
-    statistics = model.norm.running_mean.clone()  # type: ignore[union-attr, operator]
-    whole = example_gradients(model, *batch, chunk=chunk)
-    alone = torch.cat([example_gradients(model, batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(7)])
-    torch.testing.assert_close(whole, alone)
-    assert model.training
-    assert model.norm.training  # type: ignore[union-attr]
-    assert torch.equal(model.norm.running_mean, statistics)  # type: ignore[arg-type, union-attr]
-    total = grad(lambda p: F.cross_entropy(functional_call(model, p, (batch[0],)), batch[1], reduction="sum"))
-    model.eval()
-    true = total({name: p.detach() for name, p in model.named_parameters()})
-    torch.testing.assert_close(whole.sum(0), torch.cat([g.flatten() for g in true.values()]), atol=1e-5, rtol=1e-5)
 
 
 def test_hutchinson_is_exact_on_a_diagonal_quadratic() -> None:
@@ -209,7 +177,7 @@ def test_hutchinson_averages_to_the_diagonal_of_torch_func_hessian(
 ) -> None:
     model.train()
     found = hutchinson(
-        model, batch[0], lambda z: F.cross_entropy(z, batch[1], reduction="sum"), 0, names=["body.bias"], draws=400
+        model, batch[0], lambda z: F.cross_entropy(z, batch[1], reduction="sum"), 0, names=["body.bias"], draws=150
     )
     assert list(found) == ["body.bias"]
     assert model.training
@@ -220,9 +188,9 @@ def test_hutchinson_averages_to_the_diagonal_of_torch_func_hessian(
 
     full = jacrev(jacrev(loss))(model.body.bias.detach())  # type: ignore[union-attr, operator]
     # The variance of one draw is 2 sum of squared off-diagonals: five standard errors.
-    error = (2 * (full - full.diagonal().diag()).square().sum(1) / 400).sqrt()
+    error = (2 * (full - full.diagonal().diag()).square().sum(1) / 150).sqrt()
     assert ((found["body.bias"] - full.diagonal()).abs() <= 5 * error + 1e-6).all()
-    assert error.max() < 0.2 * full.diagonal().abs().max()
+    assert error.max() < 0.4 * full.diagonal().abs().max()
 
 
 def test_hutchinson_repeats_itself_and_refuses_bad_input(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -278,7 +246,7 @@ def test_each_example_counts_its_own_updates_and_the_state_goes_on() -> None:
 def test_moments_refuse_what_does_not_fit() -> None:
     moments = Moments(2, 1)
     one = np.ones((1, 1))
-    with pytest.raises(ValueError, match=r"expected gradients and curvature \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"gradients and curvature are \(1, 2\), \(1, 1\), expected \(1, 1\)"):
         moments.update(np.array([0]), np.ones((1, 2)), one)
     with pytest.raises(ValueError, match="twice"):
         moments.update(np.array([0, 0]), np.ones((2, 1)), np.ones((2, 1)))

@@ -34,24 +34,8 @@ def test_saturated_outputs_are_finite_and_still_ordered() -> None:
 
 
 def test_a_margin_needs_two_classes() -> None:
-    with pytest.raises(ValueError, match="two likeliest classes, and the logits are of one"):
+    with pytest.raises(ValueError, match="margin got logits of 1 class, expected 2 or more"):
         scores.margin(np.zeros((3, 1)))
-
-
-# --- forgetting ------------------------------------------------------------------------------------------------------
-
-
-def test_forgetting_counts_right_to_wrong_and_never_learned_is_infinite() -> None:
-    """DeepCore gives examples that were never learned 0 events, so it takes them last."""
-    correct = np.array([[1, 0, 1, 0, 0], [0, 0, 1, 1, 0], [1, 0, 1, 1, 0], [0, 0, 1, 1, 1]], bool)
-    np.testing.assert_array_equal(scores.forgetting_events(correct), [2, np.inf, 0, 0, 0])
-    np.testing.assert_array_equal(scores.forgetting_events(correct[:1]), [0, np.inf, 0, np.inf, np.inf])
-
-
-@pytest.mark.parametrize("correct", [np.zeros((0, 3), bool), np.zeros(3, bool), np.zeros((2, 3))])
-def test_forgetting_wants_bools_of_epochs(correct: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"expected bool \(E, N\) of at least one epoch"):
-        scores.forgetting_events(correct)
 
 
 # --- norms of gradients ----------------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ from random import Random
 from typing import Literal
 
 import numpy as np
-import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latebloom.train.evaluate import losses_of
-from latebloom.train.selection.slow import Method, SlowConfig, jaccard, select_slow, separating_epoch
+from latebloom.train.selection.slow import Method, jaccard, select_slow, separating_epoch
 
 Space = Literal["softmax", "logits"]
 METHODS: tuple[Method, ...] = ("cluster", "high_loss", "misclassified", "random", "all")
@@ -98,22 +97,14 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing() -> None:
         np.testing.assert_array_equal(first.indices, second.indices)
 
 
-def test_the_inputs_are_not_changed() -> None:
-    logits, labels = noise()
-    select_slow(logits, labels, "cluster", 0)
-    np.testing.assert_array_equal(logits, noise()[0])
-    np.testing.assert_array_equal(labels, noise()[1])
-
-
 # --- the order of the rows -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("space", ["softmax", "logits"])
-@pytest.mark.parametrize("method", ["cluster", "high_loss", "misclassified", "all"])
+@pytest.mark.parametrize(("method", "space"), [("cluster", "softmax"), ("misclassified", "logits")])
 def test_rows_in_another_order_give_the_same_choice(method: Method, space: Space) -> None:
     logits, labels = noise(90)
     expected = select_slow(logits, labels, method, 0, space=space)
-    for seed in range(5):
+    for seed in range(3):
         order = np.random.default_rng(seed).permutation(90)
         found = select_slow(logits[order], labels[order], method, 0, space=space)
         np.testing.assert_array_equal(np.sort(order[found.indices]), expected.indices)
@@ -121,7 +112,7 @@ def test_rows_in_another_order_give_the_same_choice(method: Method, space: Space
         np.testing.assert_array_equal(found.mean_loss, expected.mean_loss)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), *[st.integers(-4, 4)] * 3), min_size=1, max_size=14),
     scale=st.sampled_from([1, 0.7, 0.1]),
@@ -151,7 +142,7 @@ def test_equal_mean_losses_are_not_decided_by_rounding() -> None:
     labels = np.zeros(6, np.int64)
     expected = select_slow(logits, labels, "cluster", 0, space="logits").cluster
     assert sorted(expected) == [0, 0, 0, 1, 1, 1]
-    for seed in range(20):
+    for seed in range(6):
         order = np.random.default_rng(seed).permutation(6)
         found = select_slow(logits[order], labels, "cluster", 0, space="logits").cluster
         np.testing.assert_array_equal(found, expected[order])
@@ -160,7 +151,7 @@ def test_equal_mean_losses_are_not_decided_by_rounding() -> None:
 # --- the baselines ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(6, 60), classes=st.integers(2, 4))
 def test_what_holds_of_every_selection(seed: int, n: int, classes: int) -> None:
     logits, labels = noise(n, classes, seed)
@@ -209,14 +200,14 @@ def test_misclassified_is_filled_up_by_loss_where_too_few_are_wrong() -> None:
 
 def test_random_draws_by_its_seed_and_every_example_sometimes() -> None:
     logits, labels = margins(5, 5.1, 5.2, -1, -1.1, 5.3), np.zeros(6, np.int64)
-    draws = [select_slow(logits, labels, "random", seed).indices.tolist() for seed in range(40)]
+    draws = [select_slow(logits, labels, "random", seed).indices.tolist() for seed in range(15)]
     assert {len(draw) for draw in draws} == {2}
     assert {row for draw in draws for row in draw} == set(range(6))
     assert select_slow(logits, labels, "random", 3).indices.tolist() == draws[3]
 
 
-def test_random_does_not_look_at_the_losses() -> None:
-    # 500 of 1000 by lot: 250 of the slow half expected, standard deviation 11.
+def test_random_does_not_depend_on_the_losses() -> None:
+    # 500 of 1000 at random: 250 of the slow half expected, standard deviation 11.
     margin = np.where(np.arange(1000) % 2, -2, 5) + np.arange(1000) / 1e4
     found = select_slow(margins(*margin), np.zeros(1000, np.int64), "random", 0)
     assert len(found.indices) == 500
@@ -244,13 +235,13 @@ ODD_LOGITS = np.array(
 ODD_LABELS = np.array([0, 1, 3, 0, 3, 0, 3])
 
 
-@pytest.mark.parametrize("method", ["cluster", "high_loss", "misclassified", "random"])
-def test_a_class_without_two_halves_gives_nothing_and_a_warning_names_it(method: Method) -> None:
-    with pytest.warns(UserWarning, match=r"no slow half in class 1, 3: .*nothing of it is augmented"):
-        found = select_slow(ODD_LOGITS, ODD_LABELS, method, 0)
-    assert len(found.indices) == 1
-    assert ODD_LABELS[found.indices].tolist() == [0]
-    assert found.cluster.tolist() == [0, 0, 0, 0, 0, 1, 0]  # row 5 is the slow half of class 0
+def test_a_class_without_two_halves_gives_nothing_and_a_warning_names_it() -> None:
+    for method in ("cluster", "high_loss", "misclassified", "random"):
+        with pytest.warns(UserWarning, match=r"no slow half in class 1, 3: .*nothing of it is augmented"):
+            found = select_slow(ODD_LOGITS, ODD_LABELS, method, 0)
+        assert len(found.indices) == 1
+        assert ODD_LABELS[found.indices].tolist() == [0]
+        assert found.cluster.tolist() == [0, 0, 0, 0, 0, 1, 0]  # row 5 is the slow half of class 0
 
 
 def test_mean_losses_are_nan_where_there_is_nobody() -> None:
@@ -282,10 +273,9 @@ def test_nothing_anywhere_is_an_empty_selection() -> None:
     assert found.indices.dtype == np.int64
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_are_refused_and_counted(bad: float) -> None:
+def test_logits_that_are_not_finite_are_refused_and_counted() -> None:
     logits, labels = noise()
-    logits[[3, 3, 8], [0, 1, 2]] = bad
+    logits[[3, 3, 8], [0, 1, 2]] = np.nan, 0, -np.inf
     with pytest.raises(ValueError, match="2 rows of the logits are not finite"):
         select_slow(logits, labels, "cluster", 0)
 
@@ -298,10 +288,8 @@ def test_logits_that_are_not_finite_are_refused_and_counted(bad: float) -> None:
             np.zeros(2, np.int64),
             r"expected logits \(N, C\) and labels \(N,\), got \(3, 2\) and \(2,\)",
         ),
-        (np.zeros(3), np.zeros(3, np.int64), r"expected logits \(N, C\)"),
         (np.zeros((0, 2)), np.zeros(0, np.int64), r"expected logits \(N, C\)"),
         (np.zeros((2, 2)), np.array([0, 2]), r"labels must lie in 0\.\.1 for logits of 2 classes"),
-        (np.zeros((2, 2)), np.array([-1, 0]), r"labels must lie in 0\.\.1 for logits of 2 classes"),
     ],
 )
 def test_logits_and_labels_that_do_not_fit_are_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
@@ -326,14 +314,11 @@ def test_logits_and_labels_that_do_not_fit_are_refused(logits: np.ndarray, label
         # A straight line, its own chord.
         ([0.5, 0.4, 0.3, 0.2, 0.1], 5),
         # Rising: never below its chord.
-        ([0.1, 0.2, 0.3, 0.4, 0.5], 5),
         ([0.1, 0.4, 0.5, 0.55, 0.56], 5),
         # Constant.
         ([0.3, 0.3, 0.3, 0.3], 4),
-        ([0.0, 0.0, 0.0], 3),
         # Too short for a knee.
         ([0.9, 0.1], 2),
-        ([0.9], 1),
         ([], 1),
     ],
 )
@@ -348,36 +333,26 @@ def test_a_bump_of_one_epoch_is_smoothed_away() -> None:
     assert separating_epoch(falling) == separating_epoch(bumpy) == 3
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
-def test_the_knee_does_not_move_when_a_straight_line_is_added(ratio: float) -> None:
+def test_the_knee_does_not_move_when_a_straight_line_is_added() -> None:
     epochs = np.arange(20)
-    epoch = separating_epoch((ratio**epochs).tolist())
-    assert 1 < epoch < 15
-    for slope in (-0.05, 0.2):
-        assert separating_epoch((ratio**epochs + slope * epochs + 3).tolist()) == epoch
+    for ratio in (0.3, 0.5, 0.8):
+        epoch = separating_epoch((ratio**epochs).tolist())
+        assert 1 < epoch < 15
+        for slope in (-0.05, 0.2):
+            assert separating_epoch((ratio**epochs + slope * epochs + 3).tolist()) == epoch
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
+def test_jaccard_by_hand() -> None:
+    table: list[tuple[list[int], list[int], float]] = [
         ([1, 2, 3], [2, 3, 4], 0.5),
         ([1], [2], 0),
         ([3, 1], [1, 3], 1),
         ([1, 2, 3, 4], [1], 0.25),
         ([], [], 1),
         ([1], [], 0),
-    ],
-)
-def test_jaccard_by_hand(first: list[int], second: list[int], expected: float) -> None:
-    assert jaccard(np.array(first, np.int64), np.array(second, np.int64)) == expected
-
-
-def test_the_configuration_is_the_papers_by_default_and_refuses_the_unknown() -> None:
-    config = SlowConfig()
-    assert (config.method, config.space, config.separating_epoch) == ("cluster", "softmax", 0)
-    for bad in ({"method": "slowest"}, {"separating_epoch": -1}, {"epoch": 3}):
-        with pytest.raises(pydantic.ValidationError, match=next(iter(bad))):
-            SlowConfig(**bad)
+    ]
+    for first, second, expected in table:
+        assert jaccard(np.array(first, np.int64), np.array(second, np.int64)) == expected
