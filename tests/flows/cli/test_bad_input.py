@@ -275,7 +275,7 @@ BAD = [
     ),
     Bad("run digits --strong craig --strong-fraction 0.01", "expected at least 10, one per class: give a fraction of"),
     Bad("run digits --strong random --policy strongest", "strong.policy.policy: Input should be 'autoaugment_cifar10'"),
-    Bad("run digits --strong forgetting", "strong: forgetting counts what training forgets; give warm_epochs"),
+    Bad("run digits --strong forgetting", "strong: warm_epochs is 0, but forgetting counts what training forgets"),
     Bad("compare digits --arms original+creig", "no selector is called 'creig'; there are all, random, max_loss"),
     Bad("compare digits --arms original+none", "no selector is called 'none'; there are all, random"),
     Bad("compare digits --arms original@original+dea", "takes its steps from 'original+dea', which is not among the"),

@@ -346,7 +346,7 @@ def test_another_data_set_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     shown = latebloom("retrain", "digits", "--out", tmp_path / "run", "--arms", "original+file")
     assert shown.code == 1
-    assert "selector file trains on a coreset that was picked before; name its .npz as strong.file" in shown.err
+    assert "selector file needs a coreset, and strong.file is empty; give a coreset-METHOD.npz there" in shown.err
 
 
 # --------------------------------------------------------------------------------------------------------- the command
