@@ -22,15 +22,15 @@ _LOAD = 256  # images of a batch while all of them are brought to the device
 class Pixels:
     """Images as uint8 (n, C, H, W) on `device`, by row.
 
-    They live on the device when all of them fit; else they are decoded on the way, in threads: decoders of image files
-    hold Python's lock for a small part of their time, no image is copied between processes, and threads are safe beside
-    CUDA and end with their process.
+    All images are kept on the device when they fit. Else threads decode them, batch by batch. Threads suffice, since
+    image decoders hold Python's lock for a small part of their time; no image is copied between processes, and threads
+    are safe beside CUDA and end with their process.
 
     Args:
-        resident_bytes: images that take more than this, at a byte a value, do not fit; nor, on a CUDA device, do those
-            that take more than half of its free memory.
-        workers: threads that decode; 0: one a core that this process may use, shared with those launched beside it.
-        ahead: batches that are decoded before they are asked for, at least 0; so many are held in memory.
+        resident_bytes: images fit if they take at most this, at a byte a value, and at most half of a CUDA device's
+            free memory.
+        workers: threads that decode; 0: as many as this process's share of the cores.
+        ahead: batches that are decoded in advance and held in memory, at least 0.
         channels_last: batches have torch's memory format channels_last, else they are contiguous. The values are the
             same.
     """
@@ -56,23 +56,23 @@ class Pixels:
             self.resident = self._load()
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
-        """uint8 (n, C, H, W) of the rows int64 (n,). For many batches in turn, `batches` is faster."""
+        """uint8 (n, C, H, W) of the rows int64 (n,). For many batches, `batches` is faster."""
         return next(self.batches([rows]))
 
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """uint8 (n, C, H, W) of each int64 (n,) in `rows`, in their order.
 
-        What comes does not depend on the number of threads, nor on where the images live. To go on in the middle of an
-        epoch, give what is left of its rows.
+        The batches do not depend on the number of threads, nor on where the images are. To continue in the middle of an
+        epoch, give the rest of its rows.
 
         Raises:
-            ValueError: an image cannot be decoded, by name, when its batch is due.
+            ValueError: an image cannot be decoded; raised when its batch is due, with the image's name.
             FileNotFoundError: an image file is gone since the data set was read.
         """
         if self.resident is None:
             yield from self._streamed(rows)
         elif len(rows):
-            # One transfer for all: a batch whose rows are sent alone waits for all that the device has still to do.
+            # One transfer for all: sending each batch's rows alone would wait for the device's earlier work.
             order = torch.from_numpy(np.concatenate(rows)).to(self.device)
             for chosen in order.split([len(r) for r in rows]):
                 batch = self.resident.index_select(0, chosen)  # twice as fast on the CPU as resident[chosen]
@@ -94,11 +94,11 @@ class Pixels:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, pool: ThreadPoolExecutor, rows: np.ndarray) -> tuple[Tensor, list[Future[None]]]:
-        """A batch uint8 (n, C, H, W) on the CPU, and the work that will have filled it."""
+        """A batch uint8 (n, C, H, W) on the CPU, and the tasks that fill it."""
         cuda = self.device.type == "cuda"
         height, width, channels = self.data.image_shape
         shape = (len(rows), channels, height, width)
-        # As the decoders write it where the device can change the layout: it is faster at that.
+        # A CUDA device changes the layout faster, so there the batch has the decoders' own layout.
         last = torch.channels_last if self.channels_last or cuda else torch.contiguous_format
         batch = torch.empty(shape, dtype=torch.uint8, memory_format=last, pin_memory=cuda)
         target = batch.permute(0, 2, 3, 1).numpy()  # (n, H, W, C), the same memory
@@ -115,7 +115,7 @@ class Pixels:
         return batch if self.channels_last else batch.contiguous()
 
     def _load(self) -> Tensor:
-        """All images on the device: at no time are they held a second time, decoded."""
+        """All images on the device; they are never all held a second time in host memory."""
         height, width, channels = self.data.image_shape
         shape = (height, width, channels) if self.channels_last else (channels, height, width)
         everything = torch.empty((len(self.data), *shape), dtype=torch.uint8, device=self.device)
@@ -134,11 +134,11 @@ def _fit(size: int, device: torch.device, limit: int) -> bool:
 
 
 def cores() -> int:
-    """This process's share of the cores: torchrun and accelerate say how many processes they started here."""
+    """This process's share of the cores; torchrun and accelerate say how many processes they started here."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation int64 (n,) in which epoch `epoch` visits n examples. Depends on nothing else."""
+    """The order int64 (n,) in which epoch `epoch` visits n examples. It depends on the arguments alone."""
     return numpy_rng(seed, "order", epoch).permutation(n)

@@ -1,4 +1,4 @@
-"""`LabeledImages`: the one value everyone passes."""
+"""`LabeledImages`: images, labels and class names, which all parts of Latebloom pass; decoding and encoding."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from latebloom.data.store import digest_bytes
 
 __all__ = ["COLOUR_MODES", "GREY_MODES", "EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]
 
-# Modes that lose nothing when they become L or RGB. Others (16-bit, float) are refused by name.
+# Pillow's modes that become L or RGB without loss. Others (16-bit, float) are refused by name.
 GREY_MODES = ("1", "L")
 COLOUR_MODES = ("RGB", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "HSV", "LAB")
 
@@ -24,9 +24,9 @@ def decode(blob: bytes | Path, name: str, *, channels: int = 0, size: int = 0) -
 
     Args:
         blob: the file's bytes, or its path.
-        name: what to call it in an error.
-        channels: 1 or 3 to convert to; 0 keeps grey as 1 and makes all else 3. Transparency is laid on white.
-        size: when positive, the shorter side is resized to it (bicubic, antialiased) and the centre is cut square.
+        name: for errors.
+        channels: 1 or 3 to convert to; 0 keeps grey as 1 and makes all else 3. Transparency becomes white.
+        size: if positive, the shorter side is resized to it (bicubic, antialiased) and the centre square is cut out.
 
     Raises:
         ValueError: not a readable image, or a mode that cannot become 8 bits without loss.
@@ -71,7 +71,7 @@ def _cut(image: Image.Image, size: int) -> Image.Image:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 (H, W, C), C 1 or 3, as PNG: lossless, and the same bytes for the same pixels."""
+    """Encode uint8 (H, W, C), C 1 or 3, as PNG, which is lossless; the same pixels give the same bytes."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -80,7 +80,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """Image files decoded when they are asked for, all to one (H, W, C).
+    """Image files that are decoded when they are needed, all to one (H, W, C).
 
     Indexing with an integer array gives uint8 (n, H, W, C). `crop` is the size passed to `decode` (0: as they are).
     """
@@ -112,7 +112,7 @@ class LabeledImages:
     """Images with their labels and class names.
 
     Attributes:
-        images: uint8 (N, H, W, C), C 1 or 3; or `EncodedImages`, decoded when asked for.
+        images: uint8 (N, H, W, C), C 1 or 3; or `EncodedImages`, decoded when needed.
         labels: int64 (N,), each in 0..num_classes-1.
         class_names: one name a class; the index is the label.
         origin: where they came from, for messages and reports.
@@ -130,20 +130,27 @@ class LabeledImages:
         labels, images = self.labels, self.images
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8:
-                raise ValueError(f"{self.origin}: images have dtype {images.dtype}, expected uint8 (0..255)")
+                raise ValueError(
+                    f"{self.origin}: images have dtype {images.dtype}, expected uint8 (0..255); scale and convert them"
+                )
             if images.ndim != 4 or images.shape[3] not in (1, 3):
-                raise ValueError(f"{self.origin}: images have shape {images.shape}, expected (N, H, W, 1 or 3)")
+                raise ValueError(
+                    f"{self.origin}: images have shape {images.shape}, expected (N, H, W, 1 or 3); reshape them"
+                )
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"{self.origin}: labels must be a 1-D array of integers, got {labels.dtype}{labels.shape}")
+            raise ValueError(
+                f"{self.origin}: labels are {labels.dtype}{labels.shape}, expected a 1-D array of integers; convert "
+                "them"
+            )
         if len(labels) != len(images):
-            raise ValueError(f"{self.origin}: {len(images)} images but {len(labels)} labels")
+            raise ValueError(f"{self.origin}: {len(images)} images but {len(labels)} labels; give one label an image")
         if len(labels) == 0:
-            raise ValueError(f"{self.origin}: no images at all")
+            raise ValueError(f"{self.origin}: no images at all; give at least one")
         bad = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if len(bad):
             raise ValueError(
                 f"{self.origin}: image {bad[0]} has label {labels[bad[0]]}, outside 0..{len(self.class_names) - 1} "
-                f"({len(bad)} such images)"
+                f"({len(bad)} such images); correct the labels or name all classes"
             )
         object.__setattr__(self, "labels", labels.astype(np.int64))
 
@@ -168,11 +175,11 @@ class LabeledImages:
 
     @property
     def crop(self) -> int:
-        """The size that images are cut to square when they are decoded; 0: they are left as they are."""
+        """The side of the square that images are cut to when they are decoded; 0: they stay as they are."""
         return self.images.crop if isinstance(self.images, EncodedImages) else 0
 
     def whole(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The images of `rows` before any cut to size, uint8 (H, W, C) each of its own size."""
+        """The images of `rows` as they are stored, uncut: uint8 (H, W, C), each of its own size."""
         if isinstance(self.images, EncodedImages):
             images, channels = self.images, self.image_shape[2]
             return [decode(images.blobs[row], images.names[row], channels=channels) for row in rows]
@@ -216,13 +223,17 @@ def concat(first: LabeledImages, second: LabeledImages) -> LabeledImages:
     """`first` followed by `second`.
 
     Raises:
-        ValueError: other class names or image shapes; the message says which.
+        ValueError: the class names or image shapes differ.
     """
     if first.class_names != second.class_names:
-        raise ValueError(f"{second.origin} has classes {second.class_names}, {first.origin} has {first.class_names}")
+        raise ValueError(
+            f"{second.origin} has classes {second.class_names}, {first.origin} has {first.class_names}; give both the "
+            "same"
+        )
     if first.image_shape != second.image_shape:
         raise ValueError(
-            f"{second.origin} has images of (H, W, C) {second.image_shape}, {first.origin} has {first.image_shape}"
+            f"{second.origin} has images of (H, W, C) {second.image_shape}, {first.origin} has {first.image_shape}; "
+            "resize one of them"
         )
     images: np.ndarray | EncodedImages
     if isinstance(first.images, EncodedImages) and isinstance(second.images, EncodedImages):

@@ -1,4 +1,4 @@
-"""Training sets made harder on purpose: wrong labels and unequal classes, seeded and recorded."""
+"""Harder training sets: wrong labels and unequal classes, decided by a seed and recorded."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from latebloom.data.images import LabeledImages
 
 __all__ = ["PerturbConfig", "Perturbed", "class_shares", "noise_targets", "perturb"]
 
-# The mistakes a person might make, of "Making Deep Neural Networks Robust to Label Noise" (arXiv 1609.03683).
+# Mistakes that people would make, from "Making Deep Neural Networks Robust to Label Noise" (arXiv 1609.03683).
 _CIFAR10_PAIRS = {"truck": "automobile", "bird": "airplane", "cat": "dog", "dog": "cat", "deer": "horse"}
 _CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 
@@ -19,8 +19,8 @@ class Perturbed:
     """What `perturb` made.
 
     Attributes:
-        data: the images left, in their old order, with the labels to train on.
-        kept: int64 (n,) ascending, the rows of the input that are left; `input.labels[kept]` are the true labels.
+        data: the kept images, in their old order, with the labels to train on.
+        kept: int64 (n,) ascending, the rows of the input that were kept; `input.labels[kept]` are the true labels.
         flipped: int64 ascending, the rows of `data` whose label was changed.
     """
 
@@ -32,16 +32,16 @@ class Perturbed:
 def perturb(data: LabeledImages, config: PerturbConfig, seed: int) -> Perturbed:
     """Remove images by class, then change labels, as `config` says.
 
-    For training images alone: the caller leaves test images as they are.
+    For training images only; test images stay as they are.
 
-    - Imbalance: of the n images of class c, floor(n * share_c) are drawn (`class_shares`), but one at least unless
-      the share is 0. A class that is left without images (linear with linear_least 0) keeps its name and number,
-      so a model still has an output for it; reading a data set with such a class is refused (data/sources).
+    - Imbalance: of the n images of class c, floor(n * share_c) are drawn (`class_shares`), at least one unless the
+      share is 0. A class without images (linear with linear_least 0) keeps its name and number, so a model still has
+      an output for it. (A data set that is read with such a class is refused, see data/sources.)
     - Symmetric noise: exactly round(p * n) of all images, drawn without regard to class (not stratified).
     - Asymmetric noise: exactly round(p * n_c) of the images of each affected class c (`noise_targets`).
 
-    With the same seed, a larger noise fraction changes the same labels to the same classes and then more, and a
-    stronger imbalance keeps a part of what a weaker one keeps.
+    With the same seed, a larger noise fraction makes the same changes and more, and a stronger imbalance keeps a subset
+    of the images that a weaker one keeps.
 
     Raises:
         ValueError: noise with a single class, or an imbalance that leaves no image.
@@ -78,7 +78,7 @@ def class_shares(config: PerturbConfig, num_classes: int) -> np.ndarray:
 
 
 def noise_targets(class_names: tuple[str, ...]) -> np.ndarray:
-    """int64 (C,): the class that asymmetric noise makes of each; its own where the class is not affected.
+    """int64 (C,): the class that asymmetric noise turns each class into; an unaffected class has itself.
 
     CIFAR-10's published pairs where the class names are CIFAR-10's, in any order; else c + 1 modulo C, as published
     for CIFAR-100 (both arXiv 1609.03683).
@@ -94,7 +94,7 @@ def _kept(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
     parts = []
     for c, share in enumerate(shares):
         rows = numpy_rng(seed, "imbalance", c).permutation(np.flatnonzero(labels == c))
-        count = int(len(rows) * share + 1e-9)  # as published: rounded down; 5000 * 100^-1 shall be 50, not 49
+        count = int(len(rows) * share + 1e-9)  # rounded down, as published; 5000 * 100^-1 must be 50, not 49
         parts.append(rows[: max(count, 1 if share else 0)])
     return np.sort(np.concatenate(parts))
 
@@ -104,7 +104,7 @@ def _noisy(labels: np.ndarray, class_names: tuple[str, ...], config: PerturbConf
 
     num_classes = len(class_names)
     if num_classes < 2:
-        raise ValueError(f"label noise needs at least 2 classes, got {num_classes}")
+        raise ValueError(f"got {num_classes} class, expected at least 2 for label noise; set perturb.noise to none")
     noisy = labels.copy()
     if config.noise == "symmetric":
         rng = numpy_rng(seed, "noise", "symmetric")

@@ -1,7 +1,7 @@
 """Every random stream is a named child of one root seed.
 
-Nothing in Latebloom uses a global random state. A stream is found by its name, so it does not matter who draws
-first, in which process, or after which restart.
+Nothing in Latebloom uses a global random state. A stream has a name, so the order of draws, the process and restarts
+do not change what is drawn.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ def torch_rng(root: int, *names: str | int) -> torch.Generator:
 
 @contextlib.contextmanager
 def torch_stream(root: int, *names: str | int) -> Iterator[None]:
-    """Let code that can only draw from torch's global streams (layer initialisation, dropout) draw from `names`.
+    """For code that can draw from torch's global streams only (layer initialisation, dropout): it draws from `names`.
 
-    The global states of the CPU and of every CUDA device are put back on leaving, so nothing outside notices.
-    They belong to the process: not for two threads at once.
+    The global states of the CPU and of every CUDA device are restored at the end. They belong to the process, so two
+    threads must not use this at the same time.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):

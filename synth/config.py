@@ -98,7 +98,7 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         ge=0,
         le=1000,
         description="Denoiser calls from pure noise, at most the grid; level R of S then takes R / S of them, rounded "
-        "up. 0: one a step of the grid, so level R takes R",
+        "up. 0: one for each step of the grid, so level R takes R calls",
     )
     match: Match = Field(
         "snr",
@@ -110,7 +110,7 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         ge=0,
         le=50,
         description="Classifier-free guidance, 0 to 50; 1 switches it off and halves the work. A model that takes "
-        "guidance as an input (LCM) gets it there, its usual 8.5 for 1",
+        "guidance as an input (LCM) gets it there; 1 then means its usual 8.5",
     )
 
     @pydantic.model_validator(mode="after")
@@ -175,7 +175,7 @@ _MIN_WORK_SIZE = 8
 
 
 class SizeConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What size references have in front of the generator, and what size variants have in the end."""
+    """The size of references in the generator, and of variants in the end."""
 
     work_size: int = Field(
         0,
@@ -185,13 +185,13 @@ class SizeConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     filter: Filter = Field(
         "bicubic",
-        description="Resampling of Pillow, both ways, antialiased on the way down (but for nearest). A 32-pixel photo "
-        "that goes to 512 and back differs from itself by about 2 grey levels with lanczos, which leaves halos at "
-        "edges, 3 with bicubic or hamming, 5.5 with bilinear, and none with box or nearest, which show the generator "
-        "square blocks. bicubic is Real-Guidance's",
+        description="Resampling of Pillow, to the work size and back; antialiased when it shrinks (not nearest). A "
+        "32-pixel photo that is resized to 512 and back changes by about 2 grey levels with lanczos, which leaves "
+        "halos at edges, 3 with bicubic or hamming, 5.5 with bilinear, and none with box or nearest, which show the "
+        "generator square blocks. bicubic is Real-Guidance's",
     )
     stretch: bool = Field(
-        False, description="Make images that are not square square for the generator, instead of keeping their shape"
+        False, description="Stretch images to squares for the generator, instead of keeping their shape"
     )
     returned: Literal["training", "source"] = Field(
         "training",
@@ -210,20 +210,20 @@ class SizeConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class PromptConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What is said about an image. Class-conditional generators take the label and read none of it."""
+    """How prompts are made. Class-conditional generators use the label and ignore prompts."""
 
     templates: tuple[str, ...] = Field(
         ("a photo of a {name}",),
         min_length=1,
         max_length=1000,
-        description="Each has {name} where the class's name goes; of several, an image draws one by its seed",
+        description="Each has {name} in place of the class's name; of several, each image's seed draws one",
     )
     names: str = Field(
         "",
         description="Path of a class-name map: a .json object of class to name, or a table of the columns class and "
         "name, .csv by commas, .tsv or .txt by tabs. Classes that it leaves out keep their own name; empty: all do",
     )
-    negative: str = Field("", description="What guidance leads away from; empty: the empty prompt")
+    negative: str = Field("", description="Negative prompt, which guidance leads away from; empty: the empty prompt")
 
     @pydantic.field_validator("templates")
     @classmethod
@@ -258,7 +258,7 @@ class DiffuseMixConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     prompts: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = Field(
         ("Autumn",),
         min_length=1,
-        description="Edits to ask for; each image draws one by its seed, {name} is its class. The released code lists "
+        description="Edits; each image's seed draws one, {name} is its class. The released code lists "
         + ", ".join(RELEASED_PROMPTS),
     )
     masks: Literal["code", "paper"] = Field(
@@ -278,12 +278,13 @@ class DiffuseMixConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class ScoreConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Who scores images. The scores say nothing yet; the thresholds of `quality` do."""
+    """What images are scored with. Scores alone keep no image out; the thresholds of `quality` do."""
 
     judge: str = Field(
         "",
-        description="Classifier that says how probable the label is: the path of a .safetensors file that a run wrote "
-        "(retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early classifiers",
+        description="Reference classifier, which gives the probability of the label: the path of a .safetensors file "
+        "that a run wrote (retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early "
+        "classifiers",
     )
     clip: str = Field("", description="Folder of a CLIP model for CLIP scores; empty: none")
     safety: bool = Field(False, description="Run the generator's own safety checker, as a score: it blanks no image")
@@ -296,7 +297,8 @@ class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         2.0,
         ge=0,
         le=128,
-        description="flat below: standard deviation of the pixels of the liveliest channel in grey levels, 0 to 128",
+        description="flat below: standard deviation of the pixels of the channel that varies most, in grey levels, 0 "
+        "to 128",
     )
     drop_unsafe: bool = Field(
         False,
@@ -308,7 +310,7 @@ class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         ge=0,
         le=1,
         description="off_label below: probability of the label under the early classifier, 0 (never) to 1. "
-        "Keep it low: the early classifier doubts many real slow examples too",
+        "Keep it low: many real slow examples have a low probability too",
     )
     min_clip_score: float = Field(
         -1.0,

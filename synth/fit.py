@@ -43,7 +43,7 @@ def fit_generator(
     for guidance (arXiv 2207.12598).
 
     Args:
-        on_step: told the number of steps done and the loss of the last, about once a second's worth of steps.
+        on_step: called with the number of steps done and the loss of the last, every ten steps and at the end.
 
     Raises:
         ValueError: images that are not square, or a size the UNet's levels cannot halve.
@@ -57,7 +57,9 @@ def fit_generator(
         raise ValueError(f"{data.origin}: images are {width}x{height}; give an image size to cut them square")
     halvings = 2 ** (len(config.channels) - 1)
     if size % halvings:
-        raise ValueError(f"{len(config.channels)} UNet levels need a side that {halvings} divides, got {size} px")
+        raise ValueError(
+            f"{len(config.channels)} UNet levels need a side that {halvings} divides, got {size} px; change size or channels"
+        )
     unet = _new_unet(config, size, channels, data.num_classes, seed).to(device).train()
     signal, noise_scale = _schedule(device)
     pixels = Pixels(data, device)
@@ -110,7 +112,7 @@ def _new_unet(config: GeneratorConfig, size: int, channels: int, num_classes: in
             block_out_channels=config.channels,
             down_block_types=("DownBlock2D",) * levels,
             up_block_types=("UpBlock2D",) * levels,
-            # Two channels a group at least: with one, GroupNorm takes the shift by label and timestep out again.
+            # At least two channels a group: with one, GroupNorm removes the shift by label and timestep.
             norm_num_groups=min(8, min(config.channels) // 2),
             add_attention=False,
             num_class_embeds=num_classes + 1,  # the last is "no label"
@@ -147,8 +149,8 @@ def _prepare(images: Tensor, size: int, flip: bool, generator: torch.Generator) 
 def save_generator(folder: Path, fit: GeneratorFit, data: LabeledImages, config: GeneratorConfig, seed: int) -> None:
     """Write an ordinary diffusers folder (`DDPMPipeline.from_pretrained` loads it) with a model card.
 
-    Beside what diffusers knows, `latebloom.json` holds the class names and the digests of the images trained on, by
-    which a report can tell whether the generator saw anything the classifier did not.
+    Besides, `latebloom.json` holds the class names and the digests of the images trained on. With them a report can
+    say whether the generator saw images that the classifier did not.
     """
     import diffusers
     from diffusers import DDPMPipeline, DDPMScheduler

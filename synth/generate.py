@@ -20,9 +20,9 @@ from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memor
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import (
     ClipScore,
-    Judge,
     QualityConfig,
     RealFeatures,
+    ReferenceClassifier,
     SafetyFlag,
     contrast,
     fingerprints,
@@ -40,16 +40,16 @@ _FLAT = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Scorers:
-    """Who scores images.
+    """What images are scored with.
 
     Attributes:
-        judge: probabilities and features of images.
-        real: features of the training images, by the same model.
+        classifier: the reference classifier.
+        real: features of the training images, by the same classifier.
         clip: CLIP score and margin of images and their labels.
         safety: the safety checker's flag.
     """
 
-    judge: Judge
+    classifier: ReferenceClassifier
     real: RealFeatures
     clip: ClipScore | None = None
     safety: SafetyFlag | None = None
@@ -57,15 +57,15 @@ class Scorers:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What a generator drew of the rows of a plan.
+    """The images of the n rows of a plan.
 
     Attributes:
         images: of each row uint8 (H, W, C) in the size of its reference; None where it failed.
         blobs: the same as PNG.
-        unchanged: of each row its reference as it would have come back from a generator that changes nothing.
+        unchanged: of each row its reference, resized to the work size and back, as if the generator changed nothing.
         finite: bool (n,).
-        seeds: int64 (n,), those that the images were really drawn with.
-        attempts: int64 (n,), 0 or 1: whether this is the retry.
+        seeds: int64 (n,), the seeds that were used.
+        attempts: int64 (n,), 0, or 1 for a retry.
         failures: by row, what went wrong with it.
         errors: what the generator raised for all images of a work size.
     """
@@ -91,20 +91,20 @@ def draw(
 ) -> Drawn:
     """Draw the images of `plan` (rows of `PLAN_SCHEMA`): the work of the device.
 
-    Every reference is encoded once for all its levels. Rows of one work size go together, those with the longest way
-    first, so an image waits in no batch for its level to be reached. An image that is not finite or flat is drawn once
-    more with a seed derived from its own. A reference that cannot be read, an image that the generator fails on, or a
-    size that it cannot work at, is a failure of those rows alone.
+    Every reference is encoded once for all its levels. Rows of one work size are drawn together, deepest levels first,
+    so that images of a batch take about the same number of steps. An image that is flat or not finite is drawn once
+    more, with a seed derived from its own. Where a reference cannot be read, or the generator fails on an image or a
+    work size, only those rows fail.
 
     Args:
         data: the images that `source_index` points into.
-        batch: how many images go together at most; None: 64.
-        on_images: told the number of images finished, after each batch; those that are known first.
-        known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before; those of the plan are not drawn.
+        batch: how many images are drawn together at most; None: 64.
+        on_images: called with the number of images finished, after each batch; first with that of the known ones.
+        known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before; they are not drawn again.
 
     Raises:
         MemoryError: not even one image fits.
-        Exception: whatever the generator raised, where no image came out at all or the device is unusable.
+        Exception: whatever the generator raised, where it made no image at all or the device is unusable.
     """
     batch = batch or BatchSizes(64)
     count = plan.num_rows
@@ -134,7 +134,7 @@ def draw(
 
 
 def _recall(plan: pa.Table, known: pa.Table, channels: int, drawn: Drawn) -> None:
-    """Put images that are there already in their places. A row counts as known where all that decides it is equal."""
+    """Put known images in their places. A row counts as known where everything that decides its image is equal."""
     rows = {name: row for row, name in enumerate(known["item_id"].to_pylist())}
     names = ["label", "source_sha256", "level_steps", "level_grid", "prompt"]
     for place, wanted in enumerate(plan.to_pylist()):
@@ -153,7 +153,7 @@ def _failed(image: np.ndarray | None, finite: bool) -> bool:
 
 
 class _References:
-    """The references of the rows of a part: read, brought to the work size and encoded once each."""
+    """The references of the rows of a part, each read, resized to the work size and encoded once."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _References:
             back = frame.back(there, self.channels)[0]
             for row in rows.tolist():
                 drawn.unchanged[row] = back
-        # All come back unchanged, for the scores; only those of images that are not there yet go to the generator.
+        # Scores need every reference; the generator needs only those whose images are not known.
         absent = np.array(
             [s for s in self.frames if any(drawn.images[row] is None for row in self.rows[s].tolist())], np.int64
         )
@@ -256,7 +256,7 @@ def _draw_rows(
 
 @contextlib.contextmanager
 def _size_apart(drawn: Drawn, rows: np.ndarray, broken: dict[int, str]) -> Iterator[None]:
-    """Where the generator fails on all images of one work size, the other sizes go on."""
+    """Where the generator fails on all images of one work size, the other sizes are still drawn."""
     try:
         yield
     except MemoryError:
@@ -290,9 +290,9 @@ def describe(
     quality: QualityConfig,
     scorers: Scorers,
 ) -> pa.Table:
-    """Score and encode what was drawn of `plan`: `SYNTHETIC_SCHEMA`, same order, without the rows that failed.
+    """Score what was drawn of `plan`: rows of `SYNTHETIC_SCHEMA` in the same order, without those that failed.
 
-    Images are scored as the classifier will see them: at the training size, also where they are kept larger.
+    Images are scored as the classifier will see them: at the training size, also where they are stored larger.
     """
     rows = np.array([row for row, image in enumerate(drawn.images) if image is not None], np.int64)
     if not len(rows):
@@ -307,7 +307,7 @@ def describe(
         drawn.finite[rows],
         labels,
         sources,
-        scorers.judge,
+        scorers.classifier,
         scorers.real,
         scorers.clip,
         scorers.safety,
@@ -328,7 +328,7 @@ def describe(
         "generator_digest": [generator.digest] * len(rows),
         "fingerprint": [row.tobytes() for row in fingerprints(seen)],
         **dataclasses.asdict(scores),
-        # Duplicates show in the whole set only.
+        # Duplicates are found later, in the whole set.
         "state": states(scores, quality.model_copy(update={"min_duplicate_distance": 0})),
     }
     return pa.table({name: columns[name] for name in SYNTHETIC_SCHEMA.names}, schema=SYNTHETIC_SCHEMA)
@@ -348,9 +348,9 @@ class Probe:
 
 
 def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: SizeConfig, batch: BatchSizes) -> Probe:
-    """Time the generator on images of the plan, in batches that grow to the batch size while that takes seconds.
+    """Time the generator on images of the plan, in growing batches, up to the batch size or for about three seconds.
 
-    What does not fit into memory is found here, and remembered, before hours are spent.
+    A batch that does not fit into memory is found here, and remembered, before the long run begins.
     """
     if not plan.num_rows:
         return Probe(0.0, 0.0)

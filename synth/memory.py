@@ -1,4 +1,4 @@
-"""Batches that fit into the memory, and one bad image that does not take its batch with it."""
+"""Batches that fit into memory, and in which one bad image does not fail the others."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ class BatchSizes:
 
     Args:
         known: sizes found before, by key.
-        remember: told all of them when one changes.
+        remember: called with all sizes when one changes.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class BatchSizes:
         """
         if tried == 1:
             raise MemoryError(
-                f"not even one image fits into the memory ({key}); set a smaller sizes.work_size, generate.dtype to "
-                "bfloat16, or free the device"
+                f"not even one image fits into the memory ({key}); set a smaller sizes.work_size, set generate.dtype "
+                "to bfloat16, or free the device"
             )
         self.known[key] = tried // 2
         if self._remember:
@@ -56,14 +56,14 @@ def in_batches(
     """(rows, `call` of them) in batches; smaller ones where memory runs out, single ones where a batch fails.
 
     Args:
-        failures: is told by row what `call` raised for it alone.
+        failures: gets, by row, what `call` raised for that row alone.
 
     Raises:
         MemoryError: not even one row fits.
-        Exception: of `call`, where the first three rows that were tried alone failed and none went well before: then
-            it is no fault of theirs. Also where it leaves the device unusable.
+        Exception: what `call` raised, where the first three rows tried alone failed and nothing succeeded before: the
+            fault is then not in the rows. Also where the error leaves the device unusable.
     """
-    waiting, succeeded, failed_alone = [rows], False, 0  # the next is the last
+    waiting, succeeded, failed_alone = [rows], False, 0  # a stack: the last goes next
     while waiting:
         chosen, size = waiting.pop(), batch.of(key)
         if len(chosen) > size:
@@ -92,15 +92,15 @@ def in_batches(
 
 
 def attempt(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """The result of `call`, or what it raised: leaving its traceback behind frees the tensors in it."""
+    """The result of `call`, or what it raised. Once the caller drops the error, the tensors of the call are freed."""
     try:
         return call(), None
-    except Exception as error:  # what it is decides what becomes of the batch
+    except Exception as error:  # the caller decides by its kind
         return None, error
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this is the device's memory, or the machine's, running out."""
+    """Whether the device's or the machine's memory ran out."""
     message = str(error).lower()  # torch's allocator on the CPU, CUDA's libraries
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         text in message for text in ("out of memory", "can't allocate memory", "alloc_failed")
@@ -108,5 +108,5 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def words(error: Exception) -> str:
-    """An error as it is kept with what failed: its kind and its message on one line."""
+    """An error on one line, kind and message, as it is stored with the row that failed."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""From chosen references to the list of images to make, and what making them will cost."""
+"""The plan: one row for each image to make; and a forecast of what it will cost."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ PLAN_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Request:
-    """One image to make: of which reference, at which level, and the how-many-eth at that level."""
+    """One image to make: a reference, a level, and its number among the images of both (0, 1, ...)."""
 
     source_index: int
     steps: int
@@ -37,13 +37,13 @@ class Request:
 
 
 def requests(indices: np.ndarray, levels: Sequence[int]) -> list[Request]:
-    """A variant of each reference at each level. The images of k = 2 are among those of k = 5 where levels agree."""
+    """A variant of each reference at each level; a level given twice makes two variants."""
     numbered = [(level, levels[:place].count(level)) for place, level in enumerate(levels)]
     return [Request(int(index), steps, variant) for index in indices for steps, variant in numbered]
 
 
 def item_id(request: Request, grid: int) -> str:
-    """The name of an image: `0000017-50of100-v0`. Its seed is a child of the root seed by this name."""
+    """The name of an image: `0000017-50of100-v0`. Its seed follows from the root seed and this name."""
     return f"{request.source_index:07d}-{request.steps}of{grid}-v{request.variant}"
 
 
@@ -54,10 +54,10 @@ def make_plan(
     seed: int = 0,
     prompt: Callable[[int, int], str] | None = None,
 ) -> pa.Table:
-    """One row per image to make (`PLAN_SCHEMA`), in order of source, level and variant; a repeated request is one row.
+    """One row for each image to make (`PLAN_SCHEMA`), by source, level and variant; a repeated request is one row.
 
     Args:
-        prompt: the text for a label and the seed of an image; None: "a photo of a {class name}".
+        prompt: gives the text for a label and the seed of an image; None: "a photo of a {class name}".
 
     Raises:
         ValueError: a source index outside the data, or a level outside the grid.
@@ -88,15 +88,15 @@ def make_plan(
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What a plan will make and cost.
+    """What a plan will make, and its cost.
 
     Attributes:
         images: rows of the plan.
         per_class: images by class name.
         per_level: images by "R of S".
-        denoiser_calls: network evaluations of one image, the unconditional ones of guidance included.
-        bytes: of PNG images, about.
-        seconds: on this device, about; from a probe.
+        denoiser_calls: network evaluations of one image, those without condition (guidance) included.
+        bytes: of PNG images, estimated.
+        seconds: on this device, estimated from a probe.
     """
 
     images: int
@@ -116,7 +116,7 @@ def forecast(
     bytes_per_image: float,
     processes: int = 1,
 ) -> Forecast:
-    """The forecast of a plan from what a probe measured for one call and one image.
+    """The forecast of a plan, from a probe's measurements of one call and one image.
 
     Args:
         calls: network evaluations that an image of a level takes.

@@ -1,4 +1,4 @@
-"""What a text-to-image model is told: templates, names for classes, and what is wrong with such names."""
+"""Prompts for a text-to-image model: templates, names for classes, and a check of such names."""
 
 import csv
 import difflib
@@ -19,13 +19,13 @@ __all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
 
 
 def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """What prompts call each class: its name in the map, word for word, else its own with underscores as spaces.
+    """The name of each class in prompts: its name in the map, unchanged, else its own with spaces for underscores.
 
-    The own name is changed because text models were trained on captions, which say "maple tree"; `lint` tells of it.
-    A map may know more classes than there are (all of WordNet, say) as long as it knows all of these.
+    Text models were trained on captions, which say "maple tree"; `lint` reports each name that was changed. A map may
+    name more classes than there are (all of WordNet, say) as long as it names all of these.
 
     Raises:
-        ValueError: the map cannot be read, or names a class that does not exist while one that does goes without.
+        ValueError: the map cannot be read, or it lacks a class of the data and names one that does not exist.
     """
     named = _read_map(as_path(config.names)) if config.names else {}
     missing = [name for name in class_names if name not in named]
@@ -41,7 +41,7 @@ def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...
 
 
 def prompt_of(config: PromptConfig, name: str, seed: int) -> str:
-    """The prompt of one image: the template that its seed draws, with the name in it.
+    """The prompt of one image: a template, drawn by the image's seed, with the name in it.
 
     Args:
         name: of its class, from `names_of`.
@@ -51,7 +51,7 @@ def prompt_of(config: PromptConfig, name: str, seed: int) -> str:
     return template.replace("{name}", name)
 
 
-# What is said of names, and of which. Of each name only the first fault that holds is told.
+# Faults of a name, with the condition for each. For each name only the first fault that holds is reported.
 _FAULTS: dict[str, Callable[[str], bool]] = {
     "have control characters, or were read in a wrong encoding": lambda name: any(
         unicodedata.category(letter)[0] == "C" or letter == "\ufffd" for letter in name
@@ -59,7 +59,7 @@ _FAULTS: dict[str, Callable[[str], bool]] = {
     "are WordNet ids, which text models do not know (their words come with most data sets, as words.txt or the like)": (
         lambda name: re.match(r"n\d{8}(?!\d)", name) is not None
     ),
-    "have no letters, which tells a text model next to nothing": lambda name: not any(map(str.isalpha, name)),
+    "have no letters, from which a text model learns almost nothing": lambda name: not any(map(str.isalpha, name)),
     "begin with a number, which is then part of the prompt": lambda name: re.match(r"\d+[. -]+\D", name) is not None,
     "have one or two letters, perhaps an abbreviation that a text model does not know": (
         lambda name: name.isascii() and sum(map(str.isalpha, name)) <= 2
@@ -76,11 +76,11 @@ _FAULTS: dict[str, Callable[[str], bool]] = {
 
 
 def lint(class_names: Sequence[str], names: Sequence[str]) -> list[str]:
-    """What a text-to-image model will not understand, a line for each kind of fault; empty where there is none.
+    """Names that a text-to-image model will not understand, one line for each kind of fault.
 
     Args:
         class_names: (num_classes,), as the data has them.
-        names: (num_classes,), what prompts call them (`names_of`).
+        names: (num_classes,), as prompts have them (`names_of`).
     """
     called = [own if own == name else f"{own} ({name})" for own, name in zip(class_names, names, strict=True)]
     found: dict[str, list[str]] = {fault: [] for fault in _FAULTS}
@@ -88,11 +88,11 @@ def lint(class_names: Sequence[str], names: Sequence[str]) -> list[str]:
         fault = next((fault for fault, holds in _FAULTS.items() if holds(name)), None)
         if fault:
             found[fault].append(words)
-    # CLIP lower-cases what it reads, and tells "t-shirt" from "t shirt" by a hair.
+    # CLIP lower-cases its input, and "t-shirt" and "t shirt" are nearly the same to it.
     alike = [" ".join(re.split(r"[\s_-]+", name.casefold())).strip() for name in names]
     counts = Counter(alike)
     twins = sorted((key, words) for key, words in zip(alike, called, strict=True) if counts[key] > 1)
-    found["are another's too, so that the generator cannot tell the classes apart"] = [words for _, words in twins]
+    found["belong to several classes, which the generator cannot distinguish"] = [words for _, words in twins]
     lines = [
         f"{len(words)} of {len(names)} class names {fault}: {listed(words)}; give better ones in a class-name map "
         "(prompts.names)"
@@ -135,7 +135,7 @@ def _read_map(path: Path) -> dict[str, str]:
 
 
 def _json_pairs(text: str) -> list[tuple[str, str]]:
-    # An object becomes a tuple of pairs, so that keys given twice are seen and lists are not taken for one.
+    # An object becomes a tuple of pairs: so keys given twice are found, and lists are refused.
     pairs = json.loads(text, object_pairs_hook=tuple)
     if not isinstance(pairs, tuple) or not all(isinstance(name, str) for _, name in pairs):
         raise ValueError('expected one object of strings, such as {"n01440764": "tench"}')
@@ -151,8 +151,8 @@ def _table_pairs(text: str, delimiter: str) -> list[tuple[str, str]]:
             continue
         if len(row) != 2:
             raise ValueError(
-                f"line {reader.line_num}: expected 2 columns, a class and its name divided by a "
-                f"{'comma (quote names that have commas)' if delimiter == ',' else 'tab'}, got {len(row)}"
+                f"line {reader.line_num} has {len(row)} columns, expected 2, a class and its name divided by a "
+                f"{'comma (quote names that have commas)' if delimiter == ',' else 'tab'}"
             )
         pairs.append((row[0], row[1]))
     return pairs

@@ -1,7 +1,7 @@
-"""The way of an image to the size that a generator works at, and back to its own.
+"""From an image's own size to the size that a generator works at, and back.
 
-The shorter side becomes the work size and the longer one follows; what is missing to a size that the generator takes is
-padded by reflection on both sides and cut off again afterwards. Nothing is stretched and nothing lost at the edges.
+The shorter side becomes the work size and the longer side keeps the proportion. Then both are padded by reflection to a
+size that the generator takes; the padding is cut off again afterwards. Nothing is stretched, no edge is lost.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Frame:
     Attributes:
         source: (height, width) of the images.
         scaled: (height, width) after resampling.
-        bucket: (height, width) after padding, as much on either side: what the generator gets.
-        filter: of the resampling, both ways.
+        bucket: (height, width) after padding both sides equally: what the generator gets.
+        filter: of the resampling, there and back.
     """
 
     source: tuple[int, int]
@@ -39,15 +39,16 @@ class Frame:
     def of(cls, height: int, width: int, *, size: int, multiple: int, config: SizeConfig) -> "Frame":
         """The frame of images of height x width for a generator.
 
-        The scale is one for both sides, up to half a pixel of rounding of the longer one; with `config.stretch` both
-        become the work size. The bucket's shorter side is the next multiple. Its longer side is coarser, longer by
-        steps of an eighth, so that photos of any shape share a few buckets and thus batches and compiled graphs.
+        Both sides are scaled alike, but for rounding; with `config.stretch` both become the work size. The bucket's
+        shorter side is the next multiple of `multiple`. Its longer side grows in steps of an eighth of the shorter one,
+        so that photos of any shape share a few buckets, and with them batches and compiled graphs.
 
         Args:
-            size: the side that the generator was trained at, for a config that names none; `multiple` likewise.
+            size: the side that the generator was trained at; used where the config names no work size.
+            multiple: both sides of the bucket are multiples of it.
 
         Raises:
-            ValueError: more than 4 times as long as wide, and not to be stretched.
+            ValueError: one side is more than 4 times the other, and the image may not be stretched.
         """
         work = config.work_size or size
         shorter, longer = sorted((height, width))
@@ -69,10 +70,10 @@ class Frame:
     def forward(self, images: np.ndarray, channels: int) -> np.ndarray:
         """Images of the source size, uint8 (n, H, W, C), to uint8 (n, bucket height, bucket width, channels).
 
-        Grey is repeated for a generator of colour. Where nothing is to be done, the very array comes back.
+        Grey is repeated in all channels of a colour generator. The result may be the very array that came in.
 
         Raises:
-            ValueError: colour that would have to become grey.
+            ValueError: colour images for a grey generator.
         """
         assert images.shape[1:3] == self.source, (images.shape, self.source)
         check_channels(images.shape[3], channels)
@@ -83,7 +84,7 @@ class Frame:
         return images if images.shape[3] == channels else np.repeat(images, channels, axis=3)
 
     def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(top, left) and (bottom, right): as even as whole pixels allow."""
+        """(top, left) and (bottom, right), equal but for an odd pixel."""
         rows, columns = self.bucket[0] - self.scaled[0], self.bucket[1] - self.scaled[1]
         return (rows // 2, columns // 2), (rows - rows // 2, columns - columns // 2)
 
@@ -103,7 +104,7 @@ class Frame:
 def buckets(frames: Sequence[Frame]) -> dict[tuple[int, int], np.ndarray]:
     """The rows, int64 ascending, of each (height, width) that the generator will see.
 
-    Images of several sizes may share a bucket, and so a batch. The largest area comes first: what does not fit into
+    Images of several sizes may share a bucket, and so a batch. The largest area comes first, so that running out of
     memory shows at once.
     """
     rows: dict[tuple[int, int], list[int]] = {}
@@ -123,7 +124,7 @@ def check_channels(source: int, generator: int) -> None:
 
 
 def work_size_warning(work_size: int, trained_size: int) -> str | None:
-    """One sentence where a generator works at a size far from the one it was trained at; None where all is well."""
+    """A warning where a generator works at a size far from the one it was trained at; else None."""
     if work_size < trained_size:
         return (
             f"the generator works at {work_size} pixels and was trained at {trained_size}: below its size a model "
@@ -139,7 +140,7 @@ def work_size_warning(work_size: int, trained_size: int) -> str | None:
 
 
 def _up(value: int, multiple: int) -> int:
-    """The smallest multiple that is not below."""
+    """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
@@ -151,7 +152,7 @@ def _resized(images: np.ndarray, size: tuple[int, int], name: Filter) -> np.ndar
 
 
 def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Every image, uint8 (n, H, W, C), through Pillow, which knows grey without a channel axis."""
+    """Change each image, uint8 (n, H, W, C), with Pillow, whose grey images have no channel axis."""
     made = [np.asarray(change(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image))) for image in images]
     stacked = np.stack(made)
     return stacked[..., None] if stacked.ndim == 3 else stacked

@@ -1,6 +1,6 @@
-"""Data sets that are folders: of one folder a class, or of Hugging Face's parquet files.
+"""Data sets that are folders: one folder a class, or Hugging Face's parquet files.
 
-Nothing is decoded here. A reader lists files or rows with their labels; load.py looks inside.
+Nothing is decoded here. A reader lists files or rows with their labels; load.py checks the images.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _JUNK_NAMES = ("thumbs.db", "desktop.ini")
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Encoded images, as bytes or path, and what to call each in an error."""
+    """Encoded images, as bytes or path, and a name of each for errors."""
 
     blobs: Sequence[bytes | Path]
     names: Sequence[str]
@@ -38,7 +38,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split as a reader found it, unchecked.
+    """One split as a reader found it, not yet checked.
 
     Attributes:
         images: uint8 (N, H, W, C), or files.
@@ -55,16 +55,16 @@ Found = tuple[tuple[str, ...], dict[str, Split]]  # class names, and the splits 
 
 
 def read_folder(path: Path) -> Found:
-    """Read an image folder or a folder of parquet files, whichever `path` is.
+    """Read an image folder or a folder of parquet files.
 
     - train/<class>/<image> and test/<class>/<image>: the classes are train's sub-folders, by name. Hidden files,
-      notes and tables (.txt, .json, .csv, .md) are passed over. Images at a URL are all fetched and held in memory.
+      notes and tables (.txt, .json, .csv, .md) are skipped. Images at a URL are all fetched and held in memory.
     - train*.parquet and test*.parquet, in `path` or its data/: an image column (a struct with `bytes`, or binary),
       and `label` or the only integer column. Class names from the Hugging Face metadata, else "0".."K-1". The
       encoded images are all held in memory.
 
     Raises:
-        ValueError: neither layout, or a file, row or column that does not fit it, by name.
+        ValueError: neither layout, or a file, row or column that does not fit; the message names it.
     """
     if (path / "train").is_dir() and (path / "test").is_dir():
         return _image_folder(path)
@@ -77,14 +77,14 @@ def read_folder(path: Path) -> Found:
 
 
 def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """ "0".."K-1", the class names of labels that come without.
+    """ "0".."K-1", the class names of labels without names.
 
     Raises:
-        ValueError: a label that is larger than the number of images, so that some class must be empty.
+        ValueError: a label not smaller than the number of images, so that some class must be empty.
     """
     images = sum(len(part) for part in labels)
     top = max((int(part.max()) for part in labels if len(part)), default=0)
-    if top >= images > 0:  # before a stray 2**40 becomes a tuple of that many names
+    if top >= images > 0:  # a wrong label of 2**40 must not become a tuple of that many names
         raise ValueError(f"{origin} has label {top} but only {images} images; number the classes 0..K-1 without gaps")
     return tuple(str(label) for label in range(top + 1))
 
@@ -189,7 +189,7 @@ def _shard(file: Path) -> tuple[list[bytes], np.ndarray, tuple[str, ...]]:
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, str]:
-    """The names of the image and the label column: by their types, and by name where the types leave a choice."""
+    """The names of the image and the label column: by type, and by name where several have the type."""
     from pyarrow import types
 
     def is_image(kind: Any) -> bool:
@@ -203,8 +203,7 @@ def _columns(schema: Any, file: Path) -> tuple[str, str]:
         if len(candidates) != 1:
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise ValueError(
-                f"{file} has {len(candidates)} {what} columns, none called {name}: {columns}; "
-                f"call the one that is meant {name}"
+                f"{file} has {len(candidates)} {what} columns, none called {name}: {columns}; call the right one {name}"
             )
         return candidates[0]
 

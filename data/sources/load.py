@@ -1,6 +1,6 @@
-"""The data sets Latebloom reads, by name or by path: every one becomes the same `Splits` of `LabeledImages`.
+"""Reads a data set by name or path: every one becomes the same `Splits` of `LabeledImages`.
 
-What is wrong with a data set is said here, by file or row, before any training begins.
+A data set that cannot be trained on is refused here, with the file or row, before any training begins.
 """
 
 import dataclasses

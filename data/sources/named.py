@@ -1,4 +1,9 @@
-"""Data sets that everyone knows by name, as they are published: through torchvision, or from their usual folders."""
+"""Well-known data sets by name, as they are published: read by torchvision, or from their usual folders.
+
+torchvision reads what it can download, SVHN included. Its readers for two other folders do not fit: Caltech256 keeps no
+file names and assumes consecutive numbers; StanfordCars needs a folder of one fixed name, with the test labels beside
+the devkit. Both read local folders only.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +19,7 @@ from latebloom.data.store import in_memory, list_folder, local_file
 __all__ = ["FOLDERS", "NAMED", "read_named", "read_published"]
 
 
-# Where each is looked for in the root, and what to do where it is not.
+# The folders where each may be in the root, and advice for where it is in none.
 _PLACES: dict[str, tuple[tuple[str, ...], str]] = {
     "tiny-imagenet": (
         ("tiny-imagenet-200", "tiny-imagenet"),
@@ -66,7 +71,7 @@ def read_named(name: str, root: Path) -> Found:
 
 
 def read_published(path: Path) -> Found | None:
-    """Read the folder of one of `FOLDERS`, told by what is in it; None: it is none of them.
+    """Read the folder of one of `FOLDERS`, recognised by its content; None: it is none of them.
 
     - tiny-imagenet: the 200 classes of train/<wnid>/images, and val, whose labels are in val/val_annotations.txt, as
       the test part (the labels of its own test part are not public). Class names from words.txt. val may be sorted
@@ -75,11 +80,10 @@ def read_published(path: Path) -> Found | None:
       training part and all others the test part, as in the code of "Data-Efficient Augmentation for Training Neural
       Networks" (arXiv 2210.08363).
     - svhn: the cropped digits of train_32x32.mat and test_32x32.mat, without "extra"; class k is the digit k.
-    - stanford-cars: cars_train and cars_test with the annotations of devkit, where torchvision looks for them; the
-      boxes are not used.
+    - stanford-cars: cars_train and cars_test with the annotations of devkit; the boxes are not used.
 
     Raises:
-        ValueError: a file of the layout is missing or does not fit it, by name.
+        ValueError: a file of the layout is missing or does not fit; the message names it.
     """
     name = _recognised(path)
     return _READERS[name](path, str(path)) if name else None
@@ -89,8 +93,8 @@ def _recognised(path: Path) -> str:
     """Which of `FOLDERS` has this folder; "": none."""
     entries = {entry.name: is_folder for entry, is_folder in list_folder(path)}
     if entries.get("train"):
-        told = entries.keys() & {"words.txt", "wnids.txt"} or (path / "val" / "val_annotations.txt").is_file()
-        return "tiny-imagenet" if entries.get("val") and told else ""
+        named = entries.keys() & {"words.txt", "wnids.txt"} or (path / "val" / "val_annotations.txt").is_file()
+        return "tiny-imagenet" if entries.get("val") and named else ""
     if entries.get("256_ObjectCategories") or any(f and _CALTECH_CLASS.fullmatch(n) for n, f in entries.items()):
         return "caltech256"
     if entries.keys() & {"train_32x32.mat", "test_32x32.mat"}:
@@ -125,7 +129,7 @@ def _torchvision(name: str, root: Path) -> Found:
         origin = f"{name} {split}"
         if name.startswith("cifar"):
             splits[split] = Split(made.data, np.asarray(made.targets), origin)
-        else:  # torchvision has no public way to these files without decoding them
+        else:  # torchvision has no public list of these files
             files = Files([Path(file) for file in made._image_files], [str(file) for file in made._image_files])
             splits[split] = Split(files, np.asarray(made._labels), origin)
     return tuple(made.classes), splits
@@ -163,7 +167,7 @@ def _tiny_imagenet(path: Path, origin: str) -> Found:
 
 
 def _words(file: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    """The names of the classes: the first word of each, all its words where another class has the same first one."""
+    """The names of the classes: the first word of each, or all its words where two classes share the first one."""
     if not file.is_file():
         return tuple(wnids)
     pairs = (line.split("\t", 1) for line in file.read_text().splitlines() if "\t" in line)
@@ -175,7 +179,7 @@ def _words(file: Path, wnids: Sequence[str]) -> tuple[str, ...]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files of a class, in its images/ where it has one; notes and box lists beside them are passed over."""
+    """The image files of a class, in its images/ if it has one; notes and box lists are skipped."""
     entries = list_folder(folder)
     if any(entry.name == "images" and is_folder for entry, is_folder in entries):
         entries = list_folder(folder / "images")
@@ -195,7 +199,7 @@ def _caltech256(path: Path, origin: str) -> Found:
             match = _CALTECH_IMAGE.fullmatch(file.name)
             if not match:
                 raise ValueError(
-                    f"{file} is not called NNN_NNNN.jpg; the number tells training from test images, so rename or "
+                    f"{file} is not called NNN_NNNN.jpg, whose number separates training from test images; rename or "
                     "remove it"
                 )
             files, labels = parts["train" if int(match[1]) <= _CALTECH_TRAIN else "test"]
@@ -215,20 +219,20 @@ def _download_svhn(folder: Path) -> None:
 
 
 def _svhn(path: Path, origin: str) -> Found:
+    from torchvision import datasets
+
     splits = {}
     for split in ("train", "test"):
         file = path / f"{split}_32x32.mat"
-        images, labels = _mat(file, "X", "y")  # (32, 32, 3, N), (N, 1)
-        labels = labels.reshape(-1)
-        if images.ndim != 4 or images.dtype != np.uint8 or images.shape[2:] != (3, len(labels)):
-            raise ValueError(
-                f"{file} has X {images.dtype}{images.shape} and {len(labels)} labels y; expected uint8(32, 32, 3, N) "
-                "and N of them: is it format 2, the cropped digits?"
-            )
-        if not np.isin(labels, range(1, 11)).all():
-            raise ValueError(f"{file} has labels y from {labels.min()} to {labels.max()}; expected 1 to 10")
-        pixels = np.ascontiguousarray(images.transpose(3, 0, 1, 2))  # (N, 32, 32, 3)
-        splits[split] = Split(pixels, labels.astype(np.int64) % 10, f"{origin} {split}")  # the digit 0 is labelled 10
+        if not file.is_file():
+            raise ValueError(f"{file} is missing; put it there, as it was published")
+        with local_file(file) as local:
+            try:
+                found = datasets.SVHN(local.parent, split)
+            except RuntimeError as error:  # another MD5
+                raise ValueError(f"{file} is damaged, or is not the published file; get it again") from error
+        pixels = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))  # (N, 3, 32, 32) to (N, 32, 32, 3)
+        splits[split] = Split(pixels, found.labels, f"{origin} {split}")
     return tuple("0123456789"), splits
 
 

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, on disk or at a URL, and the digests that say what is in them.
+"""Files that are either whole or absent, on disk or at a URL, and digests of their content.
 
-A `Path` in Latebloom comes from `as_path`: an ordinary one, or for a URL a `RemotePath` (remote.py), which
-has the same methods. Libraries that want a file of their own read it inside `local_file`.
+A `Path` in Latebloom comes from `as_path`: an ordinary one, or for a URL a `RemotePath` (remote.py), which has the same
+methods. A library that needs a local file reads it inside `local_file`.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _COPIES = "~/.cache/latebloom/remote"
 
 
 def as_path(text: str) -> Path:
-    """What a person means by `text`: a local path, `~` expanded, or the path at a URL such as s3://bucket/folder.
+    """The path that `text` names: a local one, `~` expanded, or one at a URL such as s3://bucket/folder.
 
     Raises:
         ValueError: a URL of a kind that fsspec does not know.
@@ -59,28 +59,28 @@ def as_path(text: str) -> Path:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether it is the path at a URL."""
+    """Whether the path is at a URL."""
     return not isinstance(path, Path)
 
 
 def _remote(path: Path) -> Any:
-    """The path for the type checker, which takes every `Path` for a local one."""
+    """The same path, for the type checker, to which every `Path` is a local one."""
     return path
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends well, else removed.
+    """A temporary name beside `path` to write to; renamed to `path` if the block succeeds, else removed.
 
     A reader sees the old file or the whole new one, also after `kill -9`. The parent folder is made. For a remote path
-    the temporary name is local, and what was written is uploaded in one piece.
+    the temporary file is local, and is uploaded in one piece.
 
     Raises:
-        OSError: full disk, read-only folder, a file where a folder should be; storage that cannot be used.
+        OSError: full disk, read-only folder, a file in place of a folder; storage that cannot be used.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="latebloom-") as folder:
-            temporary = Path(folder) / path.name  # by its suffix, storage tells a browser what it is
+            temporary = Path(folder) / path.name  # storage derives the content type from the suffix
             temporary.touch()
             yield temporary
             _remote(path).upload(temporary)
@@ -93,7 +93,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes 0600; a data set is for others to read too
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes 0600, which others could not read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -105,17 +105,17 @@ def _read_umask() -> int:
     return mask
 
 
-# Reading the umask means setting it: once, while the process has one thread.
+# The umask can only be read by setting it: once, while the process has one thread.
 _UMASK = _read_umask()
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, last: str) -> Iterator[Path]:
-    """A temporary local folder to fill, which becomes `path` when the block ends well.
+    """A temporary local folder to fill, which becomes `path` if the block succeeds.
 
     Args:
         path: new, or an empty folder.
-        last: the file in it without which it is no such folder; of a remote folder it is uploaded at last.
+        last: the file that makes the folder complete; to a remote folder it is uploaded last.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="latebloom-") as folder:
@@ -141,7 +141,7 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none."""
+    """Write a file as a whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -167,7 +167,7 @@ def read_json(path: Path) -> Any:
 
 def write_arrays(path: Path, **arrays: "np.ndarray") -> None:
     """Write arrays as .npz (no pickles). The same arrays give the same bytes."""
-    import numpy as np  # here, since the help text of a command needs this module and should not wait
+    import numpy as np  # here: the help of a command imports this module and should be quick
 
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
@@ -175,7 +175,7 @@ def write_arrays(path: Path, **arrays: "np.ndarray") -> None:
 
 
 def local_file(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """For a with block: the file under a local name, itself or a temporary copy of a remote one.
+    """A local file for a with block: the file itself, or a temporary copy of a remote one.
 
     Raises:
         FileNotFoundError: on entering the block, there is no such remote file.
@@ -192,7 +192,7 @@ def _temporary_copy(path: Path) -> Iterator[Path]:
 
 
 def kept_file(path: Path) -> Path:
-    """The file under a local name that stays: itself, or a copy of a remote one, beside those of `local_folder`.
+    """A local file that stays: the file itself, or a copy of a remote one, beside those of `local_folder`.
 
     Raises:
         FileNotFoundError: there is no such remote file.
@@ -211,9 +211,9 @@ def _copy_of(path: Path, version: Any) -> Path:
 
 
 def local_folder(path: Path) -> Path:
-    """The folder under a local name: itself, or a copy of a remote one, kept under ~/.cache/latebloom/remote.
+    """A local folder: the folder itself, or a copy of a remote one, kept under ~/.cache/latebloom/remote.
 
-    It is copied again when the listing of the remote folder (names, sizes, ETags, times) is another. Old copies stay.
+    It is copied again when the listing of the remote folder (names, sizes, ETags, times) has changed. Old copies stay.
     """
     if not is_remote(path):
         return path
@@ -227,20 +227,20 @@ def local_folder(path: Path) -> Path:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 _remote(path / name).download(temporary / name)
     except OSError:
-        if not copy.exists():  # else another process was quicker
+        if not copy.exists():  # if it exists, another process was quicker
             raise
     return copy
 
 
 def in_memory(paths: Sequence[Path]) -> Sequence[bytes | Path]:
-    """The contents of remote files, fetched many at a time; local files stay paths, to be read when they are wanted."""
+    """The contents of remote files, fetched many at a time; local files stay paths, read when they are needed."""
     if not paths or not is_remote(paths[0]):
         return paths
     return _remote(paths[0]).read_many(paths)
 
 
 def list_folder(folder: Path) -> list[tuple[Path, bool]]:
-    """What lies in a folder, sorted, and whether each is a folder itself."""
+    """The entries of a folder, sorted, and whether each is a folder itself."""
     if is_remote(folder):
         return sorted(_remote(folder).entries())
     return sorted((entry, entry.is_dir()) for entry in folder.iterdir())

@@ -1,7 +1,7 @@
 """Paths that are URLs, such as s3://bucket/folder: fsspec's storage behind the methods of `pathlib.Path`.
 
-Object stores have no folders: one is there while something lies under it, and nothing has to be made before a file is
-written. Nothing is remembered between two questions, since another process may have written in between.
+Object stores have no folders: a folder exists while it has files, and need not be made before a file is written.
+Nothing is cached between two calls, since another process may have written in between.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class RemotePath(ProxyUPath):
     """A path at a URL, with those methods of `pathlib.Path` that Latebloom uses. It can be pickled.
 
     Raises:
-        ValueError: when made, no storage is known under the URL's protocol; by a method, its package is not installed.
+        ValueError: by `of`, the URL's protocol is unknown; by a method, the protocol's package is not installed.
         FileNotFoundError: by a method, there is no such file.
         OSError: by a method, the storage cannot be used: no such bucket, no credentials, access denied, no connection.
     """
@@ -33,11 +33,11 @@ class RemotePath(ProxyUPath):
     def of(cls, url: str) -> "RemotePath":
         """The path at a URL."""
         protocol, _, _ = url.partition("://")
-        # fsspec would keep listings, and not see what other processes write.
+        # fsspec would cache listings and miss what other processes write.
         options: dict[str, Any] = {"use_listings_cache": False} if protocol in _OBJECT_STORES else {}
-        with contextlib.suppress(ValueError):  # of a protocol that is not known
+        with contextlib.suppress(ValueError):  # raised for an unknown protocol
             path = cls(url.rstrip("/"), **options)
-            if path.protocol:  # else no protocol at all to upath, which takes it for a local path
+            if path.protocol:  # without one, upath makes a local path of it
                 return path
         raise ValueError(
             f"{url} is of no storage that fsspec knows; give a local path or a URL like s3://bucket/folder"
@@ -45,7 +45,7 @@ class RemotePath(ProxyUPath):
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[AbstractFileSystem]:
-        """The storage; whatever goes wrong with it in this block becomes one line that names the URL."""
+        """The storage; any error of it in this block becomes one line that names the URL."""
         try:
             yield self.fs
         except ImportError as error:  # fsspec imports the package behind a protocol when it is first used
@@ -67,7 +67,7 @@ class RemotePath(ProxyUPath):
             raise OSError(f"{self} cannot be used ({str(error) or type(error).__name__}); {advice}") from error
 
     def _kind(self) -> Literal["file", "directory", ""]:
-        # Not fsspec's isfile and isdir: they answer "no" where the storage cannot be reached.
+        # Not fsspec's isfile and isdir: they return False where the storage cannot be reached.
         with contextlib.suppress(FileNotFoundError), self._storage() as storage:
             return storage.info(self.path)["type"]
         return ""
@@ -86,11 +86,11 @@ class RemotePath(ProxyUPath):
             return super().stat()
 
     def entries(self) -> list[tuple["RemotePath", bool]]:
-        """What lies in the folder, and whether each is a folder itself: one question instead of one for each."""
+        """The entries of the folder, and whether each is a folder itself, by one request."""
         with self._storage() as storage:
             found = storage.ls(self.path, detail=True)
         kinds = {info["name"].rstrip("/"): info["type"] == "directory" for info in found}
-        kinds.pop(self.path, None)  # an empty object that some tools put where a folder shall be seen
+        kinds.pop(self.path, None)  # an empty object with which some tools mark a folder
         return [(self / name.rpartition("/")[2], is_folder) for name, is_folder in kinds.items()]
 
     def iterdir(self) -> Iterator["RemotePath"]:
@@ -125,7 +125,7 @@ class RemotePath(ProxyUPath):
             storage.rm_file(self.path)
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing. fsspec would make a missing bucket, which is more often a name mistyped."""
+        """Does nothing. fsspec would make a missing bucket, whose name is more often a typing error."""
 
     def download(self, local: Path) -> None:
         """Copy the file to a local name."""
@@ -133,7 +133,7 @@ class RemotePath(ProxyUPath):
             storage.get_file(self.path, str(local))
 
     def upload(self, local: Path) -> None:
-        """Copy a local file here. In an object store it appears whole, with its last byte, or not at all."""
+        """Copy a local file here. In an object store it appears as a whole or not at all."""
         with self._storage() as storage:
             storage.put_file(str(local), self.path)
 
@@ -180,7 +180,7 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def _reason(error: BaseException | None) -> str:
-    """The storage's word for what went wrong: S3's error code where there is one, else the name of the exception."""
+    """S3's error code where there is one, else the name of the exception."""
     name = type(error).__name__
     while error is not None:
         response = getattr(error, "response", None)

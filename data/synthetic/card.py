@@ -81,11 +81,11 @@ def _by(keys: Sequence[str], of: Sequence[str], states: Sequence[str]) -> dict[s
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What an exported data set holds, as its card tells it.
+    """What an exported data set holds, as its card describes it.
 
     Attributes:
         kind: its format: imagefolder, webdataset or npz.
-        source: the data set that the references are from, for people.
+        source: name of the data set that the references are from.
         class_names: by label.
         columns: the columns beside the images, with their Hugging Face dtypes.
         manifest: of the synthetic data set (folder.py).
@@ -111,7 +111,7 @@ def card(contents: Contents) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    # A JSON string is a YAML string. Names come from folders and files of people: no markup of theirs gets through.
+    # A JSON string is a YAML string. Names come from users' folders and files: their markup is escaped.
     environment.filters |= {"quoted": lambda text: json.dumps(text, ensure_ascii=False), "plain": _plain}
     about = contents.manifest["about"]
     shown = {key: value for key, value in about.items() if key not in _SHOWN_ELSEWHERE}

@@ -1,4 +1,4 @@
-"""Write a synthetic data set as others read it: image folder, WebDataset, MedMNIST's .npz; each with a dataset card."""
+"""Write a synthetic data set in common formats: image folder, WebDataset, MedMNIST's .npz; each with a card."""
 
 import contextlib
 import dataclasses
@@ -27,18 +27,18 @@ __all__ = ["EXPORT_FORMATS", "ExportFormat", "export"]
 ExportFormat = Literal["imagefolder", "webdataset", "npz"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 _BATCH = 256  # images decoded or read at once
-_SHARD_BYTES = 2**30  # what people who stream shards from object stores keep below
+_SHARD_BYTES = 2**30  # usual limit of shards that are streamed from object stores
 
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-    """One image on its way out.
+    """One image to write.
 
     Attributes:
         split: train or test.
         name: its file's, without suffix.
         png: its file's content.
-        row: its metadata, every image's with the same columns of the same types.
+        row: its metadata; all images have the same columns of the same types.
     """
 
     split: str
@@ -64,25 +64,25 @@ def export(
     """Write the images of a finished synthetic data set, their metadata and a card (README.md) into a new folder.
 
     - imagefolder: `train/CLASS/ITEM.png` and `train/metadata.jsonl`, a line an image, for `datasets`, torchvision's
-      ImageFolder and timm. What a folder had better not be called is written as %XX.
+      ImageFolder and timm. Characters that a folder's name must not have are written as %XX.
     - webdataset: `train-000000.tar`, ... of ITEM.png, ITEM.cls, ITEM.json; equal images are equal tars.
     - npz: `dataset.npz` with MedMNIST's arrays, and `train.jsonl`, line i for image i. All in memory.
 
     The metadata is every column of the data set, the class's name, and `synthetic`. Readers infer types from the text,
-    so a column has one type throughout: where there is no value (scores of real images) it is NaN, -1, false or "".
-    Python's json and pyarrow read NaN, and -Infinity, the log-SNR of pure noise.
+    so each column has one type: a missing value (scores of real images) is NaN, -1, false or "". Python's json and
+    pyarrow read NaN, and -Infinity, the log-SNR of pure noise.
 
-    The folder appears whole, or not at all; at a URL, with its README.md at last. It is made on local disk first, where
-    a remote data set is copied to for that time.
+    The folder appears as a whole or not at all; at a URL, README.md is uploaded last. Everything is made on local disk
+    first; a remote data set is copied there for that time.
 
     Args:
         destination: must not exist, or be an empty folder.
         states: images of these are written.
         real: the data set that the references are from; its training images come before the synthetic ones, its test
             images are a split of their own.
-        source: what the card calls that data set.
-        shard_images: at most so many in a tar, which is at most about 1 GiB too.
-        on_images: told the number of images just written, now and then.
+        source: the name of that data set on the card.
+        shard_images: most images in a tar; a tar is at most about 1 GiB, too.
+        on_images: called with the number of images just written.
 
     Returns:
         Images by split.
@@ -158,7 +158,8 @@ def _check(folder: SyntheticFolder, manifest: dict[str, Any], states: Sequence[s
     damaged = folder.damaged()
     if damaged:
         raise ValueError(
-            f"{folder.path / damaged[0]} is missing or damaged ({len(damaged)} such parts); generate again to mend it"
+            f"{folder.path / damaged[0]} is missing or damaged ({len(damaged)} such parts); run the same command again "
+            "to make it again"
         )
 
 
@@ -211,7 +212,7 @@ def _wanted(rows: pa.Table | pa.RecordBatch, states: Sequence[str]) -> pa.Array:
 
 
 def _filled(value: Any, kind: pa.DataType) -> Any:
-    """`value`, or what stands for none in a column of this type."""
+    """`value`, or the substitute for a missing one in a column of this type."""
     if value is not None:
         return value
     if pa.types.is_floating(kind):
@@ -244,7 +245,7 @@ def _image_folder(folder: Path) -> Iterator[_Add]:
 
 
 def _folder_name(class_name: str) -> str:
-    """The class's name, with %XX for what some file system forbids and for what makes a folder hidden from readers."""
+    """The class's name; %XX for what a file system forbids and for what hides a folder from readers."""
     return re.sub(r'[\x00-\x1f\x7f%"*/:<>?\\|]|^\.|^_(?=_)|[. ]\Z', lambda found: f"%{ord(found[0]):02X}", class_name)
 
 

@@ -21,9 +21,9 @@ _LORA_LAYER = re.compile(r"lora_(embedding_)?A\b|lora(_linear_layer)?\.down\b")
 
 
 def find_lora(text: str) -> Lora:
-    """The file and scale that "path" or "path@scale" names; a folder stands for the one safetensors file in it.
+    """The file and scale that "path" or "path@scale" names; a folder means the one safetensors file in it.
 
-    Of a URL it is a local copy, which stays.
+    A file at a URL is copied to a local one, which is kept.
 
     Raises:
         ValueError: no such file, a pickle, or a scale that is not finite.
@@ -34,12 +34,12 @@ def find_lora(text: str) -> Lora:
     except ValueError:  # no scale; the path itself may hold an @
         path, number = text, 1.0
     if not math.isfinite(number):
-        raise ValueError(f"LoRA {text} has a scale that is not finite; write it as path@0.8")
+        raise ValueError(f"LoRA {text} has a scale that is not finite, expected a number; write it as path@0.8")
     return _file(path, "pytorch_lora_weights.safetensors"), number
 
 
 def find_textual_inversion(path: str, width: int) -> TextualInversion:
-    """The file of an embedding and its word: the tensor's name, or the file's where Automatic1111 wrote it.
+    """The file of an embedding and its word: the tensor's name, or the file's name if Automatic1111 wrote it.
 
     Args:
         path: safetensors file, or a folder with one; path or URL, as in `find_lora`.
@@ -54,18 +54,20 @@ def find_textual_inversion(path: str, width: int) -> TextualInversion:
     with safe_open(file, "pt") as tensors:
         shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     if [shape[-1] for shape in shapes.values()] != [width]:
-        raise ValueError(f"{file} holds {shapes}; a textual inversion for this model is one tensor of width {width}")
+        raise ValueError(
+            f"{file} holds {shapes}, expected one tensor of width {width}; give a textual inversion for this model"
+        )
     (name,) = shapes
     return file, file.stem if name == "emb_params" else name
 
 
 def merge_loras(pipeline: Any, loras: Sequence[Lora], unet_config: Any) -> None:
-    """Add each LoRA to the weights of those parts that a diffusers pipeline has: it then costs nothing to run.
+    """Add each LoRA to the weights of those parts that a diffusers pipeline has; sampling is then as fast as without.
 
     Raises:
-        ValueError: a file that is no LoRA, or one for another model, if only in part.
+        ValueError: a file that is no LoRA, or does not fit the model, wholly or in part.
     """
-    # In Kohya's files for SDXL the UNet's blocks are numbered in another way: diffusers wants its config to tell.
+    # Kohya's files for SDXL number the UNet's blocks differently: diffusers needs its config to convert them.
     hint = {"unet_config": unet_config} if "text_encoder_2" in pipeline.components else {}
     for file, scale in loras:
         state, alphas, metadata = pipeline.lora_state_dict(
@@ -80,7 +82,7 @@ def merge_loras(pipeline: Any, loras: Sequence[Lora], unet_config: Any) -> None:
         parts = [part for part in _LORA_PARTS if getattr(pipeline, part, None) is not None]
         parts = [part for part in parts if any(key.startswith(f"{part}.") for key in state)]
         try:
-            # peft draws weights before it fills them, from torch's global stream: nobody else must notice.
+            # peft draws weights, before it fills them, from torch's global stream, which must not change.
             with torch.random.fork_rng(devices=[]):
                 for part in parts:
                     if part == "unet":
@@ -101,7 +103,7 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     """Add LoRA weights to those of a diffusers pipeline, one file after the other.
 
     Raises:
-        ValueError: the pipeline takes none, or a file does not fit it, if only in part.
+        ValueError: the pipeline takes none, or a file does not fit it, wholly or in part.
     """
     for file, scale in loras:
         if not hasattr(pipeline, "load_lora_weights"):
@@ -111,19 +113,21 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
             with torch.random.fork_rng(devices=[]):  # as in `merge_loras`
                 pipeline.load_lora_weights(str(file), use_safetensors=True, local_files_only=True)
             state = pipeline.lora_state_dict(str(file), use_safetensors=True, local_files_only=True, **hint)
-            state = state[0] if isinstance(state, tuple) else state  # some give alphas besides
+            state = state[0] if isinstance(state, tuple) else state  # some pipelines return alphas, too
             _check_all_placed(state, [part for part in pipeline.components.values() if isinstance(part, nn.Module)])
             pipeline.fuse_lora(lora_scale=scale)
         except (ValueError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"LoRA {file} does not fit {type(pipeline).__name__} ({reason})") from error
+            raise ValueError(
+                f"LoRA {file} does not fit {type(pipeline).__name__} ({reason}); give one trained on its kind"
+            ) from error
         pipeline.unload_lora_weights()
 
 
 def _check_all_placed(keys: Iterable[str], networks: Sequence[nn.Module]) -> None:
-    """Raise ValueError where `networks` got fewer layers of a LoRA than it has: diffusers leaves out what does not fit.
+    """Raise ValueError where `networks` got fewer layers than the LoRA has: diffusers skips those that do not fit.
 
-    They are counted, not compared by name: each network and each format has names of its own.
+    Layers are counted, not compared by name: each network and each format has its own names.
     """
     given = sum(bool(_LORA_LAYER.search(key)) for key in keys)
     placed = sum(bool(_LORA_LAYER.search(name)) for network in networks for name, _ in network.named_parameters())
@@ -132,7 +136,7 @@ def _check_all_placed(keys: Iterable[str], networks: Sequence[nn.Module]) -> Non
 
 
 def _file(text: str, usual: str) -> Path:
-    """The safetensors file that a path is or, as a folder, holds; under a local name."""
+    """The local safetensors file that a path names: the file itself, or the one in the folder."""
     path = as_path(text)
     if path.is_file() and path.suffix == ".safetensors":
         return kept_file(path)
@@ -141,7 +145,7 @@ def _file(text: str, usual: str) -> Path:
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         raise ValueError(
-            f"{path} is neither a safetensors file nor a folder with just one (it has {len(files)}); "
-            "name the file itself; pickles (.bin, .ckpt, .pt) are refused"
+            f"{path} is neither a safetensors file nor a folder with just one (it has {len(files)}); name the file "
+            "itself; pickles (.bin, .ckpt, .pt) are refused"
         )
     return kept_file(files[0])

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion folder holds, checked whole before anything of it is loaded."""
+"""A Stable Diffusion folder, checked as a whole before anything is loaded."""
 
 import dataclasses
 import typing
@@ -25,11 +25,11 @@ _SDXL_PARTS = _PARTS | {
     "text_encoder_2": ("CLIPTextModelWithProjection", "config.json"),
     "tokenizer_2": ("CLIPTokenizer", "tokenizer_config.json"),
 }
-# What a folder may hold besides, unused here; anything else (a ControlNet, a prior) would change the images.
+# Other parts that a folder may hold; they are not used. Any further part (a ControlNet, a prior) is refused.
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
-# UNet settings that stand for an input besides latents, timestep and prompt.
+# UNet settings that mean an input besides latents, timestep and prompt.
 _OTHER_INPUTS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-# How the weights of each part are called.
+# File names of each part's weights.
 _STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> "Checkpoint":
-        """Look at all there is but the weights themselves.
+        """Read and check everything but the weights themselves.
 
         Raises:
             ValueError: no such folder, another kind of model, something missing, pickled weights.
@@ -77,11 +77,12 @@ class Checkpoint:
         for part, (kind, _) in parts.items():
             if part not in found or found[part].removesuffix("Fast") != (kind or found[part]):
                 raise ValueError(
-                    f"{folder} is a {index.get('_class_name')} with {found.get(part, 'nothing')} for its {part}, where "
-                    f"Stable Diffusion 1.x, 2.x and SDXL have {kind or 'one'}; try it as a generator of kind `pipeline`"
+                    f"{folder} is a {index.get('_class_name')} with {found.get(part, 'nothing')} for its {part}, "
+                    f"expected {kind or 'one'}, as Stable Diffusion 1.x, 2.x and SDXL have; set generate.kind to "
+                    "pipeline"
                 )
         if extra := sorted(found.keys() - parts.keys() - _UNUSED):
-            raise ValueError(f"{folder} wants its {', '.join(extra)}, too; give a plain text-to-image model")
+            raise ValueError(f"{folder} needs its {', '.join(extra)}, too; give a plain text-to-image model")
         configs = {}
         for part, (_, name) in parts.items():
             if not (folder / part / name).is_file():
@@ -102,9 +103,9 @@ class Checkpoint:
         )
 
     def contents(self) -> dict[str, Any]:
-        """JSON of all that images depend on, for a digest; reads every weight.
+        """Everything that images depend on, as JSON for a digest; reads every weight file.
 
-        Not in it: where the folder lies and which versions of the libraries wrote it.
+        The folder's path and the versions of the libraries are left out.
         """
         tokenizers = [part for part in self.configs if part.startswith("tokenizer")]
         return {
@@ -130,12 +131,15 @@ def check_schedule(folder: Path, scheduler: dict[str, Any]) -> None:
     """Raise ValueError where the config of a folder's scheduler has no betas, or predicts what is not understood."""
     if "beta_schedule" not in scheduler:
         raise ValueError(
-            f"{folder} has a {scheduler.get('_class_name')}, which is no schedule of betas; "
-            "try it as a generator of kind `pipeline`"
+            f"{folder} has a {scheduler.get('_class_name')}, expected a schedule of betas; set generate.kind to "
+            "pipeline"
         )
     understood = typing.get_args(PredictionType)
     if scheduler.get("prediction_type", "epsilon") not in understood:
-        raise ValueError(f"{folder} predicts {scheduler['prediction_type']!r}; understood are {', '.join(understood)}")
+        raise ValueError(
+            f"{folder} predicts {scheduler['prediction_type']!r}, expected one of {', '.join(understood)}; give "
+            "another model"
+        )
 
 
 def _check_inputs(folder: Path, configs: dict[str, dict[str, Any]], sdxl: bool) -> None:
@@ -145,8 +149,8 @@ def _check_inputs(folder: Path, configs: dict[str, dict[str, Any]], sdxl: bool) 
     channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if channels != (latent, latent):
         raise ValueError(
-            f"{folder} has a UNet from {channels[0]} to {channels[1]} channels where its latents have {latent}, as for "
-            "inpainting, editing or upscaling; give a plain text-to-image model"
+            f"{folder} has a UNet from {channels[0]} to {channels[1]} channels, expected {latent}, those of its "
+            "latents; it may be for inpainting, editing or upscaling: give a plain text-to-image model"
         )
     others = [name for name in _OTHER_INPUTS if unet.get(name) is not None]
     if unet.get("addition_embed_type") != ("text_time" if sdxl else None):
@@ -159,7 +163,7 @@ def _check_inputs(folder: Path, configs: dict[str, dict[str, Any]], sdxl: bool) 
 
 
 def _weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
-    """The safetensors files of a part, whole precision before fp16, and their variant."""
+    """The safetensors files of a part and their variant; full precision is preferred to fp16."""
     for variant, mark in ((None, ""), ("fp16", ".fp16")):
         index = folder / part / f"{_STEMS[part]}.safetensors.index{mark}.json"
         names = [f"{_STEMS[part]}{mark}.safetensors"]
@@ -175,7 +179,7 @@ def _weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
 
 
 def _vocabulary(folder: Path, part: str) -> list[Path]:
-    """The files that say which words a tokenizer knows: one in the newer layout, which goes first, two in the older."""
+    """The files with a tokenizer's words: one in transformers' newer layout, which is preferred, two in the older."""
     for names in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
         files = [folder / part / name for name in names]
         if all(file.is_file() for file in files):

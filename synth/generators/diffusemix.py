@@ -41,18 +41,18 @@ _PIPELINE = "StableDiffusionInstructPix2PixPipeline"
 class DiffuseMixGenerator:
     """InstructPix2Pix and DiffuseMix behind the `Generator` interface.
 
-    An edit starts from pure noise and sees the reference through the network's input, so there is no noise level: all
-    levels give the same kind of image, and k = 2 is the plan to make. Prompts are those of the plan, which are to be
-    drawn from the config's; seeds alone decide on half, fractal and noise.
+    An edit starts from pure noise, and the reference is an input of the network. So there is no noise level: all levels
+    make the same kind of image, and a plan with k = 2 is the right one. Prompts come from the plan, whose templates
+    should be the config's prompts. The seed alone decides half, fractal and noise.
 
-    An edit that is not finite or flat (each channel within a standard deviation of 2 grey levels: black, white or any
-    one colour) counts as not finite: behind half an original and a fractal nobody would see that it failed.
+    An edit that is flat (each channel within a standard deviation of 2 grey levels: black, white or any one colour)
+    counts as not finite: beside half of the original and under a fractal, nobody would see that it failed.
 
-    Halves are those of the work size. The released code stretches all images to squares of 256 pixels: with
-    `sizes.stretch` so does Latebloom; else what synth/sizes.py pads is part of the half it lies in.
+    Halves are those of the work size. The released code stretches all images to squares of 256 pixels, as
+    `sizes.stretch` does here. Otherwise, what synth/sizes.py pads belongs to the half it lies in.
     """
 
-    size = 256  # InstructPix2Pix was trained at it, and the released code resizes to it
+    size = 256  # InstructPix2Pix was trained at this size, and the released code resizes to it
     channels = 3
     sampler = "euler-ancestral"
     calls_a_step = 3  # with prompt and image, with the image, with neither (arXiv 2211.09800, Eq. 3)
@@ -101,8 +101,8 @@ class DiffuseMixGenerator:
         kind = read_json(folder / "model_index.json").get("_class_name")
         if kind != _PIPELINE:
             raise ValueError(
-                f"{folder} holds a {kind}; DiffuseMix edits with InstructPix2Pix, so give it a {_PIPELINE}, "
-                "such as timbrooks/instruct-pix2pix"
+                f"{folder} holds a {kind}; DiffuseMix edits with InstructPix2Pix, so give it a {_PIPELINE}, such as "
+                "timbrooks/instruct-pix2pix"
             )
         parts = digest_files(folder)
         fractals = _fractal_files(config.fractals)
@@ -128,7 +128,7 @@ class DiffuseMixGenerator:
 
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Embed prompts, once each; the text encoder is then let go.
+        """Embed prompts, once each; the text encoder is then freed.
 
         Raises:
             ValueError: a prompt that the text encoder would cut off, or broken files.
@@ -150,7 +150,7 @@ class DiffuseMixGenerator:
             torch.cuda.empty_cache()
 
     def encode(self, images: np.ndarray) -> Tensor:
-        """The images themselves, uint8 (n, h, w, 3), on the CPU: the edit and the mixing both want the pixels."""
+        """The images themselves, uint8 (n, h, w, 3), on the CPU: the edit and the mixing both need the pixels."""
         return torch.from_numpy(np.ascontiguousarray(images))
 
     @torch.inference_mode()
@@ -182,7 +182,7 @@ class DiffuseMixGenerator:
         return (time.perf_counter() - begin) / calls / len(x)
 
     def _edit(self, references: Tensor, wanted: Wanted) -> Tensor:
-        """What InstructPix2Pix makes of uint8 (n, h, w, 3): float (n, 3, h, w), -1 black to 1 white, not clipped."""
+        """The edits by InstructPix2Pix of uint8 (n, h, w, 3): float (n, 3, h, w), -1 black to 1 white, not clipped."""
         pipeline, seeds = self.pipeline, wanted.seeds
         _, height, width, _ = references.shape
         prompts, nothing = self._conditions(wanted.prompts)
@@ -193,12 +193,12 @@ class DiffuseMixGenerator:
             prompt_embeds=prompts,
             negative_prompt_embeds=nothing,
             latents=torch.from_numpy(np.stack(noise)).to(prompts.dtype),
-            # The noise of the steps. A torch generator keeps 32 bits of its seed; the start above has all of them.
+            # The noise of the steps. A torch generator keeps 32 bits of its seed; the first noise above uses all 63.
             generator=[torch_rng(seed, "steps") for seed in seeds],
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance_scale,
             image_guidance_scale=self.config.image_guidance_scale,
-            output_type="latent",  # the pipeline's own decoding clips, and infinite pixels would pass for white ones
+            output_type="latent",  # the pipeline's own decoding clips: infinite pixels would become white ones
         ).images
         return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
 
@@ -265,38 +265,41 @@ def julia_set(index: int, size: int = 256) -> np.ndarray:
     for _ in range(32):
         xx, yy = x * x, y * y
         stay += np.exp(-xx - yy)
-        # Escaped points wait at the bound: beyond it exp is 0 anyway.
+        # Escaped points stay at the bound, where exp is 0.
         x, y = np.clip(xx - yy + c.real, -1e3, 1e3), np.clip(2 * x * y + c.imag, -1e3, 1e3)
     turns = 3 * rng.uniform(0.5, 2, 3) * (stay / stay.max())[..., None] + rng.uniform(0, 1, 3)  # (size, size, 3)
     image = np.rint(127.5 + 127.5 * np.cos(2 * np.pi * turns)).astype(np.uint8)
-    image.setflags(write=False)  # the cache hands out this very array
+    image.setflags(write=False)  # the cache returns this very array
     return image
 
 
 def _fractal_files(folder: str) -> list[Path]:
-    """The images of a folder by name, all of them read once; none for an empty name."""
+    """The images of a folder, each read once as a check; none for an empty name."""
     if not folder:
         return []
     path = as_path(folder)
     if not path.is_dir():
-        raise ValueError(f"no folder of fractals at {folder!r}; give one that exists, or none to have Julia sets made")
+        raise ValueError(
+            f"there is no folder at {folder!r}, expected one with fractals; correct diffusemix.fractals, or leave it "
+            "empty for Julia sets"
+        )
     files = sorted(file for file in local_folder(path).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"{path} holds no fractals; put images into it ({', '.join(_IMAGE_SUFFIXES)})")
+        raise ValueError(f"{path} holds no fractals, expected images ({', '.join(_IMAGE_SUFFIXES)}); put some into it")
     for file in files:
         decode(file, str(file), channels=3)
     return files
 
 
 def _pipeline(folder: Path, dtype: torch.dtype, **absent: None) -> Any:
-    """The pipeline as the released code builds it, ancestral Euler steps, no safety checker, and without some parts."""
+    """The pipeline as the released code builds it (ancestral Euler steps, no safety checker), without some parts."""
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
 
     pipeline = load_pipeline(
         StableDiffusionInstructPix2PixPipeline,
         folder,
         dtype,
-        safety_checker=None,  # it blackens images; what is wrong with an image is for synth.quality to say
+        safety_checker=None,  # it blackens images; images are scored in synth/scoring
         requires_safety_checker=False,
         feature_extractor=None,
         image_encoder=None,

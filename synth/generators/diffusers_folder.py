@@ -1,4 +1,4 @@
-"""What is in a diffusers folder: weights, their loading and digests, what its cards say; and what speeds it up."""
+"""A diffusers folder: its digest, its weights, its cards; and what makes a loaded network faster."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ __all__ = [
     "read_card",
 ]
 
-# What diffusers has no place for: class names and which images the model was trained on.
+# Class names and the images that the model was trained on, for which diffusers has no place.
 CARD_FILE = "latebloom.json"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _LEFT_OUT = ("safety_checker", "watermarker")  # change no image that is kept
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that makes the images, by its path in the folder: weights, configs, tokenizers.
+    """SHA-256 of every file that the images depend on, by its path in the folder: weights, configs, tokenizers.
 
-    Of configs without keys that begin with an underscore: they say which diffusers wrote the file and from where.
-    Variants of the weights (`model.fp16.safetensors`) are left alone, as in loading.
+    Keys of configs that begin with an underscore are left out: they name the version of diffusers and a path. Variants
+    of the weights (`model.fp16.safetensors`) are left out too, since they are not loaded.
 
     Raises:
         ValueError: a part is missing or has its weights as pickles only.
@@ -111,11 +111,11 @@ def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **without: Any) -
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Say in one way what is wrong with the files at `path`; and load quietly."""
+    """Load without messages; one kind of error for whatever is wrong with the files at `path`."""
     from safetensors import SafetensorError
 
     try:
-        # Some weights are drawn before they are filled, from torch's global stream: nobody else must notice.
+        # Some weights are drawn, before they are filled, from torch's global stream, which must not change.
         with quiet(), torch.random.fork_rng(devices=[]):
             yield
     except (OSError, SafetensorError, ValueError) as error:
@@ -127,16 +127,16 @@ def fuse_projections(network: Any) -> None:
     """One matrix product for query, key and value.
 
     Raises:
-        ValueError: the network has no such thing.
+        ValueError: the network has no such method.
     """
     if not hasattr(network, "fuse_qkv_projections"):
-        raise ValueError(f"{type(network).__name__} cannot fuse its projections; switch fuse_qkv off")
+        raise ValueError(f"{type(network).__name__} cannot fuse its projections; set generate.fuse_qkv to false")
     with torch.random.fork_rng(devices=[]):  # the new layers are drawn before they are filled
         network.fuse_qkv_projections()
 
 
 def compile_network(network: Any) -> None:
-    """torch.compile a network at its first call of each shape: its repeated blocks alone where it has such."""
+    """torch.compile a network at its first call of each shape; only its repeated blocks where it has them."""
     torch._dynamo.config.recompile_limit = 64  # a graph a width and batch size; the default of 8 is soon used up
     repeated = getattr(network, "_repeated_blocks", None) or ()
     if any(type(module).__name__ in repeated for module in network.modules()):
@@ -146,12 +146,12 @@ def compile_network(network: Any) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What the folder's latebloom.json says; nothing where there is none."""
+    """The content of the folder's latebloom.json; empty where there is none."""
     return read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
 
 
 def licence(folder: Path) -> str:
-    """As latebloom.json names it, or the header of README.md; empty where neither does."""
+    """The licence that latebloom.json or the header of README.md names; empty where neither does."""
     from huggingface_hub.repocard import metadata_load
 
     readme = folder / "README.md"
@@ -161,7 +161,7 @@ def licence(folder: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no advice while weights are loaded; the libraries' own settings are put back."""
+    """No progress bars and no warnings of the libraries while weights are loaded; their settings are put back."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

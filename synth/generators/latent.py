@@ -21,8 +21,8 @@ __all__ = ["LatentDenoiser"]
 class LatentDenoiser:
     """A `UNet2DConditionModel` in the latents of an `AutoencoderKL`, conditioned on prompts through CLIP.
 
-    Text encoders live only inside `prepare`; afterwards a condition is a row of a table of prompt embeddings. What
-    `encode`, `decode` and `predict` give is float32, whatever the weights are.
+    Text encoders are in memory only inside `prepare`; afterwards a condition is a row of a table of prompt embeddings.
+    `encode`, `decode` and `predict` return float32, whatever the dtype of the weights.
     """
 
     clip = False
@@ -52,9 +52,9 @@ class LatentDenoiser:
         self._textual_inversions = textual_inversions
         self._negative_prompt = negative_prompt
         self._rows: dict[str, int] = {}  # prompt -> condition; row 0 of the tables is condition -1
-        # On the CPU: SDXL's 315 KB a prompt in half precision would be 3 GB for 10,000 of them.
+        # On the CPU: SDXL has 315 KB a prompt in half precision, 3 GB for 10,000 prompts.
         self._hidden = torch.empty(0)  # (1 + P, L, D)
-        self._pooled = torch.empty(0)  # (1 + P, D'), which only SDXL takes
+        self._pooled = torch.empty(0)  # (1 + P, D'), for SDXL alone
         self._compiled = compiled
         self.dtype = dtype
         self.device = next(unet.parameters()).device
@@ -65,12 +65,12 @@ class LatentDenoiser:
         self.trained_on: frozenset[str] = frozenset(card.get("trained_on_sha256", ()))
         self.trained_on_words: str = card.get("trained_on", "")
 
-        # A checkpoint names some sampler; what it was trained on are the betas of that.
+        # Whichever sampler a checkpoint names: its betas are those that the model was trained with.
         settings = checkpoint.configs["scheduler"]
         scheduler = DDPMScheduler.from_config(settings)
         self.alphas_cumprod: np.ndarray = scheduler.alphas_cumprod.double().numpy()
         self.prediction_type: PredictionType = scheduler.config["prediction_type"]
-        # A consistency model distilled with guidance takes its scale as an embedding and knows no "none".
+        # A consistency model distilled with guidance takes the scale as an embedding and has no "none".
         width = self._unet.config["time_cond_proj_dim"]
         self.unconditional = width is None
         consistency = width is not None or settings.get("_class_name") == "LCMScheduler"
@@ -84,7 +84,7 @@ class LatentDenoiser:
         vae_config = self._vae.config
         self._vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)  # pixels a latent, in each direction
         self.size = int(self._unet.config["sample_size"]) * self._vae_scale
-        # So that every level of the UNet halves evenly, too.
+        # Every level of the UNet must halve evenly, too.
         self.multiple = self._vae_scale * 2 ** (len(self._unet.config["block_out_channels"]) - 1)
         mean = torch.tensor(vae_config["latents_mean"] or vae_config["shift_factor"] or 0.0)
         scale = vae_config["scaling_factor"] / torch.tensor(vae_config["latents_std"] or 1.0)
@@ -108,15 +108,15 @@ class LatentDenoiser:
         """Load the UNet and VAE of a diffusers folder; weights from safetensors only, pickles are refused.
 
         Args:
-            dtype: of the UNet and text encoders. The VAE is float32 where its config says `force_upcast` (SDXL's was
-                trained so, and overflows in float16) and for float16, in which those of 1.x and 2.x now and then
-                overflow to black images, too.
+            dtype: of the UNet and text encoders. The VAE is float32 where its config says `force_upcast` (SDXL), and
+                always instead of float16, in which it sometimes overflows to black images.
             negative_prompt: what "none" (-1) means to `predict`.
             loras: "path" or "path@scale" of safetensors files or folders; merged into the weights in this order.
             textual_inversions: safetensors files or folders of embeddings of new words for prompts; not for SDXL.
-            embedded_guidance: guidance scale given to a model that takes it as an embedding (LCM); no other reads it.
-            compile: `torch.compile` the UNet's repeated blocks, at the first call and for each new shape; like
-                `fuse_qkv`, one matrix product for query, key and value, no part of the digest.
+            embedded_guidance: guidance scale for a model that takes it as an embedding (LCM); others ignore it.
+            compile: `torch.compile` the UNet's repeated blocks, at the first call and for each new shape; no part of
+                the digest.
+            fuse_qkv: one matrix product for query, key and value; no part of the digest.
 
         Raises:
             ValueError: another kind of model, missing or pickled files, an adapter that does not fit.
@@ -126,10 +126,13 @@ class LatentDenoiser:
         checkpoint = Checkpoint.read(folder)
         embeds_guidance = checkpoint.configs["unet"].get("time_cond_proj_dim") is not None
         if negative_prompt and embeds_guidance:
-            raise ValueError(f"{folder} has guidance built in and takes no negative prompt; leave it empty")
+            raise ValueError(
+                f"{folder} has guidance built in and takes no negative prompt; leave prompts.negative empty"
+            )
         if textual_inversions and checkpoint.sdxl:
             raise ValueError(
-                f"{folder} is SDXL: textual inversions are understood for Stable Diffusion 1.x and 2.x only"
+                f"{folder} is SDXL, expected Stable Diffusion 1.x or 2.x for textual inversions; leave "
+                "generate.textual_inversions empty"
             )
         width = checkpoint.configs["text_encoder"].get("hidden_size", 512)  # transformers' default
         lora_files = [find_lora(text) for text in loras]
@@ -144,14 +147,14 @@ class LatentDenoiser:
                 "dtype": str(dtype),
             }
         )
-        # Merged in float32, so that a weight is rounded once and not before a small change is added to it.
+        # Merged in float32, so that a weight is rounded only once, after the change is added.
         unet = checkpoint.load(UNet2DConditionModel, "unet", torch.float32 if loras else dtype)
         if loras:
             merge_loras(_pipeline(checkpoint, unet=unet), lora_files, unet.config)
             torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32; there are none
         upcast = dtype == torch.float16 or checkpoint.configs["vae"].get("force_upcast", False)
         vae = checkpoint.load(AutoencoderKL, "vae", torch.float32 if upcast else dtype)
-        vae.enable_slicing()  # one image at a time: bounded memory, and no image depends on its batch
+        vae.enable_slicing()  # one image at a time: memory is bounded, and no image depends on its batch
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         unet.to(device, memory_format=layout)
         vae.to(device, memory_format=layout)
@@ -173,16 +176,16 @@ class LatentDenoiser:
         )
 
     def check(self, class_names: tuple[str, ...]) -> None:
-        """Raise ValueError where a class has no name: any name makes a prompt, but it takes one."""
+        """Raise ValueError where a class has no name for its prompt."""
         for label, name in enumerate(class_names):
             if not name.strip():
-                raise ValueError(f"class {label} has no name to make a prompt of; name it in the class-name map")
+                raise ValueError(f"class {label} has no name, which its prompt needs; name it in the class-name map")
 
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
         """Embed the prompts that are new, one at a time so that none depends on the others; then free the encoders.
 
-        Warns of every prompt that is longer than the text encoder reads, and says what is cut off.
+        Warns of every prompt that is longer than the text encoder reads, with the part that is cut off.
 
         Raises:
             ValueError: broken text encoders, or a LoRA or textual inversion that does not fit them.
@@ -207,14 +210,14 @@ class LatentDenoiser:
             torch.cuda.empty_cache()
 
     def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
-        """int64 (n,) on `device`: the row of each prompt; labels are left alone.
+        """int64 (n,) on `device`: the row of each prompt; labels are ignored.
 
         Raises:
-            ValueError: a prompt that `prepare` was not told.
+            ValueError: a prompt that was not prepared.
         """
         for prompt in prompts:
             if prompt not in self._rows:
-                raise ValueError(f"prompt {prompt!r} was not prepared; tell `prepare` every prompt before it is used")
+                raise ValueError(f"prompt {prompt!r} was not prepared; give `prepare` every prompt before it is used")
         return torch.tensor([self._rows[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)
 
     @torch.inference_mode()
@@ -227,7 +230,7 @@ class LatentDenoiser:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents to pixels, float32 (n, 3, h, w), -1 black to 1 white; neither clipped nor made finite."""
+        """Latents to pixels, float32 (n, 3, h, w), -1 black to 1 white; not clipped, and perhaps not finite."""
         latents = (x0 / self._latent_scale + self._latent_mean).to(self._vae.dtype)
         return self._vae.decode(latents, return_dict=False)[0].float()
 
@@ -237,12 +240,12 @@ class LatentDenoiser:
         count = len(x)
         if self._compiled:
             x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
-        rows, places = (conditions + 1).unique(return_inverse=True)  # of a batch, half are "none" with guidance
+        rows, places = (conditions + 1).unique(return_inverse=True)  # with guidance, half of a batch are "none"
         rows = rows.cpu()
         added = None
         if self._checkpoint.sdxl:
             height, width = (side * self._vae_scale for side in x.shape[2:])
-            # Original size, corner of the crop, target size (arXiv 2307.01952, section 2.2): never resized nor cropped.
+            # Original size, corner of the crop, target size (arXiv 2307.01952, section 2.2): not resized, not cropped.
             sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device).expand(len(x), -1)
             added = {"text_embeds": self._pooled[rows].to(x.device)[places], "time_ids": sizes}
         return self._unet(
@@ -270,8 +273,8 @@ class LatentDenoiser:
         }
         pipeline = _pipeline(checkpoint, **parts, **tokenizers)
         merge_loras(pipeline, self._loras, self._unet.config)
-        # transformers draws rows for new words before diffusers fills them, from torch's global stream: nobody else
-        # must notice.
+        # transformers draws rows for new words, before diffusers fills them, from torch's global stream, which must not
+        # change.
         with torch.random.fork_rng(devices=[]):
             for file, token in self._textual_inversions:
                 pipeline.load_textual_inversion(str(file), token, use_safetensors=True, local_files_only=True)
@@ -281,7 +284,7 @@ class LatentDenoiser:
 
 
 def _pipeline(checkpoint: Checkpoint, **parts: Any) -> Any:
-    """A diffusers pipeline of some parts only: for its loaders."""
+    """A diffusers pipeline of some parts only, whose methods load adapters."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     every = dict.fromkeys(checkpoint.configs) | parts
@@ -291,14 +294,15 @@ def _pipeline(checkpoint: Checkpoint, **parts: Any) -> Any:
 
 
 def _embed(prompt: str, pipeline: Any, sdxl: bool) -> tuple[Tensor, Tensor]:
-    """Hidden states (1, L, D) and pooled text (1, D') of a prompt, which are those of `pipeline.encode_prompt`.
+    """Hidden states (1, L, D) and pooled text (1, D') of a prompt, the same as those of `pipeline.encode_prompt`.
 
-    The last hidden state of one encoder; of SDXL's two the last but one, side by side, and what the second pools.
+    With one encoder, its last hidden state. With SDXL's two, the last but one of both, side by side, and the pooled
+    text of the second.
     """
     hidden = []
     for suffix in ("", "_2") if sdxl else ("",):
         tokenizer, encoder = getattr(pipeline, f"tokenizer{suffix}"), getattr(pipeline, f"text_encoder{suffix}")
-        text = pipeline.maybe_convert_prompt(prompt, tokenizer)  # a word of several vectors becomes several words
+        text = pipeline.maybe_convert_prompt(prompt, tokenizer)  # an inversion of several vectors is several words
         limit = tokenizer.model_max_length
         if not suffix:
             _warn_of_cut(prompt, text, tokenizer)

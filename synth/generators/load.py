@@ -20,7 +20,7 @@ from latebloom.synth.sampling.sample import SampleConfig
 __all__ = ["GenerateConfig", "generator_folder", "kind_of", "load_generator"]
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
-# Which kinds a setting is for.
+# The kinds that use a setting.
 _TAKES: dict[str, tuple[Kind, ...]] = {
     "loras": ("latent", "pipeline"),
     "textual_inversions": ("latent",),
@@ -44,7 +44,7 @@ def load_generator(
         device: None is the CPU.
 
     Raises:
-        ValueError: there is none, it is of a kind that is not understood, or it cannot be sampled as asked.
+        ValueError: no such generator, one of an unknown kind, or settings that do not fit it.
     """
     device = device or torch.device("cpu")
     folder = generator_folder(config.generator, config.revision)
@@ -57,7 +57,7 @@ def load_generator(
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
     if _is_hub_id(config.generator):
-        generator.name = config.generator  # its snapshot lies in a folder that is called like the commit
+        generator.name = config.generator  # the folder of a snapshot is called like the commit
     return generator
 
 
@@ -103,10 +103,10 @@ def _load(
 
 
 def generator_folder(name: str, revision: str = "") -> Path:
-    """The folder of a generator given as the name of a shipped one, a path, or a URL or hub id, which is fetched.
+    """The local folder of a generator: a shipped one by name, a path, or a URL or hub id, which is downloaded.
 
     Raises:
-        ValueError: none of them; the message lists the shipped ones.
+        ValueError: it is none of these; the message lists the shipped ones.
     """
     for folder in (_SHIPPED / name, as_path(name)):
         if (folder / "model_index.json").is_file():
@@ -143,7 +143,7 @@ def _from_hub(name: str, revision: str) -> Path:
 
 
 def kind_of(config: GenerateConfig) -> Kind:
-    """The kind that a config names, or that its folder's model_index.json tells of."""
+    """The kind that a config names or, with `auto`, that of the folder by its model_index.json."""
     if config.kind != "auto":
         return config.kind
     index = read_json(generator_folder(config.generator, config.revision) / "model_index.json")

@@ -21,6 +21,7 @@ from latebloom.synth.generators.diffusers_folder import (
     licence,
     load_pipeline,
 )
+from latebloom.synth.generators.pipeline_prompts import PipelinePrompts
 from latebloom.synth.sampling.denoiser import Made, Wanted, fixed_shapes, to_pixels
 from latebloom.synth.sampling.levels import Level, Match
 from latebloom.synth.sampling.strength import (
@@ -35,29 +36,7 @@ from latebloom.synth.sampling.strength import (
 
 __all__ = ["PipelineGenerator"]
 
-_CLIP = ("prompt_embeds", "negative_prompt_embeds")
-_CLIP_POOLED = (*_CLIP, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-# What `encode_prompt` gives, by the names under which `__call__` takes it back; "" for what it makes anew. Only where
-# embeddings of single prompts can be put together; others are given the texts, and mask what they pad.
-_EMBEDDINGS = {
-    "StableDiffusionImg2ImgPipeline": _CLIP,
-    "StableDiffusionXLImg2ImgPipeline": _CLIP_POOLED,
-    "KolorsImg2ImgPipeline": _CLIP_POOLED,
-    "StableDiffusion3Img2ImgPipeline": _CLIP_POOLED,
-    "LatentConsistencyModelImg2ImgPipeline": _CLIP,
-    "IFImg2ImgPipeline": _CLIP,
-    "ZImageImg2ImgPipeline": _CLIP,
-    "FluxImg2ImgPipeline": ("prompt_embeds", "pooled_prompt_embeds", ""),
-    "ChromaImg2ImgPipeline": (
-        "prompt_embeds",
-        "",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "",
-        "negative_prompt_attention_mask",
-    ),
-}
-# Those that take latents in place of `image` and leave them as they are.
+# These take latents in place of `image` and use them unchanged.
 _TAKES_LATENTS = frozenset(
     {
         "StableDiffusionImg2ImgPipeline",
@@ -68,21 +47,20 @@ _TAKES_LATENTS = frozenset(
         "FluxImg2ImgPipeline",
     }
 )
-# Not loaded: what would stamp or blank images. Scores are the business of synth.quality.
+# Not loaded: what would stamp or blank images. Images are scored in synth/scoring.
 _LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "watermarker": None, "add_watermarker": False}
-# Away with what would change prompts by installed packages, sizes by a table, and noise levels by a special case.
+# Switched off: what would change prompts by installed packages, sizes by a table, noise levels by a special case.
 _PLAIN = {"clean_caption": False, "use_resolution_binning": False, "intermediate_timesteps": None}
 
 
 class PipelineGenerator:
     """A diffusers pipeline behind the `Generator` interface.
 
-    Rows of one level are made in one call of the pipeline: a prompt and a random generator each, one strength. A level
-    is the same noise at every work size: a shift of the schedule that follows the image's size is held at its value
-    for `size`. Each call is checked to have started at the noise it was meant to, and to have made the steps it was
-    meant to.
+    Rows of one level are made in one call of the pipeline, each with its own prompt and random generator, all with one
+    strength. A level is the same noise at every work size: where a model shifts its schedule by the image's size, the
+    shift for `size` is used for all. After each call, the noise it started from and its steps are checked.
 
-    Noise is drawn by the pipeline in its own dtype, from torch generators on the CPU that keep only 32 bits of a seed:
+    The pipeline draws the noise in its own dtype, from torch generators on the CPU. These keep only 32 bits of a seed:
     among 100,000 images about one pair shares its noise.
     """
 
@@ -115,7 +93,6 @@ class PipelineGenerator:
         self.name = name
         self.digest = digest
         self.licence = licence
-        self._reload = reload  # gives the pipeline anew, for its text encoders
         self._compiled = compiled
         for part in filter(None, (self.prior, self.pipeline)):
             part.set_progress_bar_config(disable=True)
@@ -134,10 +111,17 @@ class PipelineGenerator:
             why = "its guidance is embedded in the network" if self._embedded else "guidance is off (scale 1 or less)"
             raise ValueError(f"generator {name} cannot use a negative prompt: {why}; leave the negative prompt empty")
         self.calls_a_step = 2 if guided else 1
-        self._negative_prompt = negative_prompt or None
         self.guidance_scale = guidance_scale
         self._second_pass = guided and "true_cfg_scale" in self._arguments  # guidance as an addition to the pipeline
-        self._embeddings: dict[str, dict[str, Any]] = {}
+        self._prompts = PipelinePrompts(
+            self.pipeline,
+            self.prior,
+            reload,
+            device,
+            negative=negative_prompt,
+            guided=guided,
+            second_pass=self._second_pass,
+        )
         vae: Any = getattr(self.pipeline, "vae", None)
         self._vae_dtype: torch.dtype | None = getattr(vae, "dtype", None)
         if hasattr(vae, "enable_slicing"):
@@ -166,18 +150,18 @@ class PipelineGenerator:
             grid: S, the steps of GLIDE's grid that levels count in.
             steps: solver steps from pure noise, 1..grid.
             match: see `strength.choose`.
-            guidance_scale: 1 or less switches guidance off; embedded in the network for distilled models (Flux, LCM).
+            guidance_scale: 1 or less switches guidance off; an input of the network for distilled models (Flux, LCM).
             loras: PATH or PATH@SCALE of .safetensors files, fused into the weights.
             fuse_qkv: one matrix product for query, key and value.
             compile: torch.compile the network's repeated blocks at the first call of each shape.
 
         Raises:
-            ValueError: a model without a noise level, pickled, broken or missing weights, a scheduler that is not
-                understood, steps or LoRAs that do not fit.
+            ValueError: a model without a noise level, weights that are pickled, broken or missing, a scheduler that is
+                not understood, steps or LoRAs that do not fit.
         """
         if not 1 <= steps <= grid:
             raise ValueError(
-                f"a grid of {grid} takes 1 to {grid} steps, got {steps}; change sample.steps or sample.grid"
+                f"got {steps} steps, expected 1 to {grid} for a grid of {grid}; change sample.steps or sample.grid"
             )
         kind = image_to_image_class(folder)
         files = digest_files(folder)
@@ -218,40 +202,39 @@ class PipelineGenerator:
         )
 
     def check(self, class_names: tuple[str, ...]) -> None:
-        """Nothing: a class is its prompt."""
+        """Nothing: a class is known by its prompt alone."""
 
     def level(self, steps: int) -> Level:
         """Where level `steps` of the grid starts on this pipeline's own schedule.
 
-        Of level S that is its deepest place, which may keep a trace of the reference: with "leading" timesteps (Stable
-        Diffusion) 10 steps begin at 901 of 1000, not in pure noise, and `log_snr` says so.
+        Level S starts at the noisiest timestep, which may keep a trace of the reference: with "leading" timesteps
+        (Stable Diffusion) 10 steps begin at 901 of 1000, not in pure noise. `log_snr` says how much noise it is.
         """
         return level_of(choose(self._starts, steps, self.grid, self.match), steps, self.grid)
 
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Embed new prompts, one at a time, let the text encoders go, and only then bring the network to the device.
+        """Embed new prompts, free the text encoders, and only then bring the network to the device.
 
-        Pipelines that are given texts (Kandinsky, Qwen-Image, Sana-Sprint) keep their encoders. The others read the
-        whole folder again where they are told new prompts later.
+        Pipelines that are given texts (`PipelinePrompts`) keep their encoders. The others read the whole folder again
+        where new prompts come later.
         """
-        if self._kind in _EMBEDDINGS:
-            self._embed_new([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings])
+        self._prompts.prepare(prompts)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         for part in filter(None, (self.prior, self.pipeline)):
             part.to(self.device)
 
     def encode(self, images: np.ndarray) -> Tensor:
-        """uint8 (n, h, w, 3) to latents, float32 (n, c', h', w'), the mode of the posterior; or to uint8 (n, 3, h, w).
+        """uint8 (n, h, w, 3) to latents float32 (n, c', h', w'), the mode of the posterior, or to uint8 (n, 3, h, w).
 
-        Pixels are for the pipelines that encode them in every call.
+        Some pipelines take no latents: they get the pixels and encode them in every call.
         """
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         if not self._latents:
             return pixels
         vae = self.pipeline.vae.to(self.device)
-        # SDXL's overflows in half precision, as diffusers knows too.
+        # SDXL's VAE overflows in half precision; diffusers upcasts it too.
         upcast = self._vae_dtype == torch.float16 and vae.config.get("force_upcast")
         nn.Module.to(vae, torch.float32 if upcast else self._vae_dtype)
         with torch.inference_mode():
@@ -259,11 +242,11 @@ class PipelineGenerator:
         return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config["scaling_factor"]
 
     def make(self, references: Tensor, wanted: Wanted) -> Made:
-        """One variant of each reference: a call of the pipeline a level, for Kandinsky 3 a level and prompt."""
+        """One variant of each reference: one call of the pipeline for each level; for Kandinsky 3 also each prompt."""
         places = {level: choose(self._starts, level, self.grid, self.match) for level in set(wanted.levels.tolist())}
         calls: dict[tuple[Start, str], list[int]] = {}
         for row, level in enumerate(wanted.levels.tolist()):
-            # Kandinsky 3 averages over the length of the longest text of a call, which other images would feel.
+            # Kandinsky 3 averages over the longest text of a call: with several prompts, images would depend on others.
             alone = self._kind == "Kandinsky3Img2ImgPipeline"
             calls.setdefault((places[level], wanted.prompts[row] if alone else ""), []).append(row)
         images: list[np.ndarray] = [np.empty(0)] * len(wanted)
@@ -279,7 +262,7 @@ class PipelineGenerator:
         return Made(np.stack(images), finite)
 
     def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
-        """Times the shallowest level, decoding included, after one to warm up."""
+        """Times a call at the shallowest level, decoding included, after one call to warm up."""
         rows = np.full(len(wanted), np.argmin(wanted.levels))
         shallow = Wanted(wanted.labels, wanted.prompts, wanted.levels[rows], wanted.seeds)
         self.make(references, shallow)
@@ -291,23 +274,23 @@ class PipelineGenerator:
     @torch.inference_mode()
     def _make(self, references: Tensor, wanted: Wanted, place: Start) -> Made:
         image = references if self._latents else references.float() / 255
-        if self._kind == "IFImg2ImgPipeline":  # the only one that wants -1 to 1, and gives it
+        if self._kind == "IFImg2ImgPipeline":  # the only one whose images are -1 to 1
             image = image * 2 - 1
         factor = self.pipeline.vae_scale_factor if self._latents else 1
         height, width = (side * factor for side in image.shape[-2:])
-        if self._kind == "KandinskyV22Img2ImgPipeline":  # it hands them on in the wrong order
+        if self._kind == "KandinskyV22Img2ImgPipeline":  # it swaps them inside
             height, width = width, height
-        # A torch generator keeps 32 of a seed's 63 bits; no pipeline takes the noise of its steps ready-made.
+        # A torch generator keeps 32 of a seed's 63 bits, but no pipeline can be given the noise of its steps.
         generators = [torch.Generator().manual_seed(child_seed(seed, "torch")) for seed in wanted.seeds]
         offered: dict[str, Any] = {
             **_PLAIN,
             **self._guidance(),
-            **self._conditions(wanted.prompts, generators),
+            **self._prompts.arguments(wanted.prompts, generators),
             "height": height,
             "width": width,
         }
         if self._vae_dtype is not None:
-            # SDXL's is float32 after `encode`, and after a decoding that ran out of memory. diffusers' own `to` warns.
+            # SDXL's VAE is float32 after `encode`, and after a decoding that ran out of memory. diffusers' `to` warns.
             nn.Module.to(self.pipeline.vae, self._vae_dtype)
         with watched(self.pipeline, place) as watch:
             x = self.pipeline(
@@ -323,7 +306,7 @@ class PipelineGenerator:
         return Made(made.images, made.finite & watch.finite(len(wanted)))
 
     def _guidance(self) -> dict[str, Any]:
-        if self._kind == "ZImageImg2ImgPipeline":  # w of arXiv 2207.12598, Eq. 6, where all others mean w + 1
+        if self._kind == "ZImageImg2ImgPipeline":  # takes w of arXiv 2207.12598, Eq. 6; all others take w + 1
             return {"guidance_scale": max(self.guidance_scale - 1, 0.0)}
         if "true_cfg_scale" not in self._arguments:
             return {"guidance_scale": self.guidance_scale}
@@ -331,68 +314,6 @@ class PipelineGenerator:
             "true_cfg_scale": self.guidance_scale if self._second_pass else 1.0,
             "guidance_scale": self.guidance_scale if self._embedded else None,
         }
-
-    def _conditions(self, prompts: Sequence[str], generators: list[torch.Generator]) -> dict[str, Any]:
-        """What the pipeline is told of the prompts."""
-        # Qwen-Image guides only where it is given a negative prompt; its authors give a blank for none.
-        negative = self._negative_prompt or (" " if self._second_pass else None)
-        negatives = {"negative_prompt": [negative] * len(prompts)} if negative else {}
-        if self.prior is not None:
-            # With negative prompts it makes twice as many embeddings, each image's second from the same generator.
-            drawn = generators * 2 if negatives else generators
-            found = self.prior(prompt=list(prompts), generator=drawn, output_type="pt", return_dict=False, **negatives)
-            return {"image_embeds": found[0], "negative_image_embeds": found[1]}
-        if self._kind not in _EMBEDDINGS:
-            return {"prompt": list(prompts), **negatives}
-        for prompt in prompts:
-            if prompt not in self._embeddings:
-                raise ValueError(f"{self.name} was not prepared for the prompt {prompt!r}")
-        rows = [self._embeddings[prompt] for prompt in prompts]
-        return {key: self._stack([row[key] for row in rows]) for key in rows[0]}
-
-    def _stack(self, values: list[Any]) -> Any:
-        if isinstance(values[0], list):  # Z-Image: a tensor a prompt, each of its own length
-            return [tensor.to(self.device) for value in values for tensor in value]
-        return torch.cat(values).to(self.device)
-
-    def _embed_new(self, prompts: Sequence[str]) -> None:
-        """A method of its own: nothing here may hold the encoders when the network goes to the device."""
-        encoders = [key for key in self.pipeline.components if key.startswith("text_encoder")]
-        if prompts and all(getattr(self.pipeline, key) is None for key in encoders):
-            fresh = self._reload()
-            for key in encoders:
-                setattr(self.pipeline, key, getattr(fresh, key))
-        for encoder in (getattr(self.pipeline, key) for key in encoders):
-            if encoder is not None:
-                encoder.to(self.device)
-        for prompt in prompts:
-            self._embeddings[prompt] = self._embed(prompt)
-        for key in encoders:
-            setattr(self.pipeline, key, None)
-
-    def _embed(self, prompt: str) -> dict[str, Any]:
-        """Of one prompt, on the CPU: 4 MB each for T5, and there may be thousands."""
-        found = self._encode_prompt(prompt, self._negative_prompt)
-        if self._second_pass and "negative_prompt_embeds" not in found:
-            negative = self._encode_prompt(self._negative_prompt or "", None)
-            found |= {f"negative_{key}": value for key, value in negative.items()}
-        return found
-
-    def _encode_prompt(self, prompt: str, negative_prompt: str | None) -> dict[str, Any]:
-        encode = self.pipeline.encode_prompt
-        offered = {
-            "prompt": [prompt],
-            "prompt_2": None,
-            "prompt_3": None,
-            "negative_prompt": [negative_prompt] if negative_prompt else None,
-            "device": self.device,
-            "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": self.calls_a_step == 2,
-        }
-        accepted = inspect.signature(encode).parameters
-        values = encode(**{key: value for key, value in offered.items() if key in accepted})
-        named = zip(_EMBEDDINGS[self._kind], values, strict=True)
-        return {key: _to_cpu(value) for key, value in named if key and value is not None}
 
 
 def _load(kind: type, folder: Path, dtype: torch.dtype, adapters: Sequence[Lora]) -> Any:
@@ -422,7 +343,3 @@ def _sizes(pipeline: Any) -> tuple[int, int]:
     multiple *= getattr(pipeline, "patch_size", 1)
     places = _network(pipeline).config.get("sample_size") or getattr(pipeline, "default_sample_size", 1024 // factor)
     return (max(places) if isinstance(places, (list, tuple)) else places) * factor, multiple
-
-
-def _to_cpu(value: Any) -> Any:
-    return [tensor.cpu() for tensor in value] if isinstance(value, list) else value.cpu()

@@ -1,4 +1,4 @@
-"""Class-conditional `UNet2DModel` in pixel space, from any diffusers folder: the embedded default generator."""
+"""Class-conditional `UNet2DModel` in pixel space, from a diffusers folder; the shipped digits generator is one."""
 
 import difflib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 class PixelDenoiser:
     """A `UNet2DModel` with class embeddings behind the `Denoiser` interface.
 
-    The last class embedding is "no label" where the model has one more than there are classes. Prompts are left alone:
+    The last class embedding is "no label" where the model has one more than there are classes. Prompts are ignored:
     the label says what to make.
     """
 
@@ -80,12 +80,15 @@ class PixelDenoiser:
         kind = index.get("unet", [None, None])[1]
         if kind != "UNet2DModel":
             raise ValueError(
-                f"{folder} holds a {kind or index.get('_class_name')}, a pixel generator is a UNet2DModel; leave the "
-                "kind at auto"
+                f"{folder} holds a {kind or index.get('_class_name')}, expected a UNet2DModel for a pixel generator; "
+                "set generate.kind to auto"
             )
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
         if not weights.is_file():
-            raise ValueError(f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused")
+            raise ValueError(
+                f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused: convert them with "
+                "diffusers' save_pretrained"
+            )
         for part, file in _CONFIG_FILES.items():
             if not (folder / part / file).is_file():
                 raise ValueError(f"{folder} has no {part}/{file}; copy or save the whole diffusers folder")
@@ -99,16 +102,23 @@ class PixelDenoiser:
             compile_network(unet)
         embeddings = unet.config["num_class_embeds"]
         if not embeddings:
-            raise ValueError(f"{folder} has no class embeddings, so it cannot keep the label of an image")
+            raise ValueError(
+                f"{folder} has no class embeddings, expected one for each class, so that images keep their label; give "
+                "a class-conditional model"
+            )
         if unet.config["out_channels"] != unet.config["in_channels"]:
-            raise ValueError(f"{folder} predicts a variance too (learned_range), which is not understood yet")
+            raise ValueError(
+                f"{folder} predicts a variance too (learned_range), expected the image or its noise alone; give a "
+                "model without it"
+            )
         card = read_card(folder)
         class_names = tuple(card.get("class_names", ()))
         if len(class_names) > embeddings:
             raise ValueError(
-                f"{folder / CARD_FILE} names {len(class_names)} classes, the model has {embeddings} embeddings"
+                f"{folder / CARD_FILE} names {len(class_names)} classes, the model has {embeddings} embeddings; give "
+                "the folder as it was written"
             )
-        # Keys with an underscore say which diffusers wrote the file and from which path, not what the model is.
+        # Keys with an underscore name the version of diffusers and a path; they do not change the model.
         settings = {
             part: {key: value for key, value in config.items() if not key.startswith("_")}
             for part, config in configs.items()
@@ -129,10 +139,11 @@ class PixelDenoiser:
         )
 
     def check(self, class_names: tuple[str, ...]) -> None:
-        """Raise ValueError where it does not know these classes under these numbers."""
+        """Raise ValueError where the model's classes have other names or numbers."""
         if len(class_names) > self.num_classes:
             raise ValueError(
-                f"generator {self.name} knows {self.num_classes} classes, the data have {len(class_names)}"
+                f"generator {self.name} knows {self.num_classes} classes, the data have {len(class_names)}; give a "
+                "generator that was trained on these classes"
             )
         for label, name in enumerate(class_names):
             if self.class_names and self.class_names[label] != name:
@@ -140,7 +151,7 @@ class PixelDenoiser:
                 hint = f" (it has {near[0]!r} at {self.class_names.index(near[0])})" if near else ""
                 raise ValueError(
                     f"class {label} of the data is {name!r}, of generator {self.name} it is "
-                    f"{self.class_names[label]!r}{hint}; the names and their order must agree"
+                    f"{self.class_names[label]!r}{hint}; give data with the same class names in the same order"
                 )
 
     def prepare(self, prompts: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The interfaces: what every generator does, and what a diffusion model does that our own loop drives."""
+"""The interfaces: `Generator`, what every generator does, and `Denoiser`, a diffusion model for our own loop."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ class Wanted:
 
     Attributes:
         labels: int64 (n,).
-        prompts: n texts; a class-conditional model takes the label and leaves them alone.
+        prompts: n texts; a class-conditional model uses the label and ignores them.
         levels: int64 (n,), R of the grid, 1..S.
-        seeds: n numbers, 0 <= seed < 2**63: the whole identity of an image's noise.
+        seeds: n numbers, 0 <= seed < 2**63; an image's seed decides all of its noise.
     """
 
     labels: np.ndarray
@@ -50,7 +50,8 @@ class Made:
 
     Attributes:
         images: uint8 (n, h, w, c) at the work size; values that were not finite are 0.
-        finite: bool (n,), whether all values of an image were; False also where the generator knows that it failed.
+        finite: bool (n,), whether all values of an image were finite; False also where the generator knows that it
+            failed.
     """
 
     images: np.ndarray
@@ -64,14 +65,14 @@ class Generator(Protocol):
 
     Attributes:
         name: for people.
-        digest: SHA-256 of weights and settings: under one `SampleConfig`, two with one digest make the same images.
-        licence: of the weights, as their card says; empty where it does not.
+        digest: SHA-256 of weights and settings: with the same `SampleConfig`, equal digests make equal images.
+        licence: of the weights, as their card says; empty where the card says nothing.
         device: where it works.
-        trained_on: SHA-256 of the images it was trained on, as `LabeledImages.sha256`; empty where it does not say.
-        trained_on_words: the same for people; may be empty.
+        trained_on: SHA-256 of the images it was trained on, as `LabeledImages.sha256`; empty where they are not known.
+        trained_on_words: the same in words, for reports; may be empty.
         size: the side in pixels that it was trained at.
-        multiple: both sides of what it takes are multiples of this.
-        channels: 1 or 3, of what it takes and gives.
+        multiple: both sides of an input image are multiples of this.
+        channels: 1 or 3, of inputs and outputs.
         calls_a_step: network evaluations of one image in one step; 2 with guidance, 3 for InstructPix2Pix.
         sampler: name of the sampler, kept with every image.
         guidance_scale: likewise.
@@ -102,18 +103,18 @@ class Generator(Protocol):
         ...
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Told all distinct prompts before any `make`: text encoders run now, once a prompt, and are then freed.
+        """Run the text encoders, once for each prompt, and free them; called with all distinct prompts before `make`.
 
-        May be called again, with others too.
+        May be called again, also with other prompts.
         """
         ...
 
     def encode(self, images: np.ndarray) -> Tensor:
-        """uint8 (n, h, w, c) at a work size to what `make` takes of them, (n, ...) on any device; once a reference."""
+        """Images uint8 (n, h, w, c) at a work size to what `make` takes, (n, ...) on any device; once a reference."""
         ...
 
     def make(self, references: Tensor, wanted: Wanted) -> Made:
-        """One variant of each reference. But for rounding, no image depends on the others of the call.
+        """One variant of each reference. No image depends on the others of the call, except for rounding.
 
         Args:
             references: (n, ...), rows of what `encode` gave for images of one work size.
@@ -184,7 +185,7 @@ class Denoiser(Protocol):
 
 
 def to_x0(kind: PredictionType, output: Tensor, x: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """The clean image that a network's output stands for, at x = signal x0 + noise eps."""
+    """The clean image that a network predicts at x = signal x0 + noise eps."""
     if kind == "epsilon":
         return (x - noise * output) / signal
     if kind == "v_prediction":  # v = signal eps - noise x0 (arXiv 2202.00512, App. D)
@@ -200,10 +201,10 @@ def to_pixels(x: Tensor) -> Made:
 
 
 def fixed_shapes(*rows: Tensor) -> list[Tensor]:
-    """Tensors (n, ...) filled up to the next power of two with rows from their beginning, for a compiled network.
+    """Tensors (n, ...) filled up to the next power of two with their own first rows, for a compiled network.
 
-    A ragged batch grows as images join, and the last one is short: a graph for each of those sizes would take minutes
-    each. Of the result only the first n rows count.
+    Compiling one graph takes minutes, and batches have many sizes: a ragged batch grows as images join, and the last
+    batch is short. Only the first n rows of the result count.
     """
     count = len(rows[0])
     repeat = torch.arange(1 << (count - 1).bit_length(), device=rows[0].device) % count

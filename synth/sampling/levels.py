@@ -11,15 +11,14 @@ __all__ = ["Level", "Match", "NoiseGrid", "glide_log_snr", "paper_levels"]
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """What level R of S is for one generator. All of it is kept with every image.
+    """What level R of S is for one generator. Every image is stored with all of it.
 
     Attributes:
         steps, grid: R and S.
-        calls: denoising steps really made; R unless the sampler was given fewer.
+        calls: denoising steps; R unless the sampler was given fewer.
         timestep: where denoising starts, in the model's training timesteps (flow models: 1000 sigma).
         log_snr: log(signal variance / noise variance) there; -inf for pure noise.
-        strength: the share of the model's own schedule that lies below the start, 0 to 1; what diffusers' pipelines
-            call strength.
+        strength: the share of the model's own schedule that lies below the start, 0 to 1, as in diffusers' pipelines.
     """
 
     steps: int
@@ -34,9 +33,9 @@ class Level:
 class NoiseGrid:
     """`size` training timesteps of a model, ascending, that levels count in.
 
-    Level R of S = `size` means: noise the reference to the R-th of the S timesteps, then go back in exactly R denoiser
-    calls. That is the start index R-1 of the only public code for it (Real-Guidance on GLIDE, arXiv 2210.07574).
-    R = S starts from pure noise: the reference then gives nothing but its label.
+    Level R of S = `size` means: noise the reference to the R-th of the S timesteps, then denoise it in exactly R
+    calls. This is start index R-1 in the only public code for it (Real-Guidance on GLIDE, arXiv 2210.07574).
+    R = S starts from pure noise: nothing of the reference but its label is then used.
 
     Attributes:
         timesteps: int64 (S,), strictly ascending.
@@ -54,11 +53,11 @@ class NoiseGrid:
 
         Args:
             match: what makes level R of S the same for every model.
-                snr: the noise. Each step has the log-SNR, as near as whole timesteps come to it, of the same step of
-                GLIDE's grid: the cosine schedule (arXiv 2102.09672, Eq. 17) of 1,000, respaced evenly.
+                snr: the noise. Each step is the timestep whose log-SNR is nearest to that of the same step of GLIDE's
+                grid: the cosine schedule (arXiv 2102.09672, Eq. 17) of 1,000 timesteps, respaced evenly.
                 steps: the place. The model's own timesteps, evenly from the first to the last.
-                strength: the share. Step R is the last of the first R / S of the model's own timesteps, where
-                diffusers' image-to-image pipelines start at this strength (spacing "trailing").
+                strength: the share. Step R is the last of the first R / S of the model's own timesteps. There
+                diffusers' image-to-image pipelines start at strength R / S (spacing "trailing").
 
         Raises:
             ValueError: size outside 1..T.
@@ -66,7 +65,10 @@ class NoiseGrid:
         alphas_cumprod = np.asarray(alphas_cumprod, np.float64)
         total = len(alphas_cumprod)
         if not 1 <= size <= total:
-            raise ValueError(f"a grid has 1 to {total} steps (the model's training timesteps), got {size}")
+            raise ValueError(
+                f"got a grid of {size} steps, expected 1 to {total} (the model's training timesteps); change "
+                "sample.grid"
+            )
         if match == "steps":
             timesteps = _evenly(total, size)
         elif match == "strength":
@@ -80,16 +82,18 @@ class NoiseGrid:
         return len(self.timesteps)
 
     def path(self, steps: int, calls: int) -> np.ndarray:
-        """Where the network is called from level `steps` down to the image, as grid indices int64 (calls,).
+        """The trajectory from level `steps` to the image: the grid index of each network call, int64 (calls,).
 
-        All `steps` of them for calls = steps; fewer are spread evenly: round(R (n - j) / n) - 1 for j = 0..n-1.
+        With calls = steps these are all indices; fewer are spread evenly: round(R (n - j) / n) - 1 for j = 0..n-1.
 
         Raises:
             ValueError: a level that the grid does not have, or calls outside 1..steps.
         """
         self.check(steps)
         if not 1 <= calls <= steps:
-            raise ValueError(f"level {steps} takes 1 to {steps} denoiser calls, got {calls}")
+            raise ValueError(
+                f"got {calls} denoiser calls, expected 1 to {steps} for level {steps}; change sample.steps"
+            )
         return np.round(steps * np.arange(calls, 0, -1) / calls).astype(np.int64) - 1
 
     def check(self, steps: int) -> None:
@@ -98,7 +102,7 @@ class NoiseGrid:
             raise ValueError(f"level {steps} of {self.size} does not exist: levels go from 1 to {self.size}")
 
     def level(self, steps: int, calls: int) -> Level:
-        """All there is to say of level `steps` when it is left in `calls` calls."""
+        """Level `steps` when it is denoised in `calls` calls."""
         start = int(self.timesteps[self.path(steps, calls)[0]])
         alpha = self.alphas_cumprod[steps - 1]
         log_snr = -np.inf if steps == self.size else float(np.log(alpha / (1 - alpha)))
@@ -119,18 +123,21 @@ def glide_log_snr(size: int) -> np.ndarray:
 
 
 def _like_glide(alphas_cumprod: np.ndarray, size: int) -> np.ndarray:
-    """The timesteps nearest in log-SNR to GLIDE's, moved apart where two would be one at the ends of the schedule."""
+    """The timesteps nearest in log-SNR to GLIDE's; where two would be the same timestep, they are moved apart."""
     total = len(alphas_cumprod)
     if size > 1000:
-        raise ValueError(f"a grid matched by log-SNR has at most 1000 steps (GLIDE's), got {size}")
+        raise ValueError(
+            f"got a grid of {size} steps, expected at most 1000 (GLIDE's) for match snr; change sample.grid or "
+            "sample.match"
+        )
     with np.errstate(divide="ignore"):  # zero terminal SNR (arXiv 2305.08891)
         log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
-    # Falling with the timestep; searchsorted wants it rising.
+    # log-SNR falls with the timestep; searchsorted needs rising values.
     right = np.clip(np.searchsorted(-log_snr, -glide_log_snr(size)), 1, total - 1)
     wanted = glide_log_snr(size)
     nearer_left = np.abs(log_snr[right - 1] - wanted) <= np.abs(log_snr[right] - wanted)
     timesteps = right - nearer_left
-    timesteps[-1] = total - 1  # the whole of it is pure noise for every model
+    timesteps[-1] = total - 1  # level S is pure noise for every model
     step = np.arange(size)
-    timesteps = np.maximum.accumulate(timesteps - step) + step  # rising by one at least, from below ...
-    return np.minimum(timesteps, total - size + step)  # ... and ending with the schedule
+    timesteps = np.maximum.accumulate(timesteps - step) + step  # strictly rising ...
+    return np.minimum(timesteps, total - size + step)  # ... and within the schedule

@@ -15,7 +15,7 @@ __all__ = ["LoopGenerator"]
 
 
 class LoopGenerator:
-    """The pixel and latent generators: what the model says, walked by `sample.denoise`.
+    """The pixel and latent generators: a model, sampled by `sample.denoise`.
 
     Raises:
         ValueError: the model cannot be sampled as `config` asks.
@@ -51,7 +51,7 @@ class LoopGenerator:
         return self.grid.level(steps, self.config.calls(steps))
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Told all distinct prompts before any `make`."""
+        """Embed the prompts; called with all distinct ones before any `make`."""
         self.denoiser.prepare(prompts)
 
     def encode(self, images: np.ndarray) -> Tensor:

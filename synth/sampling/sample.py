@@ -24,9 +24,9 @@ def denoise(
 ) -> Tensor:
     """Noise each reference to its own level and denoise it, all in one batch.
 
-    Each image walks its own way down the grid; the ways are aligned at their ends, so an image joins when as many
-    calls are left as its level takes. Images of different levels share every call, each at its own timestep. Each has
-    a random stream of its own on the CPU: batch mates, their order and the device have no part in its noise.
+    Each image has its own trajectory down the grid. All trajectories end together: an image joins the batch when the
+    number of calls left is that of its level. Images of different levels share every call, each at its own timestep.
+    Each image has its own random stream on the CPU, so its noise depends on no other image, no order and no device.
 
     Args:
         references: x0, float32 (B, c, h, w), from `denoiser.encode`.
@@ -44,12 +44,13 @@ def denoise(
     grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid, config.match)
     paths = {int(level): grid.path(int(level), config.calls(int(level))) for level in np.unique(levels)}
     calls = np.array([len(paths[int(level)]) for level in levels])
-    # Longest way first: those that have joined are then always a prefix.
+    # Longest trajectory first: the images that have joined are then always the first rows.
     order = np.argsort(-calls, kind="stable")
     levels, calls = levels[order], calls[order]
-    way = np.zeros((len(order), calls[0]), np.int64)  # (B, calls): grid index where this many further calls are left
+    # (B, calls): column n holds the grid index at which n more calls follow
+    trajectory = np.zeros((len(order), calls[0]), np.int64)
     for row, level in enumerate(levels.tolist()):
-        way[row, : calls[row]] = paths[level][::-1]
+        trajectory[row, : calls[row]] = paths[level][::-1]
     # Philox, because torch's CPU generator keeps only the low 32 bits of a seed: 100,000 images would share noise.
     streams = [np.random.Generator(np.random.Philox(int(seeds[i]))) for i in order]
     to_rows = torch.from_numpy(order).to(references.device)
@@ -58,7 +59,7 @@ def denoise(
     previous_x0 = torch.zeros_like(x)
     for left in range(calls[0] - 1, -1, -1):
         active = int((calls > left).sum())
-        here = _Step.of(grid, way, left, active, calls, x.device)
+        here = _Step.of(grid, trajectory, left, active, calls, x.device)
         x0 = _predict_x0(denoiser, x[:active], here, conditions[:active], config.guidance_scale)
         if config.sampler == "lcm":
             x[:active] = _lcm(x[:active], x0, here, streams[:active], denoiser.timestep_scaling)
@@ -81,7 +82,7 @@ def check_sampling(denoiser: Denoiser, config: SampleConfig) -> None:
     if config.grid > len(denoiser.alphas_cumprod):
         raise ValueError(
             f"a grid of {config.grid} steps is finer than the {len(denoiser.alphas_cumprod)} timesteps "
-            f"of generator {denoiser.name}"
+            f"of generator {denoiser.name}; set sample.grid to {len(denoiser.alphas_cumprod)} or less"
         )
     if config.guidance_scale != 1 and not denoiser.unconditional:
         raise ValueError(
@@ -91,28 +92,28 @@ def check_sampling(denoiser: Denoiser, config: SampleConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One step of the A active images: abar before it, after it and one step earlier, and the coefficients of it.
+    """One step of the A active images: abar at the step, after it and one step earlier.
 
-    Coefficients are computed in float64 and become float32 (A, 1, 1, 1) on the device, one an image, so an image's
-    arithmetic is its own.
+    Coefficients are computed in float64, one for each image, and become float32 (A, 1, 1, 1) on the device. So no
+    image's arithmetic depends on another's.
     """
 
     timesteps: Tensor  # int64 (A,)
     now: np.ndarray  # float64 (A,)
-    after: np.ndarray  # (A,); 1 behind the last step
+    after: np.ndarray  # (A,); 1 after the last step
     before: np.ndarray  # (A,); NaN for images that enter here
     last: bool
 
     @classmethod
     def of(
-        cls, grid: NoiseGrid, way: np.ndarray, left: int, active: int, calls: np.ndarray, device: torch.device
+        cls, grid: NoiseGrid, trajectory: np.ndarray, left: int, active: int, calls: np.ndarray, device: torch.device
     ) -> "_Step":
-        here = way[:active, left]
-        after = grid.alphas_cumprod[way[:active, left - 1]] if left else np.ones(active)
+        here = trajectory[:active, left]
+        after = grid.alphas_cumprod[trajectory[:active, left - 1]] if left else np.ones(active)
         before = np.full(active, np.nan)
         older = int((calls > left + 1).sum())
         if older:
-            before[:older] = grid.alphas_cumprod[way[:older, left + 1]]
+            before[:older] = grid.alphas_cumprod[trajectory[:older, left + 1]]
         timesteps = torch.from_numpy(grid.timesteps[here]).to(device)
         return cls(timesteps, grid.alphas_cumprod[here], after, before, left == 0)
 
@@ -149,7 +150,7 @@ def _predict_x0(denoiser: Denoiser, x: Tensor, here: _Step, conditions: Tensor, 
     x0 = to_x0(denoiser.prediction_type, output, x, signal, noise)
     if not denoiser.clip:
         return x0
-    # An infinite output must stay seen as one, not become a saturated pixel.
+    # An infinite output must not become a saturated pixel, which would count as finite.
     return x0.clamp(-1, 1).masked_fill(x0.isinf(), torch.nan)
 
 
@@ -165,17 +166,17 @@ def _ddpm(x: Tensor, x0: Tensor, here: _Step, streams: Sequence[np.random.Genera
 
 
 def _ddim(x: Tensor, x0: Tensor, here: _Step) -> Tensor:
-    """DDIM with eta = 0 (arXiv 2010.02502, Eq. 12); the noise is that which leads from the clipped x0 to x."""
+    """DDIM with eta = 0 (arXiv 2010.02502, Eq. 12). The noise is computed from x and the clipped x0."""
     noise = (x - here.column(np.sqrt(here.now)) * x0) / here.column(np.sqrt(1 - here.now))
     return here.column(np.sqrt(here.after)) * x0 + here.column(np.sqrt(1 - here.after)) * noise
 
 
 def _dpm_2m(x: Tensor, x0: Tensor, previous_x0: Tensor, here: _Step) -> Tensor:
     """DPM-Solver++(2M), data prediction (arXiv 2211.01095, Alg. 2); first order for images that enter here."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # zero terminal SNR: -inf, only where an image enters
+    with np.errstate(divide="ignore", invalid="ignore"):  # zero terminal SNR gives -inf, only where an image enters
         before, now, after = (0.5 * np.log(a / (1 - a)) for a in (here.before, here.now, here.after))
         half_step_back = (after - now) / (2 * (now - before))  # 1 / (2 r)
-    # NaN: nothing before. inf: two timesteps of one abar, or an abar of 1 next. First order for all of them.
+    # NaN: there is no earlier step. inf: two timesteps with one abar, or abar 1 next. All of these take first order.
     second_order = np.nan_to_num(half_step_back, posinf=0)
     direction = x0 + here.column(second_order) * (x0 - previous_x0)
     decay = here.column(np.sqrt((1 - here.after) / (1 - here.now)))
@@ -183,7 +184,7 @@ def _dpm_2m(x: Tensor, x0: Tensor, previous_x0: Tensor, here: _Step) -> Tensor:
 
 
 def _lcm(x: Tensor, x0: Tensor, here: _Step, streams: Sequence[np.random.Generator], scaling: float) -> Tensor:
-    """Multistep consistency sampling (arXiv 2310.04378, Alg. 3): to x0, then fresh noise of the next step.
+    """Multistep consistency sampling (arXiv 2310.04378, Alg. 3): to x0, then fresh noise for the next step.
 
     A consistency model's x0 is c_skip x + c_out x0 (Eq. 8 there), with its scaled timestep and sigma_data = 0.5.
     """

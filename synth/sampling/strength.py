@@ -1,4 +1,4 @@
-"""What `strength` means in diffusers' image-to-image pipelines: which have one, where it starts, how noisy that is."""
+"""Strength in diffusers' image-to-image pipelines: which have it, at which timestep it starts, how noisy that is."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ from latebloom.synth.sampling.levels import Level, Match, glide_log_snr
 
 __all__ = ["Start", "choose", "image_to_image_class", "level_of", "settle_scheduler", "starts", "watched"]
 
-# Pictures that some pipelines want besides the reference.
+# Images that some pipelines need besides the reference.
 _MORE_IMAGES = ("control_image", "hint", "mask_image", "original_image", "depth_map")
-# From k / N to the next place of N steps, all the way through k / (N - 1), k / (N - 2), ..., it is N / k step numbers:
-# 20 reach from a twentieth of the way on.
+# How many more step counts than `steps` are tried: N + 1, N + 2, ... steps fill the gaps between the places k / N of N
+# steps. N / k of them fill the gap below k / N, so 20 fill all gaps from 1 / 20 of the schedule on.
 _MORE_STEPS = 20
 _NEAR = 0.05  # of log-SNR: about half a level of 100
 
@@ -34,8 +34,8 @@ class Start:
     Attributes:
         calls: denoising steps from there to the image.
         steps: `num_inference_steps` to ask the pipeline for.
-        strength: the float to pass to the pipeline, which rounds it in its own way. Never computed with.
-        seen: the first timestep that the scheduler sees, in its own unit.
+        strength: the float to pass to the pipeline, which rounds it. Nothing is computed from it.
+        seen: the first timestep that the scheduler gets, in its own unit.
         timestep: the same in training timesteps (flow models: 1000 sigma).
         log_snr: log(signal variance / noise variance) there; -inf for pure noise.
         share: of the schedule that lies below, 0 to 1.
@@ -61,7 +61,10 @@ def image_to_image_class(folder: Path) -> type:
     name = read_json(folder / "model_index.json").get("_class_name")
     own = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (inspect.isclass(own) and issubclass(own, diffusers.DiffusionPipeline)):
-        raise ValueError(f"{folder} holds {name!r}, which is no pipeline of diffusers {diffusers.__version__}")
+        raise ValueError(
+            f"{folder} holds {name!r}, which is no pipeline of diffusers {diffusers.__version__}; expected a model "
+            "that noises a reference by a strength"
+        )
     # KandinskyV22CombinedPipeline -> KandinskyV22Img2ImgCombinedPipeline, FluxPipeline -> FluxImg2ImgPipeline
     derived = name if "Img2Img" in name else re.sub(r"(Combined)?Pipeline$", r"Img2Img\1Pipeline", name)
     if derived in ("KandinskyV22Img2ImgPipeline", "KandinskyImg2ImgPipeline"):
@@ -82,13 +85,11 @@ def image_to_image_class(folder: Path) -> type:
         if argument in arguments:
             raise _refusal(folder, name, f"{derived} needs a {argument} besides the reference")
     if "pag_scale" in arguments:
-        raise _refusal(
-            folder, name, "perturbed-attention guidance is not offered; name the plain pipeline in its stead"
-        )
+        raise _refusal(folder, name, "perturbed-attention guidance is not offered; give the plain pipeline")
     if "Amused" in derived:
         raise _refusal(folder, name, "it masks tokens and adds no noise, so it has no noise level")
     if derived == "KandinskyImg2ImgCombinedPipeline":
-        raise _refusal(folder, name, "Kandinsky 2.1 noises to another timestep than it denoises from; take 2.2 or 3")
+        raise _refusal(folder, name, "Kandinsky 2.1 noises to another timestep than it denoises from; use 2.2 or 3")
     if "Combined" in derived and "Combined" not in name:
         raise _refusal(
             folder, name, "this is the decoder alone; save the combined pipeline, prior and decoder, instead"
@@ -105,11 +106,12 @@ def _refusal(folder: Path, name: str, reason: str) -> ValueError:
 
 
 def settle_scheduler(scheduler: Any, tokens: int) -> Any:
-    """The scheduler, or its nearest kin, with which k steps are k network calls from one noise level.
+    """A scheduler with which k steps are k network calls from one noise level: the given one, or one much like it.
 
-    - Schedulers of an epsilon or v model that call the network twice a step (Heun, KDPM2) or once more than asked
-      (PNDM, the default of Stable Diffusion 1.x) give way to DDIM on the same schedule.
-    - A shift that follows the size of the image stays as it is at `tokens`: a level is one noise at every work size.
+    - Some schedulers of epsilon and v models call the network twice a step (Heun, KDPM2) or once too often (PNDM, the
+      default of Stable Diffusion 1.x). DDIM on the same schedule replaces them.
+    - A shift that depends on the size of the image is fixed at its value for `tokens`, so that a level is the same
+      noise at every work size.
 
     Args:
         tokens: length of the image sequence at the size that the model was trained at.
@@ -135,35 +137,36 @@ def settle_scheduler(scheduler: Any, tokens: int) -> Any:
         return scheduler
     raise ValueError(
         f"scheduler {name} is not understood: it hides its noise level, calls the network twice a step, or draws noise "
-        "that no image's seed decides on; save the model with FlowMatchEulerDiscreteScheduler (flow models) or "
-        "DDIMScheduler"
+        "that does not depend on the image's seed; save the model with FlowMatchEulerDiscreteScheduler (flow models) "
+        "or DDIMScheduler"
     )
 
 
 def starts(pipeline: Any, steps: int) -> tuple[tuple[Start, ...], ...]:
-    """The places where `pipeline` can begin, in groups, each with its noisiest last.
+    """The places where `pipeline` can begin, in groups; in each group the noisiest place is the last.
 
-    Most pipelines cut the first steps off: of N steps from pure noise they make the last k, so N steps are a group of
-    N places. The first group is that of N = `steps`; with few steps its places lie far apart (8 steps of Flux: sigma
-    3/8, 1/2, 5/8, ...), and groups of a few steps more fill the gaps. A latent consistency model respaces its steps
-    below the start instead: its one group has each timestep that it was distilled on (50), and steps are in
-    proportion, one at least.
+    Most pipelines leave out the first steps: of N steps from pure noise they make the last k. So N steps are a group of
+    N places. The first group is that of N = `steps`. With few steps its places lie far apart (8 steps of Flux: sigma
+    3/8, 1/2, 5/8, ...); groups of a few more steps fill the gaps.
+
+    A latent consistency model respaces its steps below the start instead. It has one group, with each timestep that it
+    was distilled on (50); its steps are in proportion, at least one.
 
     Raises:
         ValueError: more steps than the model can take.
-        RuntimeError: the pipeline cannot be brought to make some number of steps.
+        RuntimeError: for some number of steps no strength is found.
     """
     scheduler = pipeline.scheduler
     if type(pipeline).__name__ == "LatentConsistencyModelImg2ImgPipeline":
         return (_consistency_starts(scheduler, steps),)
     total = scheduler.config["num_train_timesteps"]
     if steps > total:
-        raise ValueError(f"{steps} steps are more than the {total} timesteps of the model; ask for fewer")
+        raise ValueError(f"got {steps} steps, expected at most the model's {total} timesteps; lower sample.steps")
     return tuple(_group(pipeline, n) for n in range(steps, min(2 * steps, steps + _MORE_STEPS, total + 1)))
 
 
 def _group(pipeline: Any, steps: int) -> tuple[Start, ...]:
-    """The places of a way of `steps` steps."""
+    """The places of a trajectory of `steps` steps."""
     _set_timesteps(pipeline, steps)
     scheduler = pipeline.scheduler
     seen = scheduler.timesteps.double().cpu().numpy()[:steps][::-1]  # ascending; SCM has the 0 at the end too
@@ -175,7 +178,7 @@ def _group(pipeline: Any, steps: int) -> tuple[Start, ...]:
 
 
 def _set_timesteps(pipeline: Any, steps: int) -> None:
-    """What the pipeline's own call does before it asks for its timesteps."""
+    """Set the scheduler's timesteps as the pipeline's own call does."""
     scheduler = pipeline.scheduler
     kind = type(scheduler).__name__
     if kind == "SCMScheduler":
@@ -183,7 +186,7 @@ def _set_timesteps(pipeline: Any, steps: int) -> None:
         scheduler.set_timesteps(steps, max_timesteps=highest, intermediate_timesteps=None)
     elif kind == "FlowMatchEulerDiscreteScheduler":
         own: dict[str, Any] = {}
-        if not type(pipeline).__name__.startswith("StableDiffusion3"):  # which leaves the sigmas to the scheduler
+        if not type(pipeline).__name__.startswith("StableDiffusion3"):  # SD3 lets the scheduler choose the sigmas
             own["sigmas"] = np.linspace(1.0, 1 / steps, steps)
         if scheduler.config["use_dynamic_shifting"]:
             own["mu"] = scheduler.config["base_shift"]  # the same at every size, see settle_scheduler
@@ -193,24 +196,29 @@ def _set_timesteps(pipeline: Any, steps: int) -> None:
 
 
 def _strength(pipeline: Any, k: int, steps: int) -> float:
-    """The strength at which the pipeline itself says that it makes k of its steps.
+    """The strength at which the pipeline makes k of its steps, as `get_timesteps` of the pipeline says.
 
-    One family rounds steps * strength down (Stable Diffusion, IF, Kandinsky), the other up (SD3, Flux, Z-Image, ...);
-    the middle of the interval keeps clear of 100 * 0.29 = 28.999....
+    One family rounds steps * strength down (Stable Diffusion, IF, Kandinsky), the other up (SD3, Flux, Z-Image, ...).
+    The middle of the interval avoids rounding errors such as 100 * 0.29 = 28.999....
     """
     device = {"device": None} if "device" in inspect.signature(pipeline.get_timesteps).parameters else {}
     for strength in (min((k + 0.5) / steps, 1.0), (k - 0.5) / steps):
         if pipeline.get_timesteps(steps, strength, **device)[1] == k:
             return strength
-    raise RuntimeError(f"{type(pipeline).__name__} cannot be brought to make {k} of {steps} steps by any strength")
+    raise RuntimeError(f"{type(pipeline).__name__} makes {k} of {steps} steps at no strength that was tried")
 
 
 def _consistency_starts(scheduler: Any, steps: int) -> tuple[Start, ...]:
     if type(scheduler).__name__ != "LCMScheduler":
-        raise ValueError(f"a latent consistency model needs its LCMScheduler, not {type(scheduler).__name__}")
+        raise ValueError(
+            f"got a {type(scheduler).__name__}, expected the LCMScheduler of a latent consistency model; save the "
+            "model with it"
+        )
     places = scheduler.config["original_inference_steps"]
     if steps > places:
-        raise ValueError(f"{steps} steps are more than the {places} the model was distilled on; ask for fewer")
+        raise ValueError(
+            f"got {steps} steps, expected at most the {places} the model was distilled on; lower sample.steps"
+        )
     result = []
     for j in range(1, places + 1):
         calls = max(1, round(steps * j / places))
@@ -245,9 +253,10 @@ def choose(groups: Sequence[Sequence[Start]], level: int, grid: int, match: Matc
 
     Args:
         groups: from `starts`.
-        match: snr: the place nearest in log-SNR to GLIDE's grid, of the first group where that is as near but for 0.05;
-            the noisiest of the first group for level = grid, and none noisier for any other. steps, strength: the
-            place of the first group at level / grid of the way, which is one thing for these pipelines.
+        match: snr: the place nearest in log-SNR to GLIDE's grid. The first group is preferred where its nearest place
+            is at most 0.05 further away. Level `grid` is the noisiest place of the first group; no level is noisier.
+            steps, strength: the place of the first group at level / grid of its places; both are the same for these
+            pipelines.
 
     Raises:
         ValueError: the grid does not have the level.
@@ -271,16 +280,16 @@ def choose(groups: Sequence[Sequence[Start]], level: int, grid: int, match: Matc
 
 
 def level_of(place: Start, level: int, grid: int) -> Level:
-    """What is kept with every image."""
+    """The level of a place, as every image is stored with it."""
     return Level(level, grid, place.calls, place.timestep, place.log_snr, place.share)
 
 
 @dataclasses.dataclass
 class Watch:
-    """What a call of a pipeline really did.
+    """What a call of a pipeline did.
 
     Attributes:
-        timesteps: that its scheduler took a step from.
+        timesteps: the timestep of each step of its scheduler.
         decoded: bool (n,), whether the decoder's output was finite before it was clipped; one entry a decoder call.
     """
 
@@ -294,19 +303,19 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(pipeline: Any, place: Start) -> Iterator[Watch]:
-    """Watch one call of `pipeline`, from `place`.
+    """Record one call of `pipeline` from `place`.
 
-    At the scheduler and the decoder themselves: not every pipeline counts its steps or calls back, and those that
-    count do so before they make them.
+    The scheduler and the decoder are recorded themselves: some pipelines count no steps and have no callback, and
+    others count their steps before they make them.
 
     Raises:
-        RuntimeError: on leaving, where it made other steps than it was meant to or began at another noise.
+        RuntimeError: on leaving, where the number of steps or the first timestep is not that of `place`.
     """
     watch = Watch([], [])
     scheduler = pipeline.scheduler
     step = scheduler.step
 
-    @functools.wraps(step)  # pipelines look at its signature
+    @functools.wraps(step)  # pipelines read its signature
     def noted(output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         watch.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
         return step(output, timestep, *args, **kwargs)

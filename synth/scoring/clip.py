@@ -1,4 +1,4 @@
-"""Scores by CLIP models: does an image look like its class, and does a generator's safety checker flag it."""
+"""Scores by CLIP models: how well an image fits its class, and whether a generator's safety checker flags it."""
 
 import dataclasses
 import logging
@@ -51,7 +51,7 @@ class ClipScorer:
         too_long = np.flatnonzero(tokens["attention_mask"].sum(1).numpy() > longest)
         if len(too_long):
             raise ValueError(
-                f"the prompt {class_prompts[too_long[0]]!r} is longer than the {longest} tokens CLIP reads"
+                f"the prompt {class_prompts[too_long[0]]!r} is longer than the {longest} tokens CLIP reads; shorten it"
             )
         with torch.inference_mode():
             texts = _unit(model.get_text_features(**tokens.to(device)).pooler_output)
@@ -59,7 +59,7 @@ class ClipScorer:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The score of each image with its own class, and by how much that beats the best other class.
+        """The score of each image with its own class, and its margin over the best other class.
 
         Args:
             images: uint8 (n, H, W, 1 or 3).
@@ -81,7 +81,7 @@ class ClipScorer:
 
 @dataclasses.dataclass(frozen=True)
 class SafetyScorer:
-    """The safety checker that a Stable Diffusion folder ships, asked for its opinion. A `quality.SafetyFlag`.
+    """The safety checker that a Stable Diffusion folder ships, as a score. A `quality.SafetyFlag`.
 
     Attributes:
         checker: diffusers' `StableDiffusionSafetyChecker` in eval mode, float32.
@@ -103,11 +103,14 @@ class SafetyScorer:
             return None
         _check_folder(folder, "StableDiffusionSafetyChecker", "a safety checker")
         if not (extractor / "preprocessor_config.json").is_file():
-            raise ValueError(f"{generator} has a safety checker but no feature_extractor/preprocessor_config.json")
+            raise ValueError(
+                f"{generator} has a safety checker but no feature_extractor/preprocessor_config.json; copy the whole "
+                "folder"
+            )
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessor
 
-        # It warns that a black image will be returned. It gets no image to blank, so that would not be true.
+        # It would warn that a black image is returned, which is not true here: it gets no image to blank.
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
         checker = _load(StableDiffusionSafetyChecker, folder).to(device).eval()
         processor = CLIPImageProcessor.from_pretrained(extractor, local_files_only=True)
@@ -119,18 +122,18 @@ class SafetyScorer:
         device = next(self.checker.parameters()).device
         flags: list[bool] = []
         for pixels in _batches(self.processor, images, device):
-            # It blanks what it flags in the second argument, in place.
+            # It blanks flagged images of the second argument, in place.
             flags += self.checker(pixels, [np.zeros(0)] * len(pixels))[1]
         return np.array(flags, np.float64)
 
 
 def clip_digest(folder: Path, class_prompts: Sequence[str]) -> str:
-    """SHA-256 of all that decides a `ClipScorer`'s scores; the model is not loaded."""
+    """SHA-256 of everything that a `ClipScorer`'s scores depend on; the model is not loaded."""
     return digest_json({"folder": _digest(folder), "prompts": list(class_prompts)})
 
 
 def safety_digest(generator: Path) -> str:
-    """SHA-256 of all that decides a `SafetyScorer`'s flags; the model is not loaded."""
+    """SHA-256 of everything that a `SafetyScorer`'s flags depend on; the model is not loaded."""
     return digest_json([_digest(generator / part) for part in ("safety_checker", "feature_extractor")])
 
 
@@ -153,12 +156,14 @@ def _is_kind(folder: Path, kind: str) -> bool:
 def _check_folder(folder: Path, kind: str, words: str) -> None:
     """Raise ValueError where a folder holds another model, or no weights in safetensors."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not the folder of {words}: it has no config.json")
+        raise ValueError(f"{folder} has no config.json, expected the folder of {words}; give that folder")
     if not _is_kind(folder, kind):
         found = ", ".join(read_json(folder / "config.json").get("architectures", [])) or "something else"
-        raise ValueError(f"{folder} holds {found}, expected {words} ({kind})")
+        raise ValueError(f"{folder} holds {found}, expected {words} ({kind}); give the folder of one")
     if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has no weights in safetensors; pickled ones (.bin) are refused")
+        raise ValueError(
+            f"{folder} has no weights in safetensors; pickled ones (.bin) are refused: save the model as safetensors"
+        )
 
 
 def _load(kind: Any, folder: Path) -> Any:
@@ -167,7 +172,9 @@ def _load(kind: Any, folder: Path) -> Any:
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
     if info["missing_keys"]:  # transformers would leave them at random values
-        raise ValueError(f"{folder} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+        raise ValueError(
+            f"{folder} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}; copy it again"
+        )
     return model
 
 

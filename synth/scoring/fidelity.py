@@ -1,6 +1,6 @@
 """Scores of a whole set of images against real ones: Frechet distance, KID, precision and recall, on any features.
 
-Every one of these depends on how many images are on each side. Compare numbers only where both counts are the same.
+All of them depend on the number of images on each side. Compare scores only where both numbers are the same.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _BATCH_SIZE = 64
 
 
 class FeatureSet:
-    """Features of a set of images, and what is known of the set once it has been asked for.
+    """Features of a set of images, and their statistics, each computed once when it is first needed.
 
     Attributes:
         values: float64 (n, D).
@@ -86,10 +86,10 @@ class FeatureSet:
 def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
     """Squared Frechet distance of the Gaussians with the sets' means and covariances (FID, arXiv 1706.08500, Eq. 6).
 
-    Biased upwards in small sets; with no more images than features a covariance is singular, and the bias is large.
+    Biased upwards in small sets. The bias is large where there are no more images than features.
 
-    The trace of (A B)^(1/2) for covariances A = R^T R and B = S^T S is the sum of the singular values of R S^T, which
-    asks for no root of a matrix that may be singular.
+    For covariances A = R^T R and B = S^T S, the trace of (A B)^(1/2) is the sum of the singular values of R S^T. So no
+    root of a matrix is needed, which may be singular.
 
     Raises:
         ValueError: a set of fewer than 2 images, which has no covariance.
@@ -103,14 +103,14 @@ def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
 def kernel_distance(a: FeatureSet, b: FeatureSet, seed: int) -> tuple[float, float]:
     """Kernel distance (KID, arXiv 1801.01401, Sec. 4): the unbiased estimate of MMD^2 with kernel (x y / D + 1)^3.
 
-    It is unbiased at any size, so sets from one distribution give about 0, on either side of it.
+    It is unbiased at any size, so sets from one distribution give about 0, above or below.
 
     Args:
-        seed: root of the draw of the subsets.
+        seed: draws the subsets.
 
     Returns:
-        Mean and standard deviation over 100 subsets of 1000 images a side, or of all of the smaller side. The
-        deviation says how subsets differ; it is no error of the mean, since subsets overlap.
+        Mean and standard deviation over 100 subsets of 1000 images a side, or of as many as the smaller side has. The
+        deviation is that between subsets, not an error of the mean, since subsets overlap.
 
     Raises:
         ValueError: a set of fewer than 2 images.
@@ -143,9 +143,9 @@ def _off_diagonal_mean(kernel: np.ndarray) -> float:
 def precision_recall(real: FeatureSet, synthetic: FeatureSet) -> tuple[float, float]:
     """Improved precision and recall (arXiv 1904.06991, Eq. 1 and 2) with 3 neighbours, each 0..1.
 
-    Precision is the fraction of synthetic images within the reach of a real one (its distance to its third
-    neighbour): do they look real. Recall is the fraction of real images within the reach of a synthetic one: is
-    everything there. Exact, all pairs; memory is bounded.
+    An image's radius is its distance to its third neighbour. Precision is the fraction of synthetic images within the
+    radius of a real one (are they realistic), recall that of real images within the radius of a synthetic one (are
+    they diverse). Exact, over all pairs, in bounded memory.
 
     Raises:
         ValueError: a set of fewer than 4 images, which have no third neighbour.
@@ -162,18 +162,20 @@ def _covered(points: FeatureSet, centres: FeatureSet) -> float:
 
 def _at_least(least: int, a: FeatureSet, b: FeatureSet) -> None:
     if min(len(a), len(b)) < least:
-        raise ValueError(f"sets of {len(a)} and {len(b)} images are too small, {least} are needed on each side")
+        raise ValueError(
+            f"got sets of {len(a)} and {len(b)} images, expected at least {least} on each side; add images"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """How near a set of synthetic images is to a set of real ones. None: too few images to say.
+    """How near a set of synthetic images is to a set of real ones. None: too few images.
 
     Attributes:
         frechet: 0 for equal sets; of `frechet_distance`.
         kid, kid_std: about 0 for equal distributions; of `kernel_distance`.
         precision, recall: 0..1; of `precision_recall`.
-        note: what to beware of in these numbers; may be empty.
+        note: limits of these numbers; may be empty.
     """
 
     n_real: int
@@ -187,7 +189,7 @@ class Fidelity:
 
 
 def compare(real: FeatureSet, synthetic: FeatureSet, seed: int) -> Fidelity:
-    """All scores of two sets, with a note on what is too small. `seed` is the root of the draw of KID's subsets."""
+    """All scores of two sets, with a note where a set is too small. `seed` draws KID's subsets."""
     fewest, notes = min(len(real), len(synthetic)), []
     frechet = kid = kid_std = precision = recall = None
     if fewest < 2:
@@ -234,7 +236,7 @@ class InceptionFeatures:
         if not weights.is_file():
             raise ValueError(f"no Inception weights at {weights}: get {URL_INCEPTION_V3} and name that file")
         try:
-            # torch-fidelity unpickles the file as it is. One that loads in this way holds tensors and no code.
+            # torch-fidelity unpickles the file without a check. A file that loads here holds tensors and no code.
             with local_file(weights) as file:
                 torch.load(file, map_location="cpu", weights_only=True)
                 network = FeatureExtractorInceptionV3(

@@ -1,4 +1,4 @@
-"""Per-image scores, and the state that follows from them by thresholds."""
+"""Scores of single images, and the state that follows from them by thresholds."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from latebloom.synth.config import QualityConfig
 
 __all__ = [
     "ClipScore",
-    "Judge",
     "QualityConfig",
     "RealFeatures",
+    "ReferenceClassifier",
     "SafetyFlag",
     "Scores",
     "check_scorers",
@@ -23,9 +23,8 @@ __all__ = [
     "states",
 ]
 
-# Images are uint8 (n, H, W, C). The judge is a classifier: probabilities (n, num_classes), and features (n, D), the
-# input of its last layer.
-Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Images uint8 (n, H, W, C) to probabilities (n, num_classes) and features (n, D), the input of the last layer.
+ReferenceClassifier = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Images and labels int64 (n,) to `clip_score` and `clip_margin`; `ClipScorer` is one.
 ClipScore = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Images to `unsafe`; `SafetyScorer` is one.
@@ -42,16 +41,16 @@ _NEEDS_CHECKER = "turn scores.safety on with a generator that ships a safety che
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Per image of a batch of n, in the order of the columns. NaN in an optional one: not measured.
+    """Scores of n images, in the order of the columns. NaN in an optional one: not measured.
 
-    Cosine distances are in the judge's features: half the squared distance of the two at length 1, which is 1 less
-    the cosine. It ignores how strongly a network responds, so that a threshold means the same for all of them.
+    Cosine distance is 1 less the cosine of two images' features in the reference classifier. It does not depend on the
+    length of the features, so a threshold means the same for every network.
 
     Attributes:
         finite: bool (n,), whether the generator's output was.
         brightness: float64 (n,), mean over all pixels and channels in grey levels, 0..255; 0 is black.
         contrast: float64 (n,), of `contrast`.
-        label_probability: float64 (n,), of the image's label under the judge, 0..1.
+        label_probability: float64 (n,), of the image's label under the reference classifier, 0..1.
         reference_distance: float64 (n,), root-mean-square difference to the reference in grey levels, 0..255.
         feature_distance: float64 (n,), cosine distance to the reference, 0..2.
         nearest_real_distance: float64 (n,), cosine distance to the nearest real image that is not the reference, 0..2;
@@ -80,7 +79,7 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class RealFeatures:
-    """The real images as the judge sees them.
+    """Features of the real images in the reference classifier.
 
     Attributes:
         unit: float32 (N, D), each of length 1.
@@ -90,13 +89,13 @@ class RealFeatures:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "RealFeatures":
-        """From the judge's features (N, D)."""
+        """From features (N, D) of any length."""
         return cls(_unit(features))
 
     def nearest_other(self, unit: np.ndarray, sources: np.ndarray) -> np.ndarray:
-        """int64 (n,): which real image is nearest to each of `unit` (n, D), its source aside; -1 where there is none.
+        """int64 (n,): the real image nearest to each of `unit` (n, D), except for its source; -1 where there is none.
 
-        Exact; all real images are looked at, `_REAL_BLOCK` at once.
+        Exact: compared with all real images, `_REAL_BLOCK` at once.
         """
         best = np.full(len(unit), -np.inf, np.float32)
         index = np.full(len(unit), -1)
@@ -118,7 +117,7 @@ def score(
     finite: np.ndarray,
     labels: np.ndarray,
     sources: np.ndarray,
-    judge: Judge,
+    classifier: ReferenceClassifier,
     real: RealFeatures,
     clip: ClipScore | None = None,
     safety: SafetyFlag | None = None,
@@ -130,8 +129,8 @@ def score(
         references: uint8 (n, H, W, C), what each was made from.
         finite: bool (n,).
         labels: int64 (n,).
-        sources: int64 (n,), rows of `real`, where each reference stands.
-        judge: its features are those of `real`.
+        sources: int64 (n,), the row of each reference in `real`.
+        classifier: the reference classifier, whose features are in `real`.
     """
     brightness, distance = np.empty(len(images)), np.empty(len(images))
     for rows in _blocks(images):
@@ -139,7 +138,7 @@ def score(
         brightness[rows] = pixels.mean(1)
         pixels -= references[rows].reshape(pixels.shape)
         distance[rows] = np.sqrt((pixels**2).mean(1))
-    probabilities, features = judge(images)
+    probabilities, features = classifier(images)
     unit = _unit(features)
     nearest = real.nearest_other(unit, sources)
     unmeasured = np.full(len(images), np.nan)
@@ -161,7 +160,7 @@ def score(
 
 
 def check_scorers(config: QualityConfig, *, clip: bool, safety: bool) -> None:
-    """Raise ValueError where a threshold is on that nobody will measure; to be asked before any image is made.
+    """Raise ValueError where a threshold needs a score that will not be measured; called before any image is made.
 
     Args:
         clip, safety: whether there are scorers of these kinds.
@@ -181,7 +180,7 @@ def states(scores: Scores, config: QualityConfig) -> list[State]:
     """
 
     def below(values: np.ndarray, threshold: str, remedy: str) -> np.ndarray:
-        """Whether scores that not every set has are below a threshold that is off by default."""
+        """Whether an optional score is below its threshold, which is off by default."""
         if not _is_on(config, threshold):
             return np.zeros(len(values), bool)
         _check_measured(values, config, threshold, remedy)
@@ -191,7 +190,7 @@ def states(scores: Scores, config: QualityConfig) -> list[State]:
     if config.drop_unsafe:
         _check_measured(scores.unsafe, config, "drop_unsafe", _NEEDS_CHECKER)
         unsafe = scores.unsafe > 0
-    # A NaN score is no pass: hence "not at least" where one might write "below".
+    # A NaN score must not pass: hence "not at least" instead of "below".
     conditions: dict[State, np.ndarray] = {
         "nan": ~scores.finite,
         "flat": ~(scores.contrast >= config.min_contrast),
@@ -200,7 +199,7 @@ def states(scores: Scores, config: QualityConfig) -> list[State]:
         | below(scores.clip_score, "min_clip_score", _NEEDS_CLIP)
         | below(scores.clip_margin, "min_clip_margin", _NEEDS_CLIP),
         "near_reference": ~(scores.reference_distance >= config.min_distance),
-        "near_real": below(scores.nearest_real_distance, "min_real_distance", "score with a judge"),
+        "near_real": below(scores.nearest_real_distance, "min_real_distance", "score with a reference classifier"),
         "duplicate": below(scores.duplicate_distance, "min_duplicate_distance", "measure it over the whole set"),
     }
     return np.select(list(conditions.values()), list(conditions), "ok").tolist()
@@ -228,9 +227,9 @@ def _check_measured(values: np.ndarray, config: QualityConfig, threshold: str, r
 
 
 def contrast(images: np.ndarray) -> np.ndarray:
-    """float64 (n,): standard deviation over the pixels of the liveliest channel, 0..127.5 grey levels.
+    """float64 (n,): standard deviation over the pixels of the channel that varies most, 0..127.5 grey levels.
 
-    0 for an image of one colour, whichever: black, white, or all red. Images are uint8 (n, H, W, C).
+    0 for an image of any one colour. Images are uint8 (n, H, W, C).
     """
     result = np.empty(len(images))
     for rows in _blocks(images):
@@ -241,8 +240,8 @@ def contrast(images: np.ndarray) -> np.ndarray:
 def fingerprints(images: np.ndarray) -> np.ndarray:
     """uint8 (n, 64 C): images uint8 (n, H, W, C) averaged to 8x8, in grey levels.
 
-    A few bytes that stay beside each image, so that near-duplicates are found in a set of any size without decoding
-    it. But for rounding, two fingerprints are no further apart (root-mean-square) than the two images.
+    A few bytes, stored with each image, with which near-duplicates are found without decoding the images. Two
+    fingerprints are no further apart (root-mean-square) than the two images, except for rounding.
     """
     side, (n, height, width, channels) = _FINGERPRINT_SIDE, images.shape
     result = np.empty((n, side * side * channels), np.uint8)
@@ -254,7 +253,7 @@ def fingerprints(images: np.ndarray) -> np.ndarray:
 
 
 def _averages(length: int) -> np.ndarray:
-    """float64 (8, length): the weights of `length` pixels in 8 equal shares; a pixel cut by a border counts in both."""
+    """float64 (8, length): the weights of `length` pixels in 8 equal shares; a pixel on a border counts in both."""
     share = length / _FINGERPRINT_SIDE
     begin = np.arange(_FINGERPRINT_SIDE)[:, None] * share
     pixel = np.arange(length)
@@ -270,8 +269,7 @@ def duplicate_distances(prints: np.ndarray, labels: np.ndarray, among: np.ndarra
     Args:
         prints: uint8 (n, D), `fingerprints` of the whole set in its order; D at most 192.
         labels: int64 (n,).
-        among: bool (n,), which images count as earlier ones: those that are ok but for this, since nothing is lost
-            with an image that is kept out anyway.
+        among: bool (n,), which images count as earlier ones: those that are not kept out for another reason.
 
     Returns:
         float64 (n,): root-mean-square grey levels, 0..255; inf where there is no earlier image.
@@ -287,7 +285,7 @@ def duplicate_distances(prints: np.ndarray, labels: np.ndarray, among: np.ndarra
             here = slice(start, start + _FINGERPRINT_BLOCK)
             for other in range(0, start + 1, _FINGERPRINT_BLOCK):
                 there = slice(other, other + _FINGERPRINT_BLOCK)
-                # Whole numbers that float32 holds exactly: at most 192 * 255^2 < 2^24, and even ones up to twice that.
+                # Exact in float32: integers up to 192 * 255^2 < 2^24, and even integers up to twice that.
                 gap = squares[there] - 2 * (values[here] @ values[there].T)
                 gap[:, ~among[rows[there]]] = np.inf
                 if other == start:

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_checkpoints
+import tiny_pipelines
 import torch
+from tiny_instruct import save_tiny_instruct
 from torch import Tensor
 
 from latebloom.data.images import LabeledImages
@@ -210,6 +213,32 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of a family, saved when it is first needed. A test that changes it copies it."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    save: dict[str, Callable[[Path], Path]] = {
+        "sd": tiny_checkpoints.save_tiny_sd,
+        "sdxl": tiny_checkpoints.save_tiny_sdxl,
+        "lcm": tiny_checkpoints.save_tiny_lcm,
+        "sd-lora": lambda folder: tiny_checkpoints.save_tiny_lora(folder, get("sd")),
+        "sdxl-lora": lambda folder: tiny_checkpoints.save_tiny_lora(folder, get("sdxl")),
+        "sd3": tiny_pipelines.save_tiny_sd3,
+        "flux": tiny_pipelines.save_tiny_flux,
+        "schnell": lambda folder: tiny_pipelines.save_tiny_flux(folder, guidance_embeds=False),
+        "if": tiny_pipelines.save_tiny_if,
+        "kandinsky22": tiny_pipelines.save_tiny_kandinsky22,
+        "instruct": save_tiny_instruct,
+    }
+
+    def get(family: str) -> Path:
+        if not (root / family).is_dir():
+            save[family](root / family)
+        return root / family
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def fakes() -> SimpleNamespace:
     """The fake `Denoiser`, what it can believe in and its schedule, and the fake `Generator`."""
     return SimpleNamespace(
@@ -259,7 +288,7 @@ def tiny_unet() -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save_tiny(tiny_unet: Callable[..., Any]) -> Callable[..., Path]:
     """Saves a tiny UNet with `DDPMPipeline.save_pretrained`, as any user of diffusers would, and its class names."""
 

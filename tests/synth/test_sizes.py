@@ -69,7 +69,7 @@ def test_a_frame_keeps_the_shape_and_fits_the_generator(height: int, width: int,
     scale = size / min(height, width)
     assert min(made.scaled) == size
     for side, scaled, bucket in zip(made.source, made.scaled, made.bucket, strict=True):
-        assert abs(scaled - side * scale) <= 0.5
+        assert abs(scaled - side * scale) <= 0.5 + 1e-9
         assert bucket >= scaled
         assert bucket % multiple == 0
         assert bucket - scaled < max(multiple, size / 4)  # what is computed for nothing

@@ -34,14 +34,12 @@ def test_a_folder_stands_for_the_usual_file_or_its_only_one(tmp_path: Path) -> N
     ("name", "message"),
     [
         ("lora.bin", r"lora\.bin is neither a safetensors file nor a folder with just one .* pickles .* are refused"),
-        ("nothing@0.5", "nothing is neither a safetensors file"),
         ("two/a.safetensors@much", "@much is neither a safetensors file"),
         ("two", r"two is neither .* with just one \(it has 2\); name the file itself"),
-        ("two/a.safetensors@nan", "has a scale that is not finite; write it as path@0.8"),
-        ("two/a.safetensors@inf", "has a scale that is not finite"),
+        ("two/a.safetensors@nan", "has a scale that is not finite, expected a number; write it as path@0.8"),
     ],
 )
-def test_a_lora_that_cannot_be_found_is_told_why(tmp_path: Path, name: str, message: str) -> None:
+def test_a_lora_that_cannot_be_found_is_refused_with_the_reason(tmp_path: Path, name: str, message: str) -> None:
     for file in ("lora.bin", "two/a.safetensors", "two/b.safetensors"):
         empty(tmp_path / file)
     with pytest.raises(ValueError, match=message):
@@ -55,9 +53,8 @@ def test_a_word_is_the_tensors_name_or_for_automatic1111_the_files(tmp_path: Pat
     assert find_textual_inversion(str(file), 32) == (file, "blobby")
 
 
-def test_what_is_at_a_url_becomes_a_file_that_stays(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_at_a_url_becomes_a_file_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = "memory://adapters"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     word = tiny.save_tiny_textual_inversion(tmp_path / "blobby.safetensors", "emb_params")
     for name in ("word/blobby.safetensors", "styles/pytorch_lora_weights.safetensors", "styles/v1@2.safetensors"):
@@ -79,10 +76,10 @@ def test_what_is_at_a_url_becomes_a_file_that_stays(
 
 def test_an_embedding_of_another_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "word.safetensors"
-    message = r"word\.safetensors holds \{'<blob>': \[1, 48\]\}; .* is one tensor of width 32"
+    message = r"word\.safetensors holds \{'<blob>': \[1, 48\]\}, expected one tensor of width 32; give"
     save_file({"<blob>": torch.zeros(1, 48)}, file)
     with pytest.raises(ValueError, match=message):
         find_textual_inversion(str(file), 32)
     save_file({"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 48)}, file)  # as SDXL has them
-    with pytest.raises(ValueError, match="is one tensor of width 32"):
+    with pytest.raises(ValueError, match="expected one tensor of width 32"):
         find_textual_inversion(str(file), 32)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -15,18 +14,10 @@ from latebloom.synth.generators.diffusers_folder import licence as licence_of
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("originals")
-    tiny.save_tiny_sd(folder / "sd")
-    tiny.save_tiny_sdxl(folder / "sdxl")
-    return folder
-
-
 @pytest.fixture
-def sd(originals: Path, tmp_path: Path) -> Path:
+def sd(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of the small Stable Diffusion, to be damaged."""
-    return Path(shutil.copytree(originals / "sd", tmp_path / "sd"))
+    return Path(shutil.copytree(checkpoint("sd"), tmp_path / "sd"))
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -47,8 +38,8 @@ def load_unet(folder: Path) -> dict[str, torch.Tensor]:
     return Checkpoint.read(folder).load(UNet2DConditionModel, "unet", torch.float32).state_dict()
 
 
-def test_it_tells_the_two_families_apart(originals: Path) -> None:
-    sd, sdxl = Checkpoint.read(originals / "sd"), Checkpoint.read(originals / "sdxl")
+def test_the_two_families_are_recognised(checkpoint: Callable[[str], Path]) -> None:
+    sd, sdxl = Checkpoint.read(checkpoint("sd")), Checkpoint.read(checkpoint("sdxl"))
     assert (sd.sdxl, sd.zeros_for_none, sdxl.sdxl, sdxl.zeros_for_none) == (False, False, True, True)
     assert list(sd.weights) == ["unet", "vae", "text_encoder"]
     assert list(sdxl.weights) == ["unet", "vae", "text_encoder", "text_encoder_2"]
@@ -57,12 +48,12 @@ def test_it_tells_the_two_families_apart(originals: Path) -> None:
 # What a digest is made of
 
 
-def test_the_contents_are_not_of_place_nor_version(originals: Path, sd: Path) -> None:
+def test_the_contents_are_not_of_place_nor_version(checkpoint: Callable[[str], Path], sd: Path) -> None:
     contents = Checkpoint.read(sd).contents()
     edit(sd / "unet" / "config.json", _diffusers_version="0.30.0", _name_or_path="elsewhere")
     edit(sd / "text_encoder" / "config.json", transformers_version="4.0")
     (sd / "README.md").write_text("# A model\n")
-    assert Checkpoint.read(sd).contents() == contents == Checkpoint.read(originals / "sd").contents()
+    assert Checkpoint.read(sd).contents() == contents == Checkpoint.read(checkpoint("sd")).contents()
     json.dumps(contents)
 
 
@@ -70,65 +61,58 @@ def one_bit(weights: dict[str, torch.Tensor]) -> None:
     next(iter(weights.values())).view(-1).view(torch.int32)[0] ^= 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_whatever_changes_images_changes_the_contents(sd: Path) -> None:
+    changes: list[Callable[[Path], None]] = [
         lambda folder: edit_weights(folder / UNET, one_bit),
-        lambda folder: edit_weights(folder / "vae" / "diffusion_pytorch_model.safetensors", one_bit),
         lambda folder: edit_weights(folder / "text_encoder" / "model.safetensors", one_bit),
         lambda folder: edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.011),
         lambda folder: edit(folder / "vae" / "config.json", scaling_factor=0.2),
-        lambda folder: edit(folder / "text_encoder" / "config.json", hidden_act="gelu"),
         lambda folder: edit(folder / "tokenizer" / "tokenizer.json", version="2.0"),
         lambda folder: edit(folder / "tokenizer" / "tokenizer_config.json", pad_token="!"),
-    ],
-)
-def test_whatever_changes_images_changes_the_contents(sd: Path, change: Callable[[Path], None]) -> None:
-    contents = Checkpoint.read(sd).contents()
-    change(sd)
-    assert Checkpoint.read(sd).contents() != contents
+    ]
+    for change in changes:
+        contents = Checkpoint.read(sd).contents()
+        change(sd)
+        assert Checkpoint.read(sd).contents() != contents
 
 
-@pytest.mark.parametrize(
-    ("text", "licence"),
-    [
+def test_the_licence_is_in_the_header_of_the_readme(tmp_path: Path) -> None:
+    for text, licence in (
+        ("", ""),
         ("---\nlicense: openrail++\ntags: [art]\n---\n# A model\nlicense: no\n", "openrail++"),
         ("---\ntags: [art]\n---\n", ""),
         ("# A model\nlicense: no\n", ""),
-    ],
-)
-def test_the_licence_stands_in_the_header_of_the_readme(sd: Path, text: str, licence: str) -> None:
-    assert licence_of(sd) == ""
-    (sd / "README.md").write_text(text)
-    assert licence_of(sd) == licence
+    ):
+        (tmp_path / "README.md").write_text(text)
+        assert licence_of(tmp_path) == licence
 
 
 # Weights
 
 
-def test_half_precision_files_are_taken_where_there_are_no_others(originals: Path, sd: Path) -> None:
+def test_half_precision_files_are_taken_where_there_are_no_others(checkpoint: Callable[[str], Path], sd: Path) -> None:
     assert set(Checkpoint.read(sd).variants.values()) == {None}
     file = (sd / UNET).rename(sd / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    checkpoint = Checkpoint.read(sd)
-    assert checkpoint.variants == {"unet": "fp16", "vae": None, "text_encoder": None}
-    assert checkpoint.weights["unet"] == [file]
-    weights, expected = load_unet(sd), load_unet(originals / "sd")
+    half = Checkpoint.read(sd)
+    assert half.variants == {"unet": "fp16", "vae": None, "text_encoder": None}
+    assert half.weights["unet"] == [file]
+    weights, expected = load_unet(sd), load_unet(checkpoint("sd"))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    shutil.copy(originals / "sd" / UNET, sd / UNET)
+    shutil.copy(checkpoint("sd") / UNET, sd / UNET)
     assert Checkpoint.read(sd).weights["unet"] == [sd / UNET]
 
 
-def test_weights_in_shards_are_the_same_weights(originals: Path, sd: Path) -> None:
+def test_weights_in_shards_are_the_same_weights(checkpoint: Callable[[str], Path], sd: Path) -> None:
     from diffusers import UNet2DConditionModel
 
     (sd / UNET).unlink()
-    UNet2DConditionModel.from_pretrained(originals / "sd", subfolder="unet").save_pretrained(
+    UNet2DConditionModel.from_pretrained(checkpoint("sd"), subfolder="unet").save_pretrained(
         sd / "unet", max_shard_size="300KB"
     )
     shards = sorted((sd / "unet").glob("*.safetensors"))
     assert len(shards) > 2
     assert Checkpoint.read(sd).weights["unet"] == shards
-    weights, expected = load_unet(sd), load_unet(originals / "sd")
+    weights, expected = load_unet(sd), load_unet(checkpoint("sd"))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     shards[1].unlink()
     with pytest.raises(ValueError, match=r"sd has no unet/diffusion_pytorch_model\.safetensors or not all its shards"):
@@ -145,10 +129,6 @@ def test_a_pickle_beside_safetensors_is_left_alone(sd: Path) -> None:
     ("damage", "message"),
     [
         (lambda file: file.write_bytes(file.read_bytes()[:-100]), r"sd/unet cannot be loaded \(.*\); copy or download"),
-        (
-            lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
-            "sd/unet cannot be loaded .*lfs",
-        ),
         (
             lambda file: edit_weights(file, lambda weights: weights.pop("conv_out.weight")),
             r"sd/unet cannot be loaded \(it lacks 1 weights, such as conv_out\.weight\); copy or download it again",
@@ -207,38 +187,34 @@ def without_words(folder: Path) -> None:
         (without_words, "sd has no tokenizer/vocab.json and merges.txt; copy or save"),
         (
             with_index(unet=["diffusers", "UNet2DModel"]),
-            "sd is a StableDiffusionPipeline with UNet2DModel for its unet, where Stable Diffusion 1.x, 2.x and SDXL "
-            "have UNet2DConditionModel; try it as a generator of kind `pipeline`",
+            "sd is a StableDiffusionPipeline with UNet2DModel for its unet, expected UNet2DConditionModel, as Stable "
+            "Diffusion 1.x, 2.x and SDXL have; set generate.kind to pipeline",
         ),
         (with_index(unet=None, transformer=["diffusers", "SD3Transformer2DModel"]), "with nothing for its unet"),
-        (with_index(text_encoder=["transformers", "T5EncoderModel"]), "with T5EncoderModel for its text_encoder"),
-        (with_index(vae=["diffusers", "VQModel"]), "with VQModel for its vae, where .* have AutoencoderKL"),
-        (with_index(tokenizer=[None, None]), "with nothing for its tokenizer"),
-        (with_index(scheduler=[None, None]), "with nothing for its scheduler, where .* have one"),
-        (with_index(controlnet=["diffusers", "ControlNetModel"]), "sd wants its controlnet, too; give a plain text-to"),
+        (with_index(vae=["diffusers", "VQModel"]), "with VQModel for its vae, expected AutoencoderKL, as"),
+        (with_index(scheduler=[None, None]), "with nothing for its scheduler, expected one, as"),
+        (with_index(controlnet=["diffusers", "ControlNetModel"]), "sd needs its controlnet, too; give a plain text-to"),
         (with_index(requires_aesthetics_score=True), "sd is the SDXL refiner, which .*; give the base model"),
-        (with_unet(in_channels=9), "sd has a UNet from 9 to 4 channels where its latents have 4, as for inpainting"),
-        (with_unet(out_channels=8), "sd has a UNet from 4 to 8 channels"),
+        (with_unet(in_channels=9), "sd has a UNet from 9 to 4 channels, expected 4, those of its latents; it may be"),
         (with_unet(class_embed_type="projection"), r"sd has a UNet that takes more than a prompt \(class_embed_type\)"),
         (with_unet(addition_embed_type="text_time"), r"takes more than a prompt \(addition_embed_type\)"),
         (
             with_scheduler(beta_schedule=None, _class_name="EDMEulerScheduler"),
-            "sd has a EDMEulerScheduler, which is no",
+            "sd has a EDMEulerScheduler, expected a schedule",
         ),
         (
             with_scheduler(prediction_type="flow_prediction"),
-            "sd predicts 'flow_prediction'; understood are epsilon, v_prediction, sample",
+            "sd predicts 'flow_prediction', expected one of epsilon, v_prediction, sample",
         ),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_told_why(sd: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_a_folder_that_cannot_be_used_is_refused(sd: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(sd)
     with pytest.raises(ValueError, match=message):
         Checkpoint.read(sd)
 
 
-@pytest.mark.parametrize("name", ["CLIPTokenizer", "CLIPTokenizerFast"])
-def test_what_changes_no_image_is_let_pass(sd: Path, name: str) -> None:
+def test_what_changes_no_image_is_let_pass(sd: Path) -> None:
     unused = {"safety_checker": ["diffusers", "StableDiffusionSafetyChecker"], "image_encoder": ["x", "y"]}
-    edit(sd / "model_index.json", tokenizer=["transformers", name], **unused)
+    edit(sd / "model_index.json", tokenizer=["transformers", "CLIPTokenizerFast"], **unused)
     assert "safety_checker" not in Checkpoint.read(sd).configs

@@ -3,18 +3,18 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-import pydantic
 import pytest
 import torch
 from PIL import Image
-from tiny_instruct import save_tiny_instruct
 
 from latebloom.data.seeds import torch_rng
 from latebloom.data.store import as_path, write_bytes
-from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator, blend, concatenate, julia_set
+from latebloom.synth.config import DiffuseMixConfig
+from latebloom.synth.generators import diffusemix
+from latebloom.synth.generators.diffusemix import DiffuseMixGenerator, Side, blend, concatenate, julia_set
 from latebloom.synth.sampling.denoiser import Wanted
 
 # diffusers' Euler schedulers hand torch tensors to np.array.
@@ -36,17 +36,12 @@ Load = Callable[..., DiffuseMixGenerator]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_instruct(tmp_path_factory.mktemp("diffusemix") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def load(tiny: Path) -> Load:
+def load(checkpoint: Callable[[str], Path]) -> Load:
     def load(
-        folder: Path = tiny, *, grid: int = 100, dtype: torch.dtype = torch.float32, **config: Any
+        folder: Path | None = None, *, grid: int = 100, dtype: torch.dtype = torch.float32, **config: Any
     ) -> DiffuseMixGenerator:
         changed = DiffuseMixConfig(**{"steps": 3} | config)
-        return DiffuseMixGenerator.load(folder, CPU, dtype=dtype, config=changed, grid=grid)
+        return DiffuseMixGenerator.load(folder or checkpoint("instruct"), CPU, dtype=dtype, config=changed, grid=grid)
 
     return load
 
@@ -58,10 +53,16 @@ def generator(load: Load) -> DiffuseMixGenerator:
     return generator
 
 
+@pytest.fixture(scope="module")
+def plain(load: Load) -> DiffuseMixGenerator:
+    """Without fractals."""
+    return load(fractal_alpha=0)
+
+
 @pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
+def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of the checkpoint, to be spoilt."""
-    return shutil.copytree(tiny, tmp_path / "spoilt")
+    return shutil.copytree(checkpoint("instruct"), tmp_path / "spoilt")
 
 
 def photos(n: int) -> np.ndarray:
@@ -116,12 +117,12 @@ def test_the_ramp_rises_evenly() -> None:
     np.testing.assert_allclose(row, [0] * 118 + list(range(0, 200, 10)) + [190] * 118, atol=1e-12)
 
 
-@pytest.mark.parametrize("side", list(HALVES))
-def test_without_a_ramp_the_edge_is_hard_and_in_the_middle(side: Any) -> None:
+def test_without_a_ramp_the_edge_is_hard_and_in_the_middle() -> None:
     original, edit = photos(2)
-    mixed = concatenate(original, edit, side, 0)
-    np.testing.assert_array_equal(mixed[HALVES[side]], original[HALVES[side]])
-    np.testing.assert_array_equal(mixed[HALVES[OPPOSITE[side]]], edit[HALVES[OPPOSITE[side]]])
+    for side in get_args(Side):
+        mixed = concatenate(original, edit, side, 0)
+        np.testing.assert_array_equal(mixed[HALVES[side]], original[HALVES[side]])
+        np.testing.assert_array_equal(mixed[HALVES[OPPOSITE[side]]], edit[HALVES[OPPOSITE[side]]])
 
 
 def test_right_and_bottom_are_left_and_top_turned_round() -> None:
@@ -132,21 +133,18 @@ def test_right_and_bottom_are_left_and_top_turned_round() -> None:
     np.testing.assert_array_equal(bottom[::-1], top)
 
 
-@pytest.mark.parametrize(
-    ("mixed", "fractal", "alpha", "result"),
-    [
+def test_blending_is_exact_on_constant_images() -> None:
+    for mixed, fractal, alpha, result in (
         (100, 200, 0.2, 120),
         (0, 255, 0.2, 51),
         (255, 0, 0.2, 204),
         (255, 255, 0.2, 255),
         (7, 200, 0.0, 7),
         (100.4, 103, 0.2, 101),  # 100.92; rounding 100.4 first, or cutting off, would give 100
-    ],
-)
-def test_blending_is_exact_on_constant_images(mixed: float, fractal: int, alpha: float, result: int) -> None:
-    blended = blend(np.full((4, 4, 3), mixed), np.full((4, 4, 3), fractal, np.uint8), alpha)
-    assert blended.dtype == np.uint8
-    assert (blended == result).all()
+    ):
+        blended = blend(np.full((4, 4, 3), mixed), np.full((4, 4, 3), fractal, np.uint8), alpha)
+        assert blended.dtype == np.uint8
+        assert (blended == result).all()
 
 
 # Fractals
@@ -169,45 +167,54 @@ def test_julia_sets_are_coloured_and_have_structure() -> None:
         assert np.abs(image[..., 0] - image[..., 1]).mean() > 10  # ... and not as the others do
 
 
-def test_a_folder_of_fractals_is_used(load: Load, generator: DiffuseMixGenerator, tmp_path: Path) -> None:
+def test_a_folder_of_fractals_is_used(
+    load: Load, generator: DiffuseMixGenerator, plain: DiffuseMixGenerator, tmp_path: Path
+) -> None:
     Image.new("L", (7, 5), 200).save(tmp_path / "grey.PNG")  # any mode, any size
     (tmp_path / "notes.txt").write_text("fractals")
     images, seeds = photos(2), [1, 2]
-    mixed = make(load(fractal_alpha=0), images, seeds).astype(float)
+    mixed = make(plain, images, seeds).astype(float)
     blended = make(load(fractals=str(tmp_path)), images, seeds)
     assert np.abs(blended - (0.8 * mixed + 0.2 * 200)).max() <= 0.5 + 0.8 * 0.5  # rounded once against twice
     assert not np.array_equal(make(generator, images, seeds), blended)
 
 
-def test_fractals_may_lie_at_a_url(load: Load, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fractals_may_be_at_a_url(
+    load: Load, generator: DiffuseMixGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(diffusemix, "_pipeline", lambda *_, **__: generator.pipeline)
     (tmp_path / "fractals").mkdir()
     Image.new("RGB", (8, 8), (200,) * 3).save(tmp_path / "fractals/grey.png")
-    write_bytes(as_path(f"{bucket}/fractals/grey.png"), (tmp_path / "fractals/grey.png").read_bytes())
-    here, there = (load(fractals=f"{place}/fractals") for place in (tmp_path, bucket))
+    write_bytes(as_path("memory://mix/fractals/grey.png"), (tmp_path / "fractals/grey.png").read_bytes())
+    here, there = (load(fractals=f"{place}/fractals") for place in (tmp_path, "memory://mix"))
     assert here.digest == there.digest
-    assert np.array_equal(make(here, photos(1), [1]), make(there, photos(1), [1]))
-    with pytest.raises(ValueError, match=f"no folder of fractals at '{bucket}/none'"):
-        load(fractals=f"{bucket}/none")
+    assert [Path(file).read_bytes() for file in here.fractals] == [Path(file).read_bytes() for file in there.fractals]
+    with pytest.raises(ValueError, match="there is no folder at 'memory://mix/none'"):
+        load(fractals="memory://mix/none")
 
 
-def test_seeds_draw_the_fractal(load: Load, tmp_path: Path) -> None:
-    for grey in (0, 250):
-        Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / f"{grey}.png")
-    seeds = list(range(8))
+def test_seeds_draw_the_fractal(
+    generator: DiffuseMixGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{grey}.png" for grey in (0, 250)]
+    for file in files:
+        Image.new("RGB", (8, 8), (int(file.stem),) * 3).save(file)
+    monkeypatch.setattr(generator, "fractals", files)
     images = photos(8)
-    mixed = make(load(fractal_alpha=0), images, seeds)
-    offsets = make(load(fractals=str(tmp_path)), images, seeds) - 0.8 * mixed
-    means = offsets.mean((1, 2, 3)).round()
-    assert set(means) == {0.0, 50.0}
+    monkeypatch.setattr(generator, "_edit", lambda *_: torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    made = make(generator, images, list(range(8)))  # of images that are their own edits
+    assert set((made - 0.8 * images).mean((1, 2, 3)).round()) == {0.0, 50.0}
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, "no folder of fractals at '.*'; give one that exists, or none to have Julia sets made"),
-        ({}, r"holds no fractals; put images into it \(\.png, "),
-        ({"readme.txt": b"none"}, "holds no fractals"),
+        (
+            None,
+            "there is no folder at '.*', expected one with fractals; correct diffusemix.fractals, or",
+        ),
+        ({"readme.txt": b"none"}, r"holds no fractals, expected images \(\.png, .*\); put some into it"),
         ({"a.png": b"not a picture"}, r"a\.png cannot be read as an image .*; repair or remove it"),
     ],
 )
@@ -221,7 +228,7 @@ def test_bad_fractals_are_refused(load: Load, tmp_path: Path, files: dict[str, b
         load(fractals=str(folder))
 
 
-# The whole way
+# From references to images
 
 
 def test_one_image_of_its_size_comes_of_each_reference(generator: DiffuseMixGenerator) -> None:
@@ -235,13 +242,13 @@ def test_one_image_of_its_size_comes_of_each_reference(generator: DiffuseMixGene
     assert len(np.unique(made.images.reshape(3, -1), axis=0)) == 3
 
 
-def test_the_edit_is_that_of_diffusers_own_pipeline(load: Load, tiny: Path) -> None:
+def test_the_edit_is_that_of_diffusers_own_pipeline(load: Load, checkpoint: Callable[[str], Path]) -> None:
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     images, seeds, prompts = photos(3), [4, 2**40 + 4, 2**62], ["Autumn", "snowy", "Autumn"]
     made = make(load(masks="paper", fractal_alpha=0, steps=5), images, seeds, prompts)
 
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tiny, safety_checker=None)
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(checkpoint("instruct"), safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     noise = [
         np.random.Generator(np.random.Philox(seed)).standard_normal((4, H // 2, W // 2), np.float32) for seed in seeds
@@ -281,18 +288,23 @@ def test_batch_mates_and_their_order_change_no_image(generator: DiffuseMixGenera
         assert np.mean(other != together) <= 0.001
 
 
-def test_all_bits_of_a_seed_count(load: Load) -> None:
-    generator = load(fractal_alpha=0)
+def test_all_bits_of_a_seed_count(plain: DiffuseMixGenerator) -> None:
     images = np.repeat(photos(1), 2, 0)
-    first, second = make(generator, images, [7, 7 + 2**32])
+    first, second = make(plain, images, [7, 7 + 2**32])
     # Whichever halves they keep, a quarter at least is edit in both.
     assert np.mean((first != second) & (first != images[0]) & (second != images[0])) > 0.1
 
 
 @pytest.mark.parametrize(("masks", "sides"), [("code", {"left", "top"}), ("paper", set(HALVES))])
-def test_the_seed_draws_which_half_stays(load: Load, masks: str, sides: set[str]) -> None:
-    images = np.repeat(photos(1), 24, 0)
-    made = make(load(masks=masks, fractal_alpha=0, steps=2), images, list(range(24)))
+def test_the_seed_draws_which_half_stays(
+    generator: DiffuseMixGenerator, monkeypatch: pytest.MonkeyPatch, masks: Any, sides: set[str]
+) -> None:
+    photo, edit = photos(2)
+    images = np.repeat(photo[None], 24, 0)
+    edits = (torch.from_numpy(edit).permute(2, 0, 1) / 127.5 - 1).expand(24, -1, -1, -1)
+    monkeypatch.setattr(generator, "config", DiffuseMixConfig(masks=masks, fractal_alpha=0))
+    monkeypatch.setattr(generator, "_edit", lambda *_: edits)
+    made = make(generator, images, list(range(24)))
     if masks == "paper":
         kept = kept_sides(made, images)
     else:  # 32 high and 48 wide: six rows or fourteen columns lie before the ramp
@@ -306,12 +318,11 @@ def test_the_seed_draws_which_half_stays(load: Load, masks: str, sides: set[str]
     assert all(kept.count(side) >= 24 / len(sides) / 3 for side in sides)
 
 
-def test_each_image_has_its_own_prompt(load: Load) -> None:
-    generator = load(fractal_alpha=0)
+def test_each_image_has_its_own_prompt(plain: DiffuseMixGenerator) -> None:
     images, seeds = np.repeat(photos(1), 2, 0), [3, 3]
-    autumn, snow = make(generator, images, seeds, ["Autumn", "snowy"])
+    autumn, snow = make(plain, images, seeds, ["Autumn", "snowy"])
     assert np.mean(autumn != snow) > 0.1
-    np.testing.assert_array_equal(make(generator, images, seeds, ["snowy", "snowy"])[0], snow)
+    np.testing.assert_array_equal(make(plain, images, seeds, ["snowy", "snowy"])[0], snow)
 
 
 def test_prompts_are_embedded_once_and_later_ones_too(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,30 +336,29 @@ def test_prompts_are_embedded_once_and_later_ones_too(load: Load, monkeypatch: p
     generator.prepare(["Autumn", "a mosaic"])  # loads nothing
 
 
-@pytest.mark.parametrize(
-    ("colour", "fine"),
-    [
-        ((-1, -1, -1), False),  # black, as safety checkers and overflowing networks leave it
-        ((1, 1, 1), False),  # white, what the released code's test for black finds
-        ((0.3, 0.3, 0.3), False),
-        ((1, -1, -1), False),  # red: flat, though its channels differ
-        ((torch.nan, 0, 0), False),
-        ((torch.inf, 0, 0), False),
-        (None, True),
-    ],
+FAILED = (
+    (-1, -1, -1),  # black, as safety checkers and overflowing networks leave it
+    (1, 1, 1),  # white, what the released code's test for black finds
+    (0.3, 0.3, 0.3),
+    (1, -1, -1),  # red: flat, though its channels differ
+    (torch.nan, 0, 0),
+    (torch.inf, 0, 0),
+    None,
 )
+
+
 def test_an_edit_that_failed_is_marked_behind_its_mixing(
-    load: Load, monkeypatch: pytest.MonkeyPatch, colour: tuple[float, ...] | None, fine: bool
+    generator: DiffuseMixGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = load()
-    generator.prepare(["Autumn"])
-    decoded = torch.linspace(-1, 1, 2 * 3 * H * W).reshape(2, 3, W, H).transpose(2, 3).clone()
-    if colour:
+    n = len(FAILED)
+    decoded = torch.linspace(-1, 1, n * 3 * H * W).reshape(n, 3, W, H).transpose(2, 3).clone()
+    decoded[-1] = torch.linspace(-1, 1, 3 * H * W).reshape(3, W, H).transpose(1, 2)
+    for row, colour in enumerate(FAILED[:-1]):
         faint = torch.linspace(0, 0.01, W) * torch.tensor(colour).isfinite().all()  # about a grey level: still flat
-        decoded[1] = torch.tensor(colour)[:, None, None] + faint
+        decoded[row] = torch.tensor(colour)[:, None, None] + faint
     monkeypatch.setattr(generator.pipeline.vae, "decode", lambda *_, **__: (decoded,))
-    made = generator.make(generator.encode(photos(2)), wanted([1, 2]))
-    assert made.finite.tolist() == [True, fine]
+    made = generator.make(generator.encode(photos(n)), wanted(range(n)))
+    assert made.finite.tolist() == [False] * (n - 1) + [True]
     assert made.images.std((1, 2, 3)).min() > 20  # of which the mixed image shows nothing
 
 
@@ -378,7 +388,7 @@ def test_seconds_are_of_one_evaluation_of_one_image(generator: DiffuseMixGenerat
 
 
 def test_what_it_says_of_itself(generator: DiffuseMixGenerator) -> None:
-    assert (generator.name, generator.device, generator.size, generator.channels) == ("tiny", CPU, 256, 3)
+    assert (generator.name, generator.device, generator.size, generator.channels) == ("instruct", CPU, 256, 3)
     assert generator.multiple == 4  # two pixels a latent, and the UNet halves once
     assert (generator.licence, generator.trained_on) == ("", frozenset())
     generator.check(("cat", "dog"))
@@ -395,8 +405,9 @@ def test_the_licence_is_that_of_the_card(load: Load, copy: Path) -> None:
 
 
 def test_the_digest_is_of_what_makes_the_images(
-    load: Load, generator: DiffuseMixGenerator, copy: Path, tmp_path: Path
+    load: Load, generator: DiffuseMixGenerator, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(diffusemix, "_pipeline", lambda *_, **__: generator.pipeline)  # the digest is of the files
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8), "red").save(tmp_path / folder / f"{folder}.png")
@@ -415,11 +426,10 @@ def test_the_digest_is_of_what_makes_the_images(
     assert load(copy).digest == load(grid=20).digest == load(prompts=("snowy",)).digest == generator.digest
 
 
-@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
-def test_one_weight_changes_the_digest(load: Load, generator: DiffuseMixGenerator, copy: Path, part: str) -> None:
+def test_one_weight_changes_the_digest(load: Load, generator: DiffuseMixGenerator, copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    file = copy / f"{part}.safetensors"
+    file = copy / "text_encoder/model.safetensors"  # which is not loaded yet
     weights = load_file(file)
     next(iter(weights.values())).view(-1)[0] += 1e-3
     save_file(weights, file, metadata={"format": "pt"})
@@ -440,13 +450,15 @@ def test_one_setting_changes_the_digest_but_not_who_wrote_it(
 # What is refused
 
 
-def test_the_autoencoder_sees_one_image_at_a_time(load: Load) -> None:
-    generator = load()
+def test_the_autoencoder_sees_one_image_at_a_time(generator: DiffuseMixGenerator) -> None:
     sizes: list[int] = []
-    for part in (generator.pipeline.vae.encoder, generator.pipeline.vae.decoder):
+    hooks = [
         part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    generator.prepare(["Autumn"])
-    make(generator, photos(2), [1, 2], ["Autumn"] * 2)
+        for part in (generator.pipeline.vae.encoder, generator.pipeline.vae.decoder)
+    ]
+    make(generator, photos(2), [1, 2])
+    for hook in hooks:
+        hook.remove()
     assert set(sizes) == {1}
 
 
@@ -473,7 +485,6 @@ def test_pickles_are_refused(load: Load, copy: Path) -> None:
     [
         ("vae/config.json", r"spoilt/vae cannot be loaded \(.*\); copy or download it again"),
         ("text_encoder/model.safetensors", r"spoilt/text_encoder cannot be loaded \(.*\); copy or download it again"),
-        ("scheduler", "spoilt has no scheduler/; copy or save the whole diffusers folder"),
     ],
 )
 def test_a_missing_part_is_refused(load: Load, copy: Path, file: str, message: str) -> None:
@@ -482,43 +493,7 @@ def test_a_missing_part_is_refused(load: Load, copy: Path, file: str, message: s
         load(copy).prepare(["Autumn"])
 
 
-def test_a_broken_file_of_weights_is_refused(load: Load, copy: Path) -> None:
-    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"spoilt/unet cannot be loaded \(.*\); copy or download it again"):
-        load(copy)
-
-
-def test_missing_weights_are_refused(load: Load, copy: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    del weights["conv_out.bias"]
-    save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"spoilt/unet cannot be loaded \(it lacks 1 weights, such as conv_out\.bias"):
-        load(copy)
-
-
 def test_a_prompt_that_would_be_cut_off_is_refused(generator: DiffuseMixGenerator) -> None:
     message = "prompt 'as autumn leaves are' has 19 tokens, the text encoder reads 16; shorten it"
     with pytest.raises(ValueError, match=message):
         generator.prepare(["Autumn", "as autumn leaves are"])
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("prompts", (), "at least 1 item"),
-        ("prompts", ("Autumn", " "), "at least 1 character"),
-        ("masks", "diagonal", "'code' or 'paper'"),
-        ("fractal_alpha", 1.0, "less than 1"),
-        ("steps", 1, "greater than or equal to 2"),
-        ("guidance_scale", 1.0, "greater than 1"),  # diffusers would drop the guidance by the image too
-        ("image_guidance_scale", 0.9, "greater than or equal to 1"),
-        ("ramp", 20, "Extra inputs are not permitted"),
-    ],
-)
-def test_a_config_out_of_bounds_is_refused(field: str, value: Any, message: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match=message):
-        DiffuseMixConfig(**{field: value})

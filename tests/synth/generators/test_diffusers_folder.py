@@ -38,5 +38,5 @@ def test_repeated_blocks_are_compiled_where_there_are_such_and_else_the_whole() 
 
 
 def test_a_network_that_cannot_fuse_is_refused() -> None:
-    with pytest.raises(ValueError, match="Network cannot fuse its projections; switch fuse_qkv off"):
+    with pytest.raises(ValueError, match="Network cannot fuse its projections; set generate"):
         fuse_projections(Network())

@@ -1,7 +1,9 @@
+import functools
 import json
 import re
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +21,26 @@ TOP, BOTTOM = "a photo of a top", "a photo of a bottom"
 MINUS_ONE = torch.tensor([-1])
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders sd, sdxl and lcm, and the LoRAs of the first two."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    tiny.save_tiny_sd(folder / "sd")
-    tiny.save_tiny_sdxl(folder / "sdxl")
-    tiny.save_tiny_lcm(folder / "lcm")
-    for kind in ("sd", "sdxl"):
-        tiny.save_tiny_lora(folder / f"{kind}-lora", folder / kind)
-    return folder
+Folders = Callable[[str], Path]
+Ready = Callable[[str], LatentDenoiser]
 
 
 @pytest.fixture
-def sd(checkpoints: Path, tmp_path: Path) -> Path:
+def sd(checkpoint: Folders, tmp_path: Path) -> Path:
     """A copy of the small Stable Diffusion, to be damaged."""
-    return Path(shutil.copytree(checkpoints / "sd", tmp_path / "sd"))
+    return Path(shutil.copytree(checkpoint("sd"), tmp_path / "sd"))
 
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> LatentDenoiser:
     denoiser = LatentDenoiser.load(folder, CPU, dtype=dtype, **settings)
     denoiser.prepare([TOP, BOTTOM])
     return denoiser
+
+
+@pytest.fixture(scope="module")
+def ready(checkpoint: Folders) -> Ready:
+    """The denoiser of a family, loaded once, with both prompts."""
+    return functools.cache(lambda family: load(checkpoint(family)))
 
 
 def pipeline(folder: Path) -> Any:
@@ -84,37 +84,36 @@ def said(pipe: Any, x: Tensor, timesteps: Tensor, prompts: list[str], negative: 
 # The network
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
-@pytest.mark.parametrize("negative", ["", "the digit"])
-def test_it_says_what_the_unet_says_with_the_pipelines_prompts(checkpoints: Path, kind: str, negative: str) -> None:
-    denoiser = load(checkpoints / kind, negative_prompt=negative)
+@pytest.mark.parametrize(("kind", "negative"), [("sd", "the digit"), ("sdxl", ""), ("sdxl", "the digit")])
+def test_it_says_what_the_unet_says_with_the_pipelines_prompts(checkpoint: Folders, kind: str, negative: str) -> None:
+    denoiser = load(checkpoint(kind), negative_prompt=negative)
     x = noise(2, 4, 8, 12)
     timesteps = torch.tensor([500, 20])
     rows = denoiser.conditions(np.zeros(2, np.int64), [BOTTOM, TOP])
     assert rows.dtype == torch.int64
     assert rows.tolist() == [1, 0]
     output = denoiser.predict(torch.cat([x, x]), timesteps.repeat(2), torch.cat([rows, torch.full_like(rows, -1)]))
-    expected = said(pipeline(checkpoints / kind), x, timesteps, [BOTTOM, TOP], negative or None)
+    expected = said(pipeline(checkpoint(kind)), x, timesteps, [BOTTOM, TOP], negative or None)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
     assert output.dtype == torch.float32
     assert float((output[:2] - output[2:]).abs().max()) > 0.01  # or no prompt would matter
 
 
-def test_prompts_and_sizes_matter_to_sdxl(checkpoints: Path) -> None:
-    denoiser = load(checkpoints / "sdxl")
+def test_prompts_and_sizes_matter_to_sdxl(checkpoint: Folders, ready: Ready) -> None:
+    denoiser = ready("sdxl")
     x = noise(1, 4, 8, 8)
     top, bottom = (denoiser.predict(x, torch.tensor([500]), torch.tensor([row])) for row in (0, 1))
     assert float((top - bottom).abs().max()) > 1e-3
-    pipe = pipeline(checkpoints / "sdxl")
+    pipe = pipeline(checkpoint("sdxl"))
     assert pipe._get_add_time_ids((16, 24), (0, 0), (16, 24), 6, 2.5, (16, 24), (0, 0), (16, 24), torch.float32, 32)[
         0
     ].tolist() == [[16, 24, 0, 0, 16, 24]]  # height before width, as `said` has it
 
 
-def test_the_guidance_of_a_consistency_model_is_embedded(checkpoints: Path) -> None:
-    denoiser = load(checkpoints / "lcm", embedded_guidance=4)
+def test_the_guidance_of_a_consistency_model_is_embedded(checkpoint: Folders) -> None:
+    denoiser = load(checkpoint("lcm"), embedded_guidance=4)
     assert (denoiser.unconditional, denoiser.timestep_scaling) == (False, 10)
-    pipe = pipeline(checkpoints / "lcm")
+    pipe = pipeline(checkpoint("lcm"))
     x, timesteps = noise(1, 4, 8, 8), torch.tensor([499])
     with torch.no_grad():
         text, _ = pipe.encode_prompt([TOP], CPU, 1, False)
@@ -122,25 +121,25 @@ def test_the_guidance_of_a_consistency_model_is_embedded(checkpoints: Path) -> N
         expected = pipe.unet(x, timesteps, text, timestep_cond=w).sample
     output = denoiser.predict(x, timesteps, torch.tensor([0]))
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
-    other = load(checkpoints / "lcm")
+    other = load(checkpoint("lcm"))
     assert float((other.predict(x, timesteps, torch.tensor([0])) - output).abs().max()) > 1e-3
     assert other.digest != denoiser.digest
-    with pytest.raises(ValueError, match="lcm has guidance built in and takes no negative prompt; leave it empty"):
-        load(checkpoints / "lcm", negative_prompt="blurry")
+    with pytest.raises(ValueError, match="lcm has guidance built in and takes no negative prompt; leave prompts"):
+        load(checkpoint("lcm"), negative_prompt="blurry")
 
 
-def test_only_consistency_models_have_a_boundary_condition(checkpoints: Path, sd: Path) -> None:
-    plain = load(checkpoints / "sd", embedded_guidance=4)
+def test_only_consistency_models_have_a_boundary_condition(checkpoint: Folders, ready: Ready, sd: Path) -> None:
+    plain = load(checkpoint("sd"), embedded_guidance=4)
     assert (plain.unconditional, plain.timestep_scaling) == (True, 0)
-    assert plain.digest == load(checkpoints / "sd").digest  # it takes no embedded guidance
+    assert plain.digest == ready("sd").digest  # it takes no embedded guidance
     edit(sd / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")  # one with an LCM LoRA merged in
-    assert (load(sd).unconditional, load(sd).timestep_scaling) == (True, 10)
+    merged = load(sd)
+    assert (merged.unconditional, merged.timestep_scaling) == (True, 10)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_neither_batch_mates_nor_fused_projections_change_much(checkpoints: Path, kind: str) -> None:
-    denoiser = load(checkpoints / kind)
-    fused = load(checkpoints / kind, fuse_qkv=True)
+def test_neither_batch_mates_nor_fused_projections_change_much(checkpoint: Folders, ready: Ready) -> None:
+    denoiser = ready("sdxl")
+    fused = load(checkpoint("sdxl"), fuse_qkv=True)
     x, timesteps, rows = noise(3, 4, 8, 8), torch.tensor([900, 500, 20]), torch.tensor([0, -1, 1])
     together = denoiser.predict(x, timesteps, rows)
     for i in range(3):
@@ -150,35 +149,36 @@ def test_neither_batch_mates_nor_fused_projections_change_much(checkpoints: Path
     assert fused.digest == denoiser.digest
 
 
-def test_the_unet_is_compiled_when_asked(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unet_is_compiled_if_set(checkpoint: Folders, ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(latent, "compile_network", asked.append)  # compiling itself takes minutes
-    compiled = load(checkpoints / "sd", compile=True)
+    compiled = load(checkpoint("sd"), compile=True)
     assert asked == [compiled._unet]
-    assert load(checkpoints / "sd").digest == compiled.digest
-    assert len(asked) == 1
+    assert ready("sd").digest == compiled.digest
 
 
 # The schedule
 
 
-def test_schedule_and_prediction_are_those_of_the_folder(checkpoints: Path, tmp_path: Path) -> None:
-    denoiser = load(checkpoints / "sd")
+def test_schedule_and_prediction_are_those_of_the_folder(ready: Ready, sd: Path) -> None:
+    denoiser = ready("sd")
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # scaled_linear
     np.testing.assert_allclose(denoiser.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-5)
     assert (denoiser.alphas_cumprod.dtype, denoiser.prediction_type) == (np.float64, "epsilon")
-    other = load(tiny.save_tiny_sd(tmp_path / "2.x", prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}  # as 2.x has them
+    edit(sd / "scheduler" / "scheduler_config.json", **changes)
+    other = load(sd)
     assert (other.alphas_cumprod[-1], other.prediction_type) == (0, "v_prediction")
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_ddim_by_hand_ends_where_the_pipeline_ends(checkpoints: Path, kind: str) -> None:
+def test_ddim_by_hand_ends_where_the_pipeline_ends(checkpoint: Folders, kind: str) -> None:
     from diffusers import DDIMScheduler
 
-    pipe = pipeline(checkpoints / kind)
+    pipe = pipeline(checkpoint(kind))
     settings = {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1}
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **settings)
-    denoiser = load(checkpoints / kind, negative_prompt="the digit")
+    denoiser = load(checkpoint(kind), negative_prompt="the digit")
     latents = denoiser.encode(np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8))
     made = pipe(
         [TOP, BOTTOM],
@@ -206,10 +206,9 @@ def test_ddim_by_hand_ends_where_the_pipeline_ends(checkpoints: Path, kind: str)
 # Pixels and latents
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_encoding_is_the_mode_and_decoding_its_inverse_scale(checkpoints: Path, kind: str) -> None:
-    denoiser = load(checkpoints / kind)
-    vae = pipeline(checkpoints / kind).vae
+def test_encoding_is_the_mode_and_decoding_its_inverse_scale(checkpoint: Folders, ready: Ready) -> None:
+    denoiser = ready("sd")
+    vae = pipeline(checkpoint("sd")).vae
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
@@ -223,9 +222,9 @@ def test_encoding_is_the_mode_and_decoding_its_inverse_scale(checkpoints: Path, 
     torch.testing.assert_close(denoiser.decode(latents), decoded, rtol=0, atol=1e-5)
 
 
-def test_a_vae_with_mean_and_deviation_is_normalised_by_them(sd: Path) -> None:
+def test_a_vae_with_mean_and_deviation_is_normalised_by_them(ready: Ready, sd: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
-    plain = load(sd)
+    plain = ready("sd")
     mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 4.0, 0.5]
     edit(sd / "vae" / "config.json", latents_mean=mean, latents_std=std, scaling_factor=0.5)
     denoiser = load(sd)
@@ -235,8 +234,8 @@ def test_a_vae_with_mean_and_deviation_is_normalised_by_them(sd: Path) -> None:
     torch.testing.assert_close(denoiser.decode(expected), plain.decode(raw * 0.18215), rtol=0, atol=1e-4)
 
 
-def test_what_is_not_finite_stays_so_and_spoils_no_other(checkpoints: Path) -> None:
-    denoiser = load(checkpoints / "sd")
+def test_what_is_not_finite_stays_so_and_spoils_no_other(ready: Ready) -> None:
+    denoiser = ready("sd")
     x0 = noise(3, 4, 8, 8)
     clean = denoiser.decode(x0)
     x0[1, 0, 0, 0] = torch.nan
@@ -249,19 +248,18 @@ def test_what_is_not_finite_stays_so_and_spoils_no_other(checkpoints: Path) -> N
 @pytest.mark.parametrize(
     ("dtype", "force_upcast", "expected"),
     [
-        (torch.float32, False, torch.float32),
         (torch.bfloat16, False, torch.bfloat16),
         (torch.bfloat16, True, torch.float32),
         (torch.float16, False, torch.float32),
     ],
 )
 def test_half_precision_gives_finite_float32(
-    sd: Path, dtype: torch.dtype, force_upcast: bool, expected: torch.dtype
+    ready: Ready, sd: Path, dtype: torch.dtype, force_upcast: bool, expected: torch.dtype
 ) -> None:
     edit(sd / "vae" / "config.json", force_upcast=force_upcast)
     denoiser = load(sd, dtype=dtype)
     assert (denoiser._unet.dtype, denoiser._vae.dtype) == (dtype, expected)
-    whole = load(sd)
+    whole = ready("sd")
     x, timesteps, rows = noise(2, 4, 8, 8), torch.tensor([500, 20]), torch.tensor([0, -1])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     for value, exact in (
@@ -274,8 +272,8 @@ def test_half_precision_gives_finite_float32(
         assert float((value - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
 
-def test_sizes_are_told_in_pixels(checkpoints: Path) -> None:
-    denoiser = load(checkpoints / "sd")
+def test_sizes_are_in_pixels(ready: Ready) -> None:
+    denoiser = ready("sd")
     # 8 latents of 2 pixels; the UNet halves once more.
     assert (denoiser.size, denoiser.multiple, denoiser.channels, denoiser.clip) == (16, 4, 3, False)
 
@@ -284,8 +282,9 @@ def test_sizes_are_told_in_pixels(checkpoints: Path) -> None:
 
 
 @pytest.fixture
-def encoders(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
+def encoders(checkpoint: Folders, monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
     """The text encoders that were loaded so far, if they are still there."""
+    checkpoint("sd-lora")
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     loaded: list[weakref.ref] = []
@@ -305,12 +304,12 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
     return loaded
 
 
-@pytest.mark.parametrize(("kind", "lora", "count"), [("sd", "sd-lora", 1), ("sd", "", 1), ("sdxl", "", 2)])
+@pytest.mark.parametrize(("kind", "lora", "count"), [("sd", "sd-lora", 1), ("sdxl", "", 2)])
 def test_text_encoders_live_only_while_there_are_new_prompts(
-    checkpoints: Path, encoders: list[weakref.ref], kind: str, lora: str, count: int
+    checkpoint: Folders, encoders: list[weakref.ref], kind: str, lora: str, count: int
 ) -> None:
-    loras = [str(checkpoints / lora)] if lora else []
-    denoiser = LatentDenoiser.load(checkpoints / kind, CPU, dtype=torch.float32, loras=loras)
+    loras = [str(checkpoint(lora))] if lora else []
+    denoiser = LatentDenoiser.load(checkpoint(kind), CPU, dtype=torch.float32, loras=loras)
     denoiser.prepare([])
     assert encoders == []
     denoiser.prepare([TOP, BOTTOM, TOP])
@@ -324,21 +323,20 @@ def test_text_encoders_live_only_while_there_are_new_prompts(
     assert denoiser.conditions(np.zeros(3, np.int64), [TOP, BOTTOM, "the digit"]).tolist() == [0, 1, 2]
     assert torch.equal(denoiser.predict(x, timesteps, torch.tensor([-1, 0, 1])), before)
     # The same to the last bit as if all had been known from the start, in any order.
-    other = LatentDenoiser.load(checkpoints / kind, CPU, dtype=torch.float32, loras=loras)
+    other = LatentDenoiser.load(checkpoint(kind), CPU, dtype=torch.float32, loras=loras)
     other.prepare(["the digit", BOTTOM, TOP])
     swapped = other.predict(x, timesteps, torch.tensor([-1, 2, 0]))
     assert torch.equal(swapped, denoiser.predict(x, timesteps, torch.tensor([-1, 0, 2])))
 
 
-def test_a_prompt_that_was_not_prepared_is_refused(checkpoints: Path) -> None:
-    denoiser = load(checkpoints / "sd")
-    with pytest.raises(ValueError, match="prompt 'the digit' was not prepared; tell `prepare` every prompt"):
-        denoiser.conditions(np.zeros(2, np.int64), [TOP, "the digit"])
+def test_a_prompt_that_was_not_prepared_is_refused(ready: Ready) -> None:
+    with pytest.raises(ValueError, match="prompt 'the digit' was not prepared; give `prepare` every prompt"):
+        ready("sd").conditions(np.zeros(2, np.int64), [TOP, "the digit"])
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_a_prompt_that_is_too_long_is_told_and_cut(checkpoints: Path, kind: str) -> None:
-    denoiser = LatentDenoiser.load(checkpoints / kind, CPU, dtype=torch.float32)
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(checkpoint: Folders, kind: str) -> None:
+    denoiser = LatentDenoiser.load(checkpoint(kind), CPU, dtype=torch.float32)
     fits, long = " ".join(["photo"] * 14), " ".join(["photo"] * 14 + ["of", "top"])  # 16 with start and end
     denoiser.prepare([fits])  # warnings are errors
     with pytest.warns(UserWarning, match="has more than 16 tokens: 'of top' is cut off") as caught:
@@ -349,20 +347,19 @@ def test_a_prompt_that_is_too_long_is_told_and_cut(checkpoints: Path, kind: str)
     assert torch.equal(*(denoiser.predict(x, timesteps, torch.tensor([row])) for row in (0, 1)))
 
 
-def test_every_class_needs_a_name(checkpoints: Path) -> None:
-    denoiser = load(checkpoints / "sd")
-    denoiser.check(("any", "name at all"))
-    with pytest.raises(ValueError, match="class 1 has no name to make a prompt of"):
-        denoiser.check(("top", " "))
+def test_every_class_needs_a_name(ready: Ready) -> None:
+    ready("sd").check(("any", "name at all"))
+    with pytest.raises(ValueError, match="class 1 has no name, which its prompt needs"):
+        ready("sd").check(("top", " "))
 
 
 # LoRA and textual inversion
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_a_merged_lora_is_that_of_the_pipeline(checkpoints: Path, kind: str) -> None:
-    lora = checkpoints / f"{kind}-lora" / "pytorch_lora_weights.safetensors"
-    pipe = pipeline(checkpoints / kind)
+def test_a_merged_lora_is_that_of_the_pipeline(checkpoint: Folders, ready: Ready, kind: str) -> None:
+    lora = checkpoint(f"{kind}-lora") / "pytorch_lora_weights.safetensors"
+    pipe = pipeline(checkpoint(kind))
     x, timesteps, rows = noise(1, 4, 8, 8), torch.tensor([500]), torch.tensor([0, -1])
     plain = said(pipe, x, timesteps, [TOP])
     pipe.load_lora_weights(lora)
@@ -370,7 +367,7 @@ def test_a_merged_lora_is_that_of_the_pipeline(checkpoints: Path, kind: str) -> 
     assert float((expected - plain)[0].abs().max()) > 0.01
     assert float((expected - plain)[1].abs().max()) > 0.001
 
-    denoiser = load(checkpoints / kind, loras=[str(lora)])
+    denoiser = load(checkpoint(kind), loras=[str(lora)])
     twice = torch.cat([x, x]), timesteps.repeat(2), rows
     torch.testing.assert_close(denoiser.predict(*twice), expected, rtol=0, atol=1e-5)
     assert not [name for name, _ in denoiser._unet.named_modules() if "lora" in name]
@@ -378,101 +375,100 @@ def test_a_merged_lora_is_that_of_the_pipeline(checkpoints: Path, kind: str) -> 
     again = denoiser.predict(x, timesteps, denoiser.conditions(np.zeros(1, np.int64), ["the digit"]))
     torch.testing.assert_close(again, said(pipe, x, timesteps, ["the digit"])[:1], rtol=0, atol=1e-5)
 
-    nothing = load(checkpoints / kind, loras=[f"{lora.parent}@0"])
-    assert torch.equal(nothing.predict(*twice), load(checkpoints / kind).predict(*twice))
+    nothing = load(checkpoint(kind), loras=[f"{lora.parent}@0"])
+    assert torch.equal(nothing.predict(*twice), ready(kind).predict(*twice))
     assert nothing.digest != denoiser.digest
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # of diffusers with two LoRAs side by side
-def test_several_loras_add_up_by_their_scales(checkpoints: Path, tmp_path: Path) -> None:
-    first = checkpoints / "sd-lora" / "pytorch_lora_weights.safetensors"
-    second = tiny.save_tiny_lora(tmp_path / "se@cond", checkpoints / "sd", seed=7)
-    pipe = pipeline(checkpoints / "sd")
+def test_several_loras_add_up_by_their_scales(checkpoint: Folders, tmp_path: Path) -> None:
+    first = checkpoint("sd-lora") / "pytorch_lora_weights.safetensors"
+    second = tiny.save_tiny_lora(tmp_path / "se@cond", checkpoint("sd"), seed=7)
+    pipe = pipeline(checkpoint("sd"))
     pipe.load_lora_weights(first, adapter_name="first")
     pipe.load_lora_weights(second, adapter_name="second")
     pipe.set_adapters(["first", "second"], [0.8, -0.5])
     x, timesteps = noise(1, 4, 8, 8), torch.tensor([500])
-    denoiser = load(checkpoints / "sd", loras=[f"{first}@0.8", f"{second}@-0.5"])
+    denoiser = load(checkpoint("sd"), loras=[f"{first}@0.8", f"{second}@-0.5"])
     output = denoiser.predict(torch.cat([x, x]), timesteps.repeat(2), torch.tensor([0, -1]))
     torch.testing.assert_close(output, said(pipe, x, timesteps, [TOP]), rtol=0, atol=1e-5)
 
 
-def test_a_lora_in_kohyas_layout_is_read_with_its_alpha(checkpoints: Path, tmp_path: Path) -> None:
+def test_a_lora_in_kohyas_layout_is_read_with_its_alpha(checkpoint: Folders, ready: Ready, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = {}
-    for key, value in load_file(checkpoints / "sd-lora" / "pytorch_lora_weights.safetensors").items():
+    for key, value in load_file(checkpoint("sd-lora") / "pytorch_lora_weights.safetensors").items():
         part, module, kind = re.fullmatch(r"(unet|text_encoder)\.(.*)\.lora_([AB])\.weight", key).groups()
         module = module if part == "unet" else f"text_model.{module}"
         name = f"lora_{'unet' if part == 'unet' else 'te'}_{module.replace('.', '_')}"
         weights[f"{name}.lora_{'down' if kind == 'A' else 'up'}.weight"] = value
         weights[f"{name}.alpha"] = torch.tensor(1.0)  # of rank 2: half
     save_file(weights, tmp_path / "kohya.safetensors")
-    kohya = load(checkpoints / "sd", loras=[str(tmp_path)])
-    half = load(checkpoints / "sd", loras=[f"{checkpoints / 'sd-lora'}@0.5"])
+    kohya = load(checkpoint("sd"), loras=[str(tmp_path)])
+    half = load(checkpoint("sd"), loras=[f"{checkpoint('sd-lora')}@0.5"])
     arguments = noise(2, 4, 8, 8), torch.tensor([500, 20]), torch.tensor([0, -1])
     torch.testing.assert_close(kohya.predict(*arguments), half.predict(*arguments), rtol=0, atol=1e-5)
-    assert not torch.allclose(kohya.predict(*arguments), load(checkpoints / "sd").predict(*arguments), atol=1e-3)
+    assert not torch.allclose(kohya.predict(*arguments), ready("sd").predict(*arguments), atol=1e-3)
 
 
-@pytest.mark.parametrize("vectors", [1, 3])
-def test_a_learned_word_means_what_it_means_to_the_pipeline(checkpoints: Path, tmp_path: Path, vectors: int) -> None:
-    file = tiny.save_tiny_textual_inversion(tmp_path / "any.safetensors", "<blob>", vectors=vectors)
-    denoiser = load(checkpoints / "sd", textual_inversions=[str(file)])
+def test_a_learned_word_means_what_it_means_to_the_pipeline(checkpoint: Folders, ready: Ready, tmp_path: Path) -> None:
+    file = tiny.save_tiny_textual_inversion(tmp_path / "any.safetensors", "<blob>", vectors=3)
+    denoiser = load(checkpoint("sd"), textual_inversions=[str(file)])
     prompt = "a photo of a <blob>"
     denoiser.prepare([prompt])
-    pipe = pipeline(checkpoints / "sd")
+    pipe = pipeline(checkpoint("sd"))
     x, timesteps = noise(1, 4, 8, 8), torch.tensor([500])
     spelt = said(pipe, x, timesteps, [prompt])[:1]
     pipe.load_textual_inversion(file)
     output = denoiser.predict(x, timesteps, torch.tensor([2]))
     torch.testing.assert_close(output, said(pipe, x, timesteps, [prompt])[:1], rtol=0, atol=1e-5)
     assert float((output - spelt).abs().max()) > 0.001
-    assert denoiser.digest != load(checkpoints / "sd").digest
+    assert denoiser.digest != ready("sd").digest
 
 
-def test_automatic1111_calls_a_word_by_its_file(checkpoints: Path, tmp_path: Path) -> None:
+def test_automatic1111_calls_a_word_by_its_file(checkpoint: Folders, tmp_path: Path) -> None:
     file = tiny.save_tiny_textual_inversion(tmp_path / "blobby.safetensors", "emb_params")
     tiny.save_tiny_textual_inversion(tmp_path / "same" / "learned_embeds.safetensors", "blobby")
     x, timesteps = noise(1, 4, 8, 8), torch.tensor([500])
     outputs = []
     for path in (file, tmp_path / "same"):
-        denoiser = load(checkpoints / "sd", textual_inversions=[str(path)])
+        denoiser = load(checkpoint("sd"), textual_inversions=[str(path)])
         denoiser.prepare(["a photo of a blobby"])
         outputs.append(denoiser.predict(x, timesteps, torch.tensor([2])))
     assert torch.equal(*outputs)
 
 
-def test_loading_leaves_the_global_random_stream_alone(checkpoints: Path, tmp_path: Path) -> None:
+def test_loading_leaves_the_global_random_stream_alone(checkpoint: Folders, tmp_path: Path) -> None:
     file = tiny.save_tiny_textual_inversion(tmp_path / "blob.safetensors")
     before = torch.get_rng_state()
-    load(checkpoints / "sd", loras=[str(checkpoints / "sd-lora")], textual_inversions=[str(file)], fuse_qkv=True)
+    load(checkpoint("sd"), loras=[str(checkpoint("sd-lora"))], textual_inversions=[str(file)], fuse_qkv=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 # The folder
 
 
-def test_every_setting_that_changes_images_changes_the_digest(checkpoints: Path) -> None:
+def test_every_setting_that_changes_images_changes_the_digest(checkpoint: Folders, ready: Ready) -> None:
     def digest(**settings: Any) -> str:
-        return LatentDenoiser.load(checkpoints / "sd", CPU, **{"dtype": torch.float32} | settings).digest
+        return LatentDenoiser.load(checkpoint("sd"), CPU, **{"dtype": torch.float32} | settings).digest
 
-    lora = str(checkpoints / "sd-lora")
+    lora = str(checkpoint("sd-lora"))
     digests = [
         digest(),
         digest(negative_prompt="blurry"),
         digest(dtype=torch.bfloat16),
         digest(loras=[lora]),
         digest(loras=[f"{lora}@0.5"]),
-        LatentDenoiser.load(checkpoints / "sdxl", CPU, dtype=torch.float32).digest,
+        ready("sdxl").digest,
     ]
     assert len(set(digests)) == len(digests)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
-    assert digest() == digests[0]
+    assert ready("sd").digest == digests[0]
 
 
-def test_card_and_licence_are_read_from_the_folder(sd: Path) -> None:
-    plain = load(sd)
+def test_card_and_licence_are_read_from_the_folder(ready: Ready, sd: Path) -> None:
+    plain = ready("sd")
     assert (plain.name, plain.licence, plain.trained_on, plain.trained_on_words) == ("sd", "", frozenset(), "")
     (sd / "README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
     (sd / "latebloom.json").write_text(json.dumps({"trained_on_sha256": ["a", "b"], "trained_on": "digits"}))
@@ -489,24 +485,24 @@ def test_card_and_licence_are_read_from_the_folder(sd: Path) -> None:
     ],
 )
 def test_a_lora_that_does_nothing_in_part_is_refused(
-    checkpoints: Path, tmp_path: Path, change: tuple[str, str], reason: str
+    checkpoint: Folders, tmp_path: Path, change: tuple[str, str], reason: str
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(checkpoints / "sd-lora" / "pytorch_lora_weights.safetensors")
+    weights = load_file(checkpoint("sd-lora") / "pytorch_lora_weights.safetensors")
     save_file({key.replace(*change): value for key, value in weights.items()}, tmp_path / "lora.safetensors")
     with pytest.raises(ValueError, match=rf"LoRA .*lora\.safetensors does not fit this model \({reason}\); give one"):
-        load(checkpoints / "sd", loras=[str(tmp_path)])
+        load(checkpoint("sd"), loras=[str(tmp_path)])
 
 
-def test_a_folder_or_an_adapter_of_another_kind_is_refused(checkpoints: Path, sd: Path, tmp_path: Path) -> None:
+def test_a_folder_or_an_adapter_of_another_kind_is_refused(checkpoint: Folders, sd: Path, tmp_path: Path) -> None:
     word = tiny.save_tiny_textual_inversion(tmp_path / "word.safetensors")
     with pytest.raises(ValueError, match=r"LoRA .*sdxl-lora/.* does not fit this model \(.*\); give one trained on"):
-        load(checkpoints / "sd", loras=[str(checkpoints / "sdxl-lora")])
+        load(checkpoint("sd"), loras=[str(checkpoint("sdxl-lora"))])
     with pytest.raises(ValueError, match=r"word\.safetensors is no LoRA for Stable Diffusion's UNet and text encoders"):
-        load(checkpoints / "sd", loras=[str(word)])
-    with pytest.raises(ValueError, match="sdxl is SDXL: textual inversions are understood for Stable Diffusion 1"):
-        load(checkpoints / "sdxl", textual_inversions=[str(word)])
+        load(checkpoint("sd"), loras=[str(word)])
+    with pytest.raises(ValueError, match=r"sdxl is SDXL, expected Stable Diffusion 1\.x or 2\.x for textual"):
+        load(checkpoint("sdxl"), textual_inversions=[str(word)])
     edit(sd / "model_index.json", unet=["diffusers", "UNet2DModel"])
     with pytest.raises(ValueError, match="with UNet2DModel for its unet"):
         load(sd)

@@ -4,19 +4,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
-import pydantic
 import pytest
 import torch
-from tiny_checkpoints import save_tiny_lcm
 
+from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
 from latebloom.synth.generators import load as load_module
-from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
+from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
 from latebloom.synth.generators.latent import LatentDenoiser
-from latebloom.synth.generators.load import GenerateConfig, generator_folder, kind_of, load_generator
+from latebloom.synth.generators.load import generator_folder, kind_of, load_generator
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
 
 CPU = torch.device("cpu")
 Save = Callable[..., Path]
@@ -94,8 +92,8 @@ def test_a_shipped_name_wins_over_a_folder_of_that_name_here(
     assert generator_folder("digits") == shipped / "digits"
 
 
-@pytest.mark.parametrize("name", ["digit", "{here}/empty", "a/b/c", "./a", "/a/b", "~/a", "empty/sub"])
-def test_an_unknown_generator_is_told_the_shipped_ones_and_the_hub_is_left_alone(
+@pytest.mark.parametrize("name", ["digit", "{here}/empty", "a/b/c", "~/a", "empty/sub"])
+def test_an_unknown_generator_is_refused_with_the_shipped_ones_and_no_question_to_the_hub(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     hub = Hub(tmp_path)
@@ -162,10 +160,9 @@ def test_of_a_hub_repository_no_pickles_and_no_copies_are_fetched(
     assert list(filter_repo_objects(wanted + unwanted, allow_patterns=patterns)) == wanted
 
 
-@pytest.mark.parametrize("error", [OSError("disk full\nsecond line"), ValueError("bad name")])
-def test_a_generator_that_cannot_be_fetched_is_told_why(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(error))
-    why = " ".join(str(error).split())
+def test_a_generator_that_cannot_be_fetched_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(OSError("disk full\nsecond line")))
+    why = "disk full second line"
     message = (
         rf"^generator 'some/model' is no folder here and could not be fetched from the hub \({why}\); check its id and "
         "revision, or download it and give the path$"
@@ -184,7 +181,7 @@ def test_offline_a_hub_id_is_one_clear_error(tmp_path: Path, monkeypatch: pytest
         generator_folder("some/model")
 
 
-def test_a_hub_repository_that_is_no_generator_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_repository_that_is_no_generator_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path))  # a LoRA, say
     with pytest.raises(
         ValueError, match=r"^no generator at 'some/model': expected a diffusers folder \(with model_inde"
@@ -195,9 +192,8 @@ def test_a_hub_repository_that_is_no_generator_is_told_so(tmp_path: Path, monkey
 # What a generator is
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "unet", "kind"),
-    [
+def test_the_kind_is_what_the_folder_says_it_holds(tmp_path: Path) -> None:
+    for pipeline, unet, kind in (
         ("DDPMPipeline", "UNet2DModel", "pixel"),
         ("StableDiffusionPipeline", "UNet2DConditionModel", "latent"),
         ("StableDiffusionXLPipeline", "UNet2DConditionModel", "latent"),
@@ -208,17 +204,13 @@ def test_a_hub_repository_that_is_no_generator_is_told_so(tmp_path: Path, monkey
         ("KandinskyV22Pipeline", "UNet2DConditionModel", "pipeline"),
         ("IFPipeline", "UNet2DConditionModel", "pipeline"),
         (None, None, "pipeline"),
-    ],
-)
-def test_the_kind_is_what_the_folder_says_it_holds(
-    tmp_path: Path, pipeline: str | None, unet: str | None, kind: str
-) -> None:
-    index: dict[str, Any] = {"_class_name": pipeline} if pipeline else {}
-    if unet:
-        index["unet"] = ["diffusers", unet]
-    folder = str(index_of(tmp_path / "x", **index))
-    assert kind_of(GenerateConfig(generator=folder)) == kind
-    assert kind_of(GenerateConfig(generator=folder, kind="latent")) == "latent"  # or what the config says
+    ):
+        index: dict[str, Any] = {"_class_name": pipeline} if pipeline else {}
+        if unet:
+            index["unet"] = ["diffusers", unet]
+        folder = str(index_of(tmp_path / "x", **index))
+        assert kind_of(GenerateConfig(generator=folder)) == kind
+        assert kind_of(GenerateConfig(generator=folder, kind="latent")) == "latent"  # or what the config says
 
 
 def test_a_pixel_folder_is_loaded_into_the_loop(save_tiny: Save, tmp_path: Path) -> None:
@@ -242,8 +234,8 @@ def test_a_generator_is_called_by_its_folder_or_by_the_name_it_was_asked_for_by(
     assert load(GenerateConfig()).name == "digits"
 
 
-def test_a_consistency_model_gets_guidance_as_its_input(tmp_path: Path) -> None:
-    folder = save_tiny_lcm(tmp_path / "lcm")
+def test_a_consistency_model_gets_guidance_as_its_input(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("lcm")
     loaded = {}
     for scale in (1.0, 4.0):
         sample = SampleConfig(sampler="lcm", steps=4, guidance_scale=scale)
@@ -333,12 +325,9 @@ def test_a_diffusemix_generator_gets_what_was_asked_for(loaders: dict[str, Any],
     ("kind", "setting"),
     [
         ("pixel", {"loras": ("a",)}),
-        ("pixel", {"textual_inversions": ("a",)}),
         ("pixel", {"fuse_qkv": True}),
         ("diffusemix", {"loras": ("a",)}),
-        ("diffusemix", {"textual_inversions": ("a",)}),
         ("diffusemix", {"compile": True}),
-        ("diffusemix", {"fuse_qkv": True}),
         ("pipeline", {"textual_inversions": ("a",)}),
     ],
 )
@@ -378,19 +367,3 @@ def test_the_precision_is_what_the_device_has(
     loaders["PixelDenoiser"].assert_called_once_with(folder, torch.device(device), expected, False)
     load_generator(GenerateConfig(generator=str(folder), dtype="float16", compile=True), *arguments)
     loaders["PixelDenoiser"].assert_called_with(folder, torch.device(device), torch.float16, True)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"batch_size": 0},
-        {"batch_size": 65_537},
-        {"processes": -1},
-        {"kind": "video"},
-        {"dtype": "float64"},
-        {"batchsize": 4},
-    ],
-)
-def test_a_config_outside_its_bounds_is_refused_by_the_name_of_the_field(bad: dict[str, Any]) -> None:
-    with pytest.raises(pydantic.ValidationError, match=next(iter(bad))):
-        GenerateConfig(**bad)

@@ -6,41 +6,40 @@ import numpy as np
 import pytest
 import torch
 
+from latebloom.synth.config import SampleConfig
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.denoiser import (
     Denoiser,
     Generator,
-    PredictionType,
     Wanted,
     fixed_shapes,
     to_pixels,
     to_x0,
 )
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
 
 
 # abar 0.36: signal 0.6, noise 0.8. x0 = 0.5 and eps = -1 make x = 0.3 - 0.8 = -0.5 and v = -0.6 - 0.4 = -1.
-@pytest.mark.parametrize(("kind", "output"), [("epsilon", -1.0), ("v_prediction", -1.0), ("sample", 0.5)])
-def test_each_kind_of_output_stands_for_the_same_clean_image(kind: PredictionType, output: float) -> None:
-    x0 = to_x0(kind, torch.tensor([output]), torch.tensor([-0.5]), torch.tensor([0.6]), torch.tensor([0.8]))
-    assert x0.item() == pytest.approx(0.5, abs=1e-6)
+def test_each_kind_of_output_stands_for_the_same_clean_image() -> None:
+    for kind, output in [("epsilon", -1.0), ("v_prediction", -1.0), ("sample", 0.5)]:
+        x0 = to_x0(kind, torch.tensor([output]), torch.tensor([-0.5]), torch.tensor([0.6]), torch.tensor([0.8]))
+        assert x0.item() == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_outputs_become_the_x0_that_diffusers_makes_of_them_each_at_its_own_timestep(kind: PredictionType) -> None:
-    from diffusers import DDPMScheduler
+def test_outputs_become_the_x0_that_diffusers_makes_of_them_each_at_its_own_timestep() -> None:
+    for kind in ["epsilon", "v_prediction", "sample"]:
+        from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind, clip_sample=False)
-    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    timesteps = [0, 494, 900]
-    theirs = [
-        scheduler.step(output[row], timestep, x[row], generator=torch.Generator()).pred_original_sample
-        for row, timestep in enumerate(timesteps)
-    ]
-    abar = scheduler.alphas_cumprod[timesteps][:, None, None, None].double()
-    ours = to_x0(kind, output, x, abar.sqrt().float(), (1 - abar).sqrt().float())
-    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-4, atol=1e-4)
+        scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind, clip_sample=False)
+        x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        timesteps = [0, 494, 900]
+        theirs = [
+            scheduler.step(output[row], timestep, x[row], generator=torch.Generator()).pred_original_sample
+            for row, timestep in enumerate(timesteps)
+        ]
+        abar = scheduler.alphas_cumprod[timesteps][:, None, None, None].double()
+        ours = to_x0(kind, output, x, abar.sqrt().float(), (1 - abar).sqrt().float())
+        torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
 
 def test_pixels_are_rounded_and_clipped_and_what_is_not_finite_is_black() -> None:
@@ -52,7 +51,7 @@ def test_pixels_are_rounded_and_clipped_and_what_is_not_finite_is_black() -> Non
     assert made.finite.tolist() == [True] * 6 + [False] * 3
 
 
-def test_every_grey_level_survives_the_way_to_floats_and_back() -> None:
+def test_every_grey_level_survives_floats_and_back() -> None:
     images = np.stack([np.arange(256, dtype=np.uint8).reshape(8, 32)] * 3, -1)[None]
     images[0, ..., 1] = images[0, ::-1, :, 1]  # channels differ and sides too: a swap of axes would show
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -77,14 +76,18 @@ def test_some_of_what_is_wanted_is_taken_in_the_order_asked_for() -> None:
     assert (some.levels.tolist(), list(some.seeds)) == ([3, 1, 3], [12, 10, 12])
 
 
-@pytest.mark.parametrize(
-    ("rows", "filled"),
-    [(1, [0]), (2, [0, 1]), (3, [0, 1, 2, 0]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4, 0, 1, 2]), (64, list(range(64)))],
-)
-def test_batches_are_filled_up_to_a_power_of_two(rows: int, filled: list[int]) -> None:
-    x, y = fixed_shapes(torch.arange(rows), torch.arange(2 * rows).reshape(rows, 2))
-    assert x.tolist() == filled
-    assert y.tolist() == [[2 * row, 2 * row + 1] for row in filled]
+def test_batches_are_filled_up_to_a_power_of_two() -> None:
+    for rows, filled in [
+        (1, [0]),
+        (2, [0, 1]),
+        (3, [0, 1, 2, 0]),
+        (4, [0, 1, 2, 3]),
+        (5, [0, 1, 2, 3, 4, 0, 1, 2]),
+        (64, list(range(64))),
+    ]:
+        x, y = fixed_shapes(torch.arange(rows), torch.arange(2 * rows).reshape(rows, 2))
+        assert x.tolist() == filled
+        assert y.tolist() == [[2 * row, 2 * row + 1] for row in filled]
 
 
 def check_interface(protocol: Any, made: Any) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from latebloom.synth.config import SampleConfig, Sampler
 from latebloom.synth.sampling.denoiser import Wanted
 from latebloom.synth.sampling.levels import NoiseGrid
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig, Sampler, denoise
+from latebloom.synth.sampling.sample import denoise
 
 PLAIN = SampleConfig(grid=10, guidance_scale=1)
 
@@ -88,9 +89,8 @@ def test_the_network_is_given_the_conditions_of_labels_and_prompts(fakes: Simple
     assert all(conditions == [13, 21, 32] for _, conditions in fake.calls)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("clip", [True, False])
-def test_what_was_not_finite_before_decoding_is_told_even_if_its_pixels_are(
+@pytest.mark.parametrize(("clip", "bad"), [(True, math.nan), (False, math.inf)])
+def test_what_was_not_finite_before_decoding_is_reported_even_if_its_pixels_are(
     fakes: SimpleNamespace, clip: bool, bad: float
 ) -> None:
     def believe(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def test_what_was_not_finite_before_decoding_is_told_even_if_its_pixels_are(
         assert made.images[[0, 2], 0, 0, 0].tolist() == [153, 153]  # 1.2 * 127.5
 
 
-def test_what_decoding_spoils_is_told(fakes: SimpleNamespace) -> None:
+def test_what_decoding_spoils_is_reported(fakes: SimpleNamespace) -> None:
     class Overflowing(fakes.Denoiser):  # type: ignore[misc, name-defined]
         def decode(self, x0: Tensor) -> Tensor:
             return torch.where(x0 > 0.25, torch.nan, x0)

@@ -105,7 +105,7 @@ def test_the_digest_follows_prompts_and_weights(clip_folder: Path, tmp_path: Pat
 
 
 def test_what_is_no_clip_folder_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing is not the folder of a CLIP model: it has no config\.json"):
+    with pytest.raises(ValueError, match=r"nothing has no config\.json, expected the folder of a CLIP model"):
         ClipScorer.load(tmp_path / "nothing", PROMPTS, CPU)
     other = copied(clip_folder, tmp_path / "other")
     (other / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
@@ -138,7 +138,7 @@ def test_a_prompt_longer_than_clip_reads_is_named(clip_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion folder's two parts that judge safety.
+    """A Stable Diffusion folder's two parts that check safety.
 
     The checker flags an image whose cosine to one of 17 concepts is above that concept's weight; 0.55 flags some.
     """

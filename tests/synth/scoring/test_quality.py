@@ -2,14 +2,13 @@ import math
 from typing import Any
 
 import numpy as np
-import pydantic
 import pytest
 from scipy.spatial.distance import cdist
 from scipy.spatial.distance import cosine as cosine_distance
 
+from latebloom.synth.config import QualityConfig
 from latebloom.synth.scoring import quality
 from latebloom.synth.scoring.quality import (
-    QualityConfig,
     RealFeatures,
     Scores,
     check_scorers,
@@ -61,7 +60,7 @@ def state(config: QualityConfig | None = None, **changes: Any) -> str:
 
 
 def features_are_corners(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A judge of two classes whose features are an image's two upper pixels; it believes in class 0 at 3/4."""
+    """A classifier of two classes whose features are an image's two upper pixels; class 0 has 3/4."""
     return np.tile([[0.75, 0.25]], (len(images), 1)).astype(np.float32), images[:, 0, :2, 0].astype(np.float32)
 
 
@@ -71,7 +70,7 @@ def made(images: np.ndarray, references: np.ndarray, **changes: Any) -> Scores:
         "finite": np.ones(n, bool),
         "labels": np.zeros(n, np.int64),
         "sources": np.arange(n),
-        "judge": features_are_corners,
+        "classifier": features_are_corners,
         "real": RealFeatures.of(features_are_corners(references)[1]),
     }
     return score(images, references, **arguments | changes)
@@ -99,7 +98,7 @@ def test_one_colour_is_flat_and_contrast_is_that_of_the_liveliest_channel() -> N
     assert result.contrast.tolist() == contrast(red).tolist() == [0, 50]
 
 
-def test_distances_in_the_judges_features_by_hand() -> None:
+def test_distances_in_the_classifiers_features_by_hand() -> None:
     # Features of the real images: (3, 4), (4, 3), (0, 9); of the made ones: (30, 40), (5, 0).
     real = np.stack([image(3, 4, 0, 0), image(4, 3, 0, 0), image(0, 9, 0, 0)])
     images = np.stack([image(30, 40, 0, 0), image(5, 0, 0, 0)])
@@ -132,7 +131,7 @@ def test_with_one_real_image_there_is_no_other() -> None:
     assert (result.nearest_real_index[0], result.nearest_real_distance[0]) == (-1, math.inf)
 
 
-@pytest.mark.parametrize("block", [1, 7, 8192])
+@pytest.mark.parametrize("block", [7, 8192])
 def test_the_nearest_real_image_is_that_of_all_pairs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "_REAL_BLOCK", block)
     rng = np.random.default_rng(0)
@@ -142,7 +141,7 @@ def test_the_nearest_real_image_is_that_of_all_pairs(block: int, monkeypatch: py
         pixels,
         pixels,
         sources=sources,
-        judge=lambda images: (np.full((len(images), 1), 0.5), features),
+        classifier=lambda images: (np.full((len(images), 1), 0.5), features),
         real=RealFeatures.of(real),
     )
     distance = np.array([[cosine_distance(a, b) for b in real] for a in features])
@@ -152,7 +151,7 @@ def test_the_nearest_real_image_is_that_of_all_pairs(block: int, monkeypatch: py
     np.testing.assert_allclose(result.nearest_real_distance, distance.min(1), atol=1e-6)
 
 
-def test_scorers_are_asked_and_what_is_not_measured_is_nan() -> None:
+def test_what_no_scorer_measures_is_nan() -> None:
     images = np.stack([image(0, 9, 0, 9), image(0, 9, 9, 9)])
     plain = made(images, images)
     for name in UNMEASURED:
@@ -171,20 +170,19 @@ def test_scorers_are_asked_and_what_is_not_measured_is_nan() -> None:
     assert np.isnan(result.duplicate_distance).all()
 
 
-@pytest.mark.parametrize("values", [1, 10, 1 << 24])
-def test_blocks_change_no_score_and_no_fingerprint(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, references = np.random.default_rng(0).integers(0, 256, (2, 9, 3, 5, 1), dtype=np.uint8)
-    expected, prints = made(images, references), fingerprints(images)
-    monkeypatch.setattr(quality, "_PIXEL_BLOCK", values)
-    result = made(images, references)
-    for name in ("brightness", "contrast", "reference_distance"):
-        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
-    np.testing.assert_array_equal(fingerprints(images), prints)
+def test_blocks_change_no_score_and_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for values in [1, 10, 1 << 24]:
+        images, references = np.random.default_rng(0).integers(0, 256, (2, 9, 3, 5, 1), dtype=np.uint8)
+        expected, prints = made(images, references), fingerprints(images)
+        monkeypatch.setattr(quality, "_PIXEL_BLOCK", values)
+        result = made(images, references)
+        for name in ("brightness", "contrast", "reference_distance"):
+            np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+        np.testing.assert_array_equal(fingerprints(images), prints)
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_states_by_the_default_thresholds() -> None:
+    for changes, expected in [
         ({}, "ok"),
         ({"finite": False}, "nan"),
         ({"contrast": 1.99}, "flat"),
@@ -200,15 +198,12 @@ def test_blocks_change_no_score_and_no_fingerprint(values: int, monkeypatch: pyt
         ({"unsafe": 1.0, "clip_score": -1.0, "clip_margin": -2.0}, "ok"),
         ({"nearest_real_distance": 0.0, "duplicate_distance": 0.0}, "ok"),
         (UNMEASURED, "ok"),
-    ],
-)
-def test_states_by_the_default_thresholds(changes: dict[str, Any], expected: str) -> None:
-    assert state(**changes) == expected
+    ]:
+        assert state(**changes) == expected
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_states_with_every_threshold_on() -> None:
+    for changes, expected in [
         ({}, "ok"),
         ({"unsafe": 1.0}, "unsafe"),
         ({"clip_score": 0.19}, "off_label"),
@@ -218,10 +213,8 @@ def test_states_by_the_default_thresholds(changes: dict[str, Any], expected: str
         ({"clip_score": 0.2, "clip_margin": 0.0, "nearest_real_distance": 0.1, "duplicate_distance": 5.0}, "ok"),
         # Where there is no other class, real image or earlier image, none is too near.
         ({"clip_margin": math.inf, "nearest_real_distance": math.inf, "duplicate_distance": math.inf}, "ok"),
-    ],
-)
-def test_states_with_every_threshold_on(changes: dict[str, Any], expected: str) -> None:
-    assert state(ALL_ON, **changes) == expected
+    ]:
+        assert state(ALL_ON, **changes) == expected
 
 
 def test_the_first_condition_that_holds_is_the_state() -> None:
@@ -247,9 +240,8 @@ def test_states_keep_the_order_of_the_images_and_of_none_there_are_none() -> Non
     assert states(Scores(**{name: values[:0] for name, values in vars(many).items()}), ALL_ON) == []
 
 
-@pytest.mark.parametrize(
-    ("threshold", "value", "changes", "without"),
-    [
+def test_thresholds_move() -> None:
+    for threshold, value, changes, without in [
         ("min_contrast", 60.0, {}, "flat"),
         ("min_contrast", 0.0, {"contrast": 0.0}, "ok"),
         ("min_label_probability", 0.95, {}, "off_label"),
@@ -261,34 +253,26 @@ def test_states_keep_the_order_of_the_images_and_of_none_there_are_none() -> Non
         ("min_clip_margin", 0.1, {}, "off_label"),
         ("min_real_distance", 0.25, {}, "near_real"),
         ("min_duplicate_distance", 16.0, {}, "duplicate"),
-    ],
-)
-def test_thresholds_move(threshold: str, value: float, changes: dict[str, float], without: str) -> None:
-    assert state(QualityConfig(**{threshold: value}), **changes) == without  # type: ignore[arg-type]
-    assert state(**changes) != without  # the default says otherwise
+    ]:
+        assert state(QualityConfig(**{threshold: value}), **changes) == without  # type: ignore[arg-type]
+        assert state(**changes) != without  # the default says otherwise
 
 
-@pytest.mark.parametrize(
-    ("threshold", "value", "missing", "message"),
-    [
+def test_a_threshold_on_what_was_not_measured_is_refused() -> None:
+    for threshold, value, missing, message in [
         ("drop_unsafe", True, "unsafe", "turn scores.safety on with a generator that ships a safety checker"),
         ("min_clip_score", 0.2, "clip_score", "name a CLIP model in scores.clip"),
         ("min_clip_margin", 0.0, "clip_margin", "name a CLIP model in scores.clip"),
         ("min_duplicate_distance", 3.0, "duplicate_distance", "measure it over the whole set"),
-    ],
-)
-def test_a_threshold_on_what_was_not_measured_is_refused(
-    threshold: str, value: float, missing: str, message: str
-) -> None:
-    config = QualityConfig(**{threshold: value})  # type: ignore[arg-type]
-    what = f"^quality.{threshold} is {value}, but 1 of 2 images have no such score: {message}, or set it to "
-    with pytest.raises(ValueError, match=what):
-        states(scores({}, {missing: NAN}), config)
+    ]:
+        config = QualityConfig(**{threshold: value})  # type: ignore[arg-type]
+        what = f"^quality.{threshold} is {value}, but 1 of 2 images have no such score: {message}, or set it to "
+        with pytest.raises(ValueError, match=what):
+            states(scores({}, {missing: NAN}), config)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
+def test_a_threshold_on_what_will_not_be_measured_is_refused_before_images_are_made() -> None:
+    for config, message in [
         (
             QualityConfig(min_clip_score=0.2),
             "quality.min_clip_score is 0.2: name a CLIP model in scores.clip, or set it to -1.0",
@@ -302,16 +286,12 @@ def test_a_threshold_on_what_was_not_measured_is_refused(
             "quality.drop_unsafe is True: turn scores.safety on with a generator that ships a safety checker, or set "
             "it to False",
         ),
-    ],
-)
-def test_a_threshold_that_nobody_will_measure_is_refused_before_images_are_made(
-    config: QualityConfig, message: str
-) -> None:
-    clips, checks = config.min_clip_score != -1 or config.min_clip_margin != -2, config.drop_unsafe
-    check_scorers(config, clip=clips, safety=checks)
-    with pytest.raises(ValueError) as refused:
-        check_scorers(config, clip=not clips, safety=not checks)
-    assert str(refused.value) == message
+    ]:
+        clips, checks = config.min_clip_score != -1 or config.min_clip_margin != -2, config.drop_unsafe
+        check_scorers(config, clip=clips, safety=checks)
+        with pytest.raises(ValueError) as refused:
+            check_scorers(config, clip=not clips, safety=not checks)
+        assert str(refused.value) == message
 
 
 def test_without_optional_thresholds_no_scorer_is_needed() -> None:
@@ -342,13 +322,13 @@ def test_a_pixel_on_a_border_counts_in_both_shares() -> None:
     assert fingerprints(images)[0, :4].tolist() == [30, 30, 0, 0]
 
 
-@pytest.mark.parametrize("side", [16, 24, 40])
-def test_fingerprints_are_no_further_apart_than_the_images(side: int) -> None:
-    a, b = np.random.default_rng(0).integers(0, 256, (2, 6, side, side, 3)).astype(np.uint8)
-    b[3:] = np.clip(a[3:] + 2.0, 0, 255)  # near-duplicates
-    between = fingerprints(a).astype(float) - fingerprints(b)
-    apart = np.sqrt(((a.astype(float) - b) ** 2).mean((1, 2, 3)))
-    assert (np.sqrt((between**2).mean(1)) <= apart + 1).all()  # each of the two is rounded by half a level at most
+def test_fingerprints_are_no_further_apart_than_the_images() -> None:
+    for side in [16, 24, 40]:
+        a, b = np.random.default_rng(0).integers(0, 256, (2, 6, side, side, 3)).astype(np.uint8)
+        b[3:] = np.clip(a[3:] + 2.0, 0, 255)  # near-duplicates
+        between = fingerprints(a).astype(float) - fingerprints(b)
+        apart = np.sqrt(((a.astype(float) - b) ** 2).mean((1, 2, 3)))
+        assert (np.sqrt((between**2).mean(1)) <= apart + 1).all()  # each of the two is rounded by half a level at most
 
 
 def test_duplicates_by_hand() -> None:
@@ -361,23 +341,20 @@ def test_duplicates_by_hand() -> None:
     assert duplicate_distances(prints, labels, among).tolist() == [math.inf, 3, math.inf, 4, 3]
 
 
-@pytest.mark.parametrize("block", [1, 3, 2048])
-@pytest.mark.parametrize("values", [64, 192])
-def test_duplicate_distances_are_those_of_all_pairs_bit_for_bit(
-    block: int, values: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quality, "_FINGERPRINT_BLOCK", block)
-    rng = np.random.default_rng(0)
-    prints = rng.choice(np.array([0, 1, 254, 255], np.uint8), (40, values))
-    prints[0], prints[1] = 0, 255  # as far apart as can be
-    labels, among = rng.integers(0, 3, 40), rng.random(40) < 0.7
-    labels[:2], among[0] = 0, True
-    squares = cdist(prints.astype(np.int64), prints.astype(np.int64), "sqeuclidean")
-    earlier = np.tri(40, 40, -1, bool) & (labels[:, None] == labels) & among
-    expected = np.sqrt(np.where(earlier, squares, np.inf).min(1) / values)
-    result = duplicate_distances(prints, labels, among)
-    assert result[1] == 255
-    np.testing.assert_array_equal(result, expected)
+def test_duplicate_distances_are_those_of_all_pairs_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for block, values in [(1, 64), (3, 192), (2048, 192)]:
+        monkeypatch.setattr(quality, "_FINGERPRINT_BLOCK", block)
+        rng = np.random.default_rng(0)
+        prints = rng.choice(np.array([0, 1, 254, 255], np.uint8), (40, values))
+        prints[0], prints[1] = 0, 255  # as far apart as can be
+        labels, among = rng.integers(0, 3, 40), rng.random(40) < 0.7
+        labels[:2], among[0] = 0, True
+        squares = cdist(prints.astype(np.int64), prints.astype(np.int64), "sqeuclidean")
+        earlier = np.tri(40, 40, -1, bool) & (labels[:, None] == labels) & among
+        expected = np.sqrt(np.where(earlier, squares, np.inf).min(1) / values)
+        result = duplicate_distances(prints, labels, among)
+        assert result[1] == 255
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_the_first_of_two_copies_stays() -> None:
@@ -386,24 +363,3 @@ def test_the_first_of_two_copies_stays() -> None:
     distances = duplicate_distances(fingerprints(images), np.zeros(4, np.int64), np.ones(4, bool))
     many = scores(*({"duplicate_distance": distance} for distance in distances))
     assert states(many, QualityConfig(min_duplicate_distance=1.0)) == ["ok", "ok", "duplicate", "ok"]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"min_contrast": -1},
-        {"min_contrast": 129},
-        {"min_label_probability": 1.1},
-        {"min_distance": -0.1},
-        {"min_distance": 256},
-        {"min_clip_score": -1.1},
-        {"min_clip_margin": 2.1},
-        {"min_real_distance": 2.1},
-        {"min_duplicate_distance": -1},
-        {"drop_unsafe": 0.5},
-        {"max_contrast": 5},
-    ],
-)
-def test_a_config_outside_its_bounds_is_refused_by_the_name_of_the_field(bad: dict[str, Any]) -> None:
-    with pytest.raises(pydantic.ValidationError, match=next(iter(bad))):
-        QualityConfig(**bad)
