@@ -58,7 +58,8 @@ def fit_generator(
     halvings = 2 ** (len(config.channels) - 1)
     if size % halvings:
         raise ValueError(
-            f"{len(config.channels)} UNet levels need a side that {halvings} divides, got {size} px; change size or channels"
+            f"{len(config.channels)} UNet levels need a side that {halvings} divides, got {size} px; change size or "
+            "channels"
         )
     unet = _new_unet(config, size, channels, data.num_classes, seed).to(device).train()
     signal, noise_scale = _schedule(device)
