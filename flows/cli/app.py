@@ -1,67 +1,45 @@
 """`latebloom ...`: the flows from a terminal. Heavy packages are imported when a command runs, not for `--help`."""
 
-import inspect
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
+import latebloom
 from latebloom.data.store import as_path
 from latebloom.flows.cli.coresets import add_coreset_command
 from latebloom.flows.cli.datasets import add_dataset_commands
+from latebloom.flows.cli.describe import add_describing_commands
 from latebloom.flows.cli.options import (
-    Arms,
-    BatchSize,
-    ConfigFile,
-    Coreset,
-    Device,
-    Epochs,
-    Generator,
-    ImageSize,
-    Json,
-    K,
-    Kind,
-    Levels,
-    MakeBatch,
-    MaxSeconds,
-    Model,
-    Optimizer,
-    Optimizers,
-    Out,
-    Policy,
-    Preset,
-    Processes,
-    Prompt,
-    Sampling,
-    Seed,
-    Seeds,
-    Separating,
-    Settings,
-    Source,
-    Strong,
-    StrongFraction,
-    TestLimit,
-    TrainLimit,
-    Until,
-    Workers,
-    WorkSize,
+    CONFIG,
+    JSON,
+    OUT,
+    PRESET,
+    SET,
+    Command,
+    Options,
+    argument,
+    command_line,
     option,
+    refusal,
+    source,
 )
-from latebloom.flows.cli.resolve import names, nested, numbers
+from latebloom.flows.cli.parse import nested
 from latebloom.flows.cli.serving import add_serving_commands
+from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
+from latebloom.flows.config.settings import OF_GENERATOR, short
+from latebloom.flows.config.tools import FitGeneratorConfig
+from latebloom.flows.run.budget import Budget
 from latebloom.flows.run.environment import RUN_ENVIRONMENT, prepare_prefect
-from latebloom.flows.run.errors import one_line
+from latebloom.flows.run.errors import UsageError, one_line
+from latebloom.flows.run.folder import Partial
 from latebloom.flows.run.interruption import Interruption
-from latebloom.flows.run.resolve import resolve
-
-if TYPE_CHECKING:
-    from latebloom.flows.config.compare import CompareConfig, RunConfig
-    from latebloom.flows.run.budget import Budget
+from latebloom.flows.run.resolve import made, resolve, resolve_generator
 
 __all__ = ["app", "main"]
 
@@ -73,188 +51,132 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
 )
 
-_STAGES = {
-    "run": "Augment the slow-learnable images, retrain, and report beside the original: one setting, one seed.",
-    "compare": "Compare arms over optimizers and seeds, and report.",
-    "select": "Train the early classifiers and choose the slow-learnable images.",
-    "plan": "Say what would be generated and what it would cost; generate nothing.",
-    "generate": "Make the synthetic data set.",
-    "retrain": "Retrain the classifiers on the synthetic data set of a run folder.",
-    "report": "Write report.json and report.html of a run folder whose classifiers are trained.",
+# What the stages of a command read. All else is as the run folder says, or as --set.
+_TRAINING = (
+    *("image_size", "train_limit", "test_limit", "model", "epochs", "batch_size"),
+    *("seeds", "workers", "seed", "device"),
+)
+_EARLY = (*_TRAINING, "separating_epoch")
+_MAKING = ("k", "levels", "generator", "kind", "prompt", "work_size", "generate_batch_size", "processes", "arms")
+_STRONG = ("strong_fraction", "policy", "coreset")
+_COMPARISON = ("arms", "optimizers", "seeds", "workers")
+
+_STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "run": (
+        "Augment the slow-learnable images, retrain, and report beside the original: one setting, one seed.",
+        tuple(name for name in (*_EARLY, *_MAKING, "optimizer", "strong", *_STRONG) if name not in _COMPARISON),
+    ),
+    "compare": ("Compare arms over optimizers and seeds, and report.", (*_EARLY, *_MAKING, *_STRONG, "optimizers")),
+    "select": ("Train the early classifiers and choose the slow-learnable images.", _EARLY),
+    "plan": ("Show what would be generated and what it would cost; generate nothing.", (*_EARLY, *_MAKING)),
+    "generate": ("Make the synthetic data set.", (*_EARLY, *_MAKING)),
+    "retrain": (
+        "Retrain the classifiers on the synthetic data set of a run folder.",
+        (*_TRAINING, "optimizer", "strong", *_STRONG, "arms", "optimizers"),
+    ),
+    "report": (
+        "Write report.json and report.html of a run folder whose classifiers are trained.",
+        ("arms", "optimizers", "seeds"),
+    ),
 }
+_SAMPLING = option(
+    "sampling",
+    str,
+    "paper (100 ancestral steps, guidance 3), balanced (25 of DPM-Solver++) or fast (8, for LCM and Turbo models); "
+    "over the preset, under single settings",
+    "|".join(SAMPLING),
+)
+_DEFAULTS = (
+    "Defaults are those of a new run on a data set of your own; digits has some of its own (latebloom presets), and a "
+    "run folder named by --out without a SOURCE keeps what it was made with."
+)
 
 
-def _add_stage(stage: str, words: str) -> None:
-    """All stage commands take the same settings, so that one can go on where another stopped."""
+def _add_stage(stage: str, about: str, names: tuple[str, ...]) -> None:
+    """A command of a stage shows what the stage reads; all take the same settings with --set and --config."""
+    options = Options(RunConfig if stage == "run" else CompareConfig, short(*names))
+    budget = Options(Budget, {name: name for name in Budget.model_fields} if stage == "generate" else {})
+    sampling = [_SAMPLING] if "generator" in names else []
 
-    def command(
-        source: Source = "",
-        out: Out = None,
-        preset: Preset = None,
-        generator: Generator = None,
-        kind: Kind = None,
-        sampling: Sampling = None,
-        prompt: Prompt = None,
-        work_size: WorkSize = None,
-        generate_batch_size: MakeBatch = None,
-        processes: Processes = None,
-        k: K = None,
-        levels: Levels = None,
-        model: Model = None,
-        epochs: Epochs = None,
-        batch_size: BatchSize = None,
-        optimizer: Optimizer = None,
-        strong: Strong = None,
-        strong_fraction: StrongFraction = None,
-        coreset: Coreset = None,
-        policy: Policy = None,
-        separating_epoch: Separating = None,
-        image_size: ImageSize = None,
-        train_limit: TrainLimit = None,
-        test_limit: TestLimit = None,
-        seed: Seed = None,
-        device: Device = None,
-        arms: Arms = None,
-        optimizers: Optimizers = None,
-        seeds: Seeds = None,
-        workers: Workers = None,
-        max_seconds: MaxSeconds = 0,
-        until: Until = "",
-        config: ConfigFile = None,
-        settings: Settings = None,
-        as_json: Json = False,
-    ) -> None:
-        from latebloom.flows.run.budget import Budget
+    @command_line(
+        [source(RunConfig), OUT, *options.parameters, *sampling, *budget.parameters, PRESET, CONFIG, SET, JSON]
+    )
+    def command(**given: Any) -> None:
+        more = [made(Budget, budget.given(given))] if stage == "generate" else []
+        settings = nested(given["config"], {"data.source": given["source"], **options.given(given)}, given["set"])
+        out = as_path(given["out"]) if given["out"] else None
+        config, folder = resolve(out, settings, stage, given.get("sampling"), given["preset"])
+        _run_flow(stage, config, folder, given["json"], *more)
 
-        more = [Budget(max_seconds=max_seconds, until=until)] if stage == "generate" else []
-        given = {
-            "data.source": source or None,
-            "generate.generator": generator,
-            "generate.kind": kind,
-            "generate.batch_size": generate_batch_size,
-            "generate.processes": processes,
-            "prompts.templates": prompt or None,
-            "sizes.work_size": work_size,
-            "plan.k": k,
-            "plan.levels": numbers(levels),
-            "classifier.model": model,
-            "train.epochs": epochs,
-            "train.batch_size": batch_size,
-            "train.optimizer": optimizer,
-            "strong.selector": strong,
-            "strong.coreset.fraction": strong_fraction,
-            "strong.file": coreset,
-            "strong.policy.policy": policy,
-            "slow.separating_epoch": separating_epoch,
-            "data.image_size": image_size,
-            "data.train_limit": train_limit,
-            "data.test_limit": test_limit,
-            "seed": seed,
-            "device": device,
-            "arms": names(arms),
-            "optimizers": names(optimizers),
-            "seeds": seeds,
-            "workers": workers,
-        }
-        resolved, folder = resolve(
-            as_path(out) if out else None, nested(config, given, settings), stage, sampling, preset
-        )
-        _run_flow(stage, resolved, folder, as_json, *more)
-
-    if stage != "generate":
-        _leave_out(command, "max_seconds", "until")
-    app.command(stage, help=words)(command)
+    app.command(stage, help=about, epilog=_DEFAULTS, cls=Command)(command)
 
 
-def _leave_out(command: Callable[..., None], *names: str) -> None:
-    """Hide arguments, which then keep their defaults, from Typer."""
-    signature = inspect.signature(command)
-    kept = [argument for name, argument in signature.parameters.items() if name not in names]
-    vars(command)["__signature__"] = signature.replace(parameters=kept)
-
-
-for _stage, _words in _STAGES.items():
-    _add_stage(_stage, _words)
+for _stage, (_about, _names) in _STAGES.items():
+    _add_stage(_stage, _about, _names)
 add_coreset_command(app)
 add_dataset_commands(app)
 add_serving_commands(app)
+add_describing_commands(app)
+
+_DEMO = Options(
+    CompareConfig, short("seeds", "workers"), {"seeds": demo_config().seeds, "workers": demo_config().workers}
+)
 
 
-@app.command("presets")
-def presets() -> None:
-    """List the settings of the papers' rows that --preset takes."""
-    from latebloom.flows.config.presets import PRESETS
-
-    width = max(map(len, PRESETS))
-    for name, one in PRESETS.items():
-        print(f"{name:{width}}  {one.about}")
-
-
-@app.command("demo")
-def demo(
-    out: Out = None,
-    seeds: Annotated[int, typer.Option(help="Classifiers an arm")] = 10,
-    workers: Annotated[int, typer.Option(help="Processes that train classifiers side by side")] = 2,
-    as_json: Json = False,
-) -> None:
+@command_line([OUT, *_DEMO.parameters, JSON])
+def _demo(**given: Any) -> None:
     """Compare seven arms on scikit-learn's digits with SGD and SAM: real images, nothing to download."""
-    from latebloom.flows.config.compare import CompareConfig, demo_config
-
-    config = CompareConfig(**{**dict(demo_config()), "seeds": seeds, "workers": workers})
-    _run_flow("compare", config, as_path(out) if out else Path("runs") / "demo", as_json)
+    settings = {**dict(demo_config()), **_DEMO.given(given)}
+    _run_flow("compare", made(CompareConfig, settings), as_path(given["out"] or "runs/demo"), given["json"])
 
 
-@app.command("fit-generator")
-def fit_generator(
-    source: Source,
-    out: Annotated[str, typer.Argument(help="Folder to write the generator to; must be new or empty")],
-    steps: Annotated[int | None, option("Optimizer steps", "--steps")] = None,
-    channels: Annotated[str | None, option("Channels of each UNet level, such as 32,64,64", "--channels")] = None,
-    size: Annotated[int | None, option("Side in pixels that the model works at", "--size")] = None,
-    split: Annotated[str | None, option("generator (kept apart, digits only) or train", "--split")] = None,
-    batch_size: BatchSize = None,
-    image_size: ImageSize = None,
-    train_limit: TrainLimit = None,
-    seed: Seed = None,
-    device: Device = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
-) -> None:
+_FIT = Options(FitGeneratorConfig, OF_GENERATOR, {"split": "generator for digits, else train"})
+_DESTINATION = argument("out", "Folder to write the generator to, path or URL; must be new or empty")
+
+
+@command_line([source(FitGeneratorConfig, needed=True), _DESTINATION, *_FIT.parameters, CONFIG, SET])
+def _fit_generator(**given: Any) -> None:
     """Train a small class-conditional pixel generator (UNet2DModel) on a data set."""
-    given = {
-        "generator.steps": steps,
-        "generator.channels": numbers(channels),
-        "generator.size": size,
-        "generator.batch_size": batch_size,
-        "data.source": source,
-        "data.image_size": image_size,
-        "data.train_limit": train_limit,
-        "split": split,
-        "seed": seed,
-        "device": device,
-    }
-    from latebloom.flows.stages.fit_generator import FitGeneratorConfig, check_fit
+    settings = nested(given["config"], {"data.source": given["source"], **_FIT.given(given)}, given["set"])
+    config, out = resolve_generator(settings), given["out"]
+    from latebloom.flows.stages.fit_generator import check_fit
 
-    resolved = FitGeneratorConfig(
-        **{"split": "generator" if source == "digits" else "train"} | nested(config, given, settings)
-    )
-    check_fit(resolved, as_path(out))  # the flow does too; here, before a server starts
+    check_fit(config, as_path(out))  # the flow does too; here, before a server starts
     prepare_prefect()
     from latebloom.flows.pipeline import fit_generator as flow
 
-    print(flow(resolved, out))
+    print(flow(config, out))
 
 
-def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_json: bool, *more: "Budget") -> None:
+app.command("demo", cls=Command)(_demo)
+app.command("fit-generator", cls=Command)(_fit_generator)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"latebloom {latebloom.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_json: bool, *more: Budget) -> None:
     """Run a flow and print what came out.
 
     Args:
         more: what this flow takes beside its config and its run folder.
     """
     from latebloom.flows.cli.tables import print_errors, print_forecast, print_report
-    from latebloom.flows.config.compare import CompareConfig, one_setting
     from latebloom.flows.run.folder import RunFolder
     from latebloom.flows.run.progress import say
     from latebloom.flows.stages.checks import check_folder, check_inputs
@@ -286,7 +208,7 @@ def _run_flow(kind: str, config: "CompareConfig | RunConfig", folder: Path, as_j
         print(result)
 
 
-def _joined(config: "CompareConfig", kind: str) -> bool:
+def _joined(config: CompareConfig, kind: str) -> bool:
     """Join the processes that train together, where there are several; whether this one leads.
 
     Raises:
@@ -309,37 +231,40 @@ def _joined(config: "CompareConfig", kind: str) -> bool:
 def main() -> None:
     """Run the command.
 
-    Exit code 0; 1 for what the person can mend, said in one line; 2 for wrong usage; 3 for a synthetic data set of
-    which some images could not be made, or not in the time; 130 for Ctrl-C, 143 for SIGTERM.
+    Exit code 0; 1 for what the person can fix, said in one line; 2 for a command or a setting that cannot be; 3 for a
+    synthetic data set of which some images could not be made, or not in the time; 130 for Ctrl-C, 143 for SIGTERM.
     """
     for name in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH"):  # before torch is imported, and before a process is started
         os.environ.setdefault(name, RUN_ENVIRONMENT[name])
     with Interruption():
-        _run_app()
+        sys.exit(_run_app())
 
 
-def _run_app() -> None:
-    from latebloom.flows.run.errors import UsageError
-    from latebloom.flows.run.folder import Partial
-
+def _run_app() -> int:
     try:
-        app(standalone_mode=True)
+        code: object = app(prog_name="latebloom", standalone_mode=False)
     except Partial as partial:
         print(f"partial: {' '.join(str(partial).split())}", file=sys.stderr)
         print(f"make the rest: {shlex.join(['latebloom', *sys.argv[1:]])}", file=sys.stderr)
-        sys.exit(3)
+        return 3
+    except TyperException as error:
+        if len(sys.argv) == 1:
+            print(error.format_message(), file=sys.stderr)  # the help
+            return 2
+        return _fail(refusal(error, typer.main.get_command(app)), code=2)
     except UsageError as error:
-        _fail(str(error), code=2)
+        return _fail(str(error), code=2)
     except (ValueError, FloatingPointError, MemoryError, OSError) as error:
-        _fail(one_line(error))
+        return _fail(one_line(error))
+    return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, code: int = 1) -> None:
+def _fail(message: str, code: int = 1) -> int:
     from latebloom.flows.run.processes import leads
 
     if leads():  # the others of its team meet the same
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latebloom.data.store import as_path, write_bytes
-from latebloom.flows.cli.resolve import nested
+from latebloom.flows.cli.options import Command
+from latebloom.flows.cli.parse import nested
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.errors import UsageError
+from latebloom.flows.run.resolve import check_names, made
 
 if TYPE_CHECKING:
     from latebloom.data.synthetic.card import Summary
@@ -25,10 +28,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 def add_dataset_commands(app: typer.Typer) -> None:
     """Register `export`, `inspect`, `filter` and `fidelity`."""
-    app.command("export")(_export)
-    app.command("inspect")(_inspect)
-    app.command("filter")(_filter)
-    app.command("fidelity")(_fidelity)
+    app.command("export", cls=Command)(_export)
+    app.command("inspect", cls=Command)(_inspect)
+    app.command("filter", cls=Command)(_filter)
+    app.command("fidelity", cls=Command)(_fidelity)
 
 
 def _export(
@@ -49,7 +52,7 @@ def _export(
     from latebloom.flows.stages.export import export_run
 
     if kind not in EXPORT_FORMATS:
-        raise typer.BadParameter(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {kind!r}")
+        raise UsageError(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {kind!r}")
     wanted = [state.strip() for state in states.split(",") if state.strip()]
     counts = export_run(source, destination, kind, wanted, with_real, shard_images)
     target = as_path(destination)
@@ -58,7 +61,7 @@ def _export(
 
 def _inspect(
     source: Run,
-    item: Annotated[str, typer.Argument(help="Item id of one image, to be told all about it", metavar="[ITEM]")] = "",
+    item: Annotated[str, typer.Argument(help="Item id of one image, to be told all about it", metavar="ITEM")] = "",
     by: Annotated[
         str, typer.Option("--sheet", help="Contact sheet by state, level or a score, such as label_probability")
     ] = "",
@@ -71,7 +74,7 @@ def _inspect(
     from latebloom.flows.stages.export import located
 
     if item and by:
-        raise typer.BadParameter("give an item id or --sheet, not both")
+        raise UsageError("give an item id or --sheet, not both")
     run = as_path(source)
     folder, config = located(run)
     manifest = folder.manifest()
@@ -112,17 +115,21 @@ def _filter(
     """Move the thresholds: restate every image by the scores it has, without generating."""
     changes = nested(None, {}, settings)
     if set(changes) != {"quality"} or not isinstance(changes["quality"], dict):
-        raise typer.BadParameter("give thresholds to move, and nothing else, such as --set quality.min_distance=2")
+        raise UsageError("give thresholds to move, and nothing else, such as --set quality.min_distance=2")
+    check_names(CompareConfig, changes)
+    made(CompareConfig, changes)  # values out of their range
     moved = move_thresholds(as_path(source), changes["quality"])
     if as_json:
         print(json.dumps({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}, indent=2))
         return
     from rich.console import Console
 
+    from latebloom.flows.cli.tables import table
+
     states = [state for state in moved.before if moved.before[state] or moved.after[state]]
     rows = [(state, f"{moved.before[state]:,}", f"{moved.after[state]:,}") for state in states]
     console = Console()
-    console.print(_table("", ["state", "before", "after"], rows))
+    console.print(table("", ["state", "before", "after"], rows))
     if moved.out_of_date:
         console.print(
             f"trained on the images of before: {', '.join(moved.out_of_date)}; "
@@ -167,7 +174,6 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
     """
     from latebloom.data.store import write_json
     from latebloom.data.synthetic.folder import SyntheticFolder
-    from latebloom.flows.config.compare import CompareConfig
     from latebloom.flows.report.inspect import columns_of
     from latebloom.flows.run.folder import RunFolder, read_config
     from latebloom.flows.stages.export import existing
@@ -205,20 +211,6 @@ def _write_png(run: Path, name: str, picture: Any) -> Path:
 # ------------------------------------------------------------------------------------------------- on the terminal
 
 
-def _table(title: str, header: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title or None, box=None, padding=(0, 1, 0, 0), title_justify="left")
-    for place, name in enumerate(header):
-        table.add_column(
-            escape(name), justify="left" if place == 0 or name == "meaning" else "right", no_wrap=place > 0
-        )
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
-
-
 def _summary_json(summary: "Summary") -> dict[str, Any]:
     from latebloom.data.synthetic.card import QUANTILES
 
@@ -233,10 +225,11 @@ def _print_summary(summary: "Summary") -> None:
     from rich.console import Console
 
     from latebloom.data.synthetic.card import QUANTILES, STATE_WORDS
+    from latebloom.flows.cli.tables import table
 
     console, states = Console(), list(summary.states)
     console.print(
-        _table(
+        table(
             f"{summary.images:,} images",
             ["state", "images", "share", "meaning"],
             [
@@ -251,13 +244,13 @@ def _print_summary(summary: "Summary") -> None:
             (name, f"{sum(own.values()):,}", *(f"{own.get(state, 0):,}" for state in states)) for name, own in shown
         ]
         console.print()
-        console.print(_table("", [what, "images", *states], rows))
+        console.print(table("", [what, "images", *states], rows))
         if len(counts) > len(shown):
             console.print(f"... and {len(counts) - len(shown):,} more; --json has all")
     console.print()
     quantiles = [f"{share:.0%}" for share in QUANTILES]
     rows = [(name, *(f"{value:.4g}" for value in values)) for name, values in summary.scores.items()]
-    console.print(_table("", ["score", *quantiles], rows))
+    console.print(table("", ["score", *quantiles], rows))
 
 
 def _print_story(told: dict[str, dict[str, Any]]) -> None:

@@ -1,138 +1,207 @@
-"""The options that commands share, each with its line of help."""
+"""Options made of settings: an option is a config field with a short name, in a group of the command's help.
 
-from typing import Annotated, Any
+Values are not checked here but by the config, so that an option, a `--set` and a form are refused in the same words.
+"""
 
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import pydantic
 import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
+
+from latebloom.flows.cli.parse import names, numbers
+from latebloom.flows.config.settings import Setting, describe, field_at
 
 __all__ = [
-    "Arms",
-    "BatchSize",
-    "ConfigFile",
-    "Coreset",
-    "Device",
-    "Epochs",
-    "Generator",
-    "ImageSize",
-    "Json",
-    "K",
-    "Kind",
-    "Levels",
-    "MakeBatch",
-    "MaxSeconds",
-    "Model",
-    "Optimizer",
-    "Optimizers",
-    "Out",
-    "Policy",
-    "Preset",
-    "Processes",
-    "Prompt",
-    "Sampling",
-    "Seed",
-    "Seeds",
-    "Separating",
-    "Settings",
-    "Source",
-    "Strong",
-    "StrongFraction",
-    "TestLimit",
-    "TrainLimit",
-    "Until",
-    "WorkSize",
-    "Workers",
+    "CONFIG",
+    "JSON",
+    "OUT",
+    "PRESET",
+    "SET",
+    "Command",
+    "Options",
+    "argument",
+    "command_line",
+    "flag",
     "option",
+    "refusal",
+    "source",
 ]
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="digits, cifar10, cifar100, svhn, flowers102, fgvc-aircraft, stanford-cars, tiny-imagenet, caltech256, or "
-        "a path: an image folder (train/CLASS/*, test/CLASS/*), a MedMNIST-style .npz, a folder of Hugging Face "
-        "parquet. Left out: that of the run folder",
-        show_default=False,
+# The groups in the help of a command, in this order, with the short names in each.
+_GROUPS = {
+    "Data": ("image_size", "train_limit", "test_limit"),
+    "Early training and selection": ("separating_epoch",),
+    "Synthetic images": (
+        *("k", "levels", "generator", "kind", "sampling", "prompt", "work_size"),
+        *("generate_batch_size", "processes", "max_seconds", "until"),
     ),
-]
+    "Training": ("model", "epochs", "optimizer", "batch_size"),
+    "Strong augmentation": ("strong", "strong_fraction", "policy", "coreset"),
+    "Coreset": ("method", "fraction", "checkpoint", "with_synthetic"),
+    "Generator": ("split", "steps", "channels", "size"),
+    "Comparison": ("arms", "optimizers", "seeds", "workers"),
+}
+_LETTERS = {"out": "-o", "generator": "-g", "config": "-c", "set": "-s", "method": "-m", "fraction": "-f"}
+_REPEATED = ("prompt",)  # a prompt may have commas
+_LONGEST = 40  # letters of a list of choices in place of NAME
 
 
-def option(words: str, *names: str) -> Any:
-    """An option that is left out unless it is given: what it is then, the config says."""
-    return typer.Option(*names, help=words, show_default=False)
+class Command(TyperCommand):
+    """A command whose help lists its options in groups, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{name: [] for name in _GROUPS}, "Options": []}
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                name = parameter.metavar or str(parameter.name).upper()
+                groups["Arguments"].append(
+                    (name if parameter.required else f"[{name}]", getattr(parameter, "help", "") or "")
+                )
+            elif record := parameter.get_help_record(ctx):
+                groups[_group(max(parameter.opts, key=len))].append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
 
 
-Out = Annotated[str | None, option("Run folder, path or URL [runs/SOURCE]", "--out", "-o")]
-Json = Annotated[bool, option("Print the result as JSON on standard output", "--json")]
-ConfigFile = Annotated[str | None, option("Settings from a .toml or .json file", "--config", "-c")]
-Settings = Annotated[
-    list[str] | None,
-    option("Any setting as KEY=VALUE, such as train.lr=0.05 or plan.levels=[40,50]; repeatable", "--set", "-s"),
-]
-Generator = Annotated[
-    str | None, option("A shipped generator, the path of a diffusers folder, or a hub id", "--generator", "-g")
-]
-Kind = Annotated[str | None, option("auto, pixel, latent, pipeline or diffusemix", "--kind")]
-Sampling = Annotated[
-    str | None,
-    option(
-        "paper (100 ancestral steps, guidance 3), balanced (25 of DPM-Solver++) or fast (8, for LCM and Turbo models)",
-        "--sampling",
-    ),
-]
-Prompt = Annotated[
-    list[str] | None, option('Prompt with {name} for the class, such as "a photo of a {name}"; repeatable', "--prompt")
-]
-WorkSize = Annotated[int | None, option("Shorter side in pixels that the generator sees", "--work-size")]
-MakeBatch = Annotated[int | None, option("Images denoised together, at most", "--generate-batch-size")]
-Processes = Annotated[int | None, option("Processes that generate; 0: one a GPU", "--processes")]
-K = Annotated[int | None, option("Images per slow example, the real one counted", "--k")]
-Levels = Annotated[str | None, option("k - 1 levels in steps of the grid, such as 40,50,70,80", "--levels")]
-Epochs = Annotated[int | None, option("Epochs of training", "--epochs")]
-BatchSize = Annotated[int | None, option("Images a training step", "--batch-size")]
-Model = Annotated[
-    str | None,
-    option(
-        "small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10, vit-s4, torchvision:NAME or timm:NAME",
-        "--model",
-    ),
-]
-Optimizer = Annotated[str | None, option("sgd, sam or adahessian", "--optimizer")]
-Preset = Annotated[
-    str | None, option("Settings of a row of the papers, such as dea-cifar10-table4; see latebloom presets", "--preset")
-]
-Strong = Annotated[
-    str | None,
-    option("Who gets strongly augmented copies in retraining: all, random, craig, dea, max_loss, ...", "--strong"),
-]
-StrongFraction = Annotated[
-    float | None, option("Share of the training set that gets them, above 0 to 1", "--strong-fraction")
-]
-Coreset = Annotated[
-    str | None,
-    option(
-        "A coreset-METHOD.npz that latebloom coreset wrote: retrain on its images alone, or as strong.main, "
-        "strong.copies and --arms such as original+file say",
-        "--coreset",
-    ),
-]
-Policy = Annotated[
-    str | None, option("Strong augmentation: randaugment, trivialaugment, augmix, cutout, wu2020, ...", "--policy")
-]
-ImageSize = Annotated[int | None, option("Resize the shorter side and cut square, in pixels", "--image-size")]
-TrainLimit = Annotated[int | None, option("Use a stratified draw of so many training images", "--train-limit")]
-TestLimit = Annotated[int | None, option("Use a stratified draw of so many test images", "--test-limit")]
-Separating = Annotated[
-    int | None, option("Epoch of early training to judge by; 0 finds the knee", "--separating-epoch")
-]
-Seed = Annotated[int | None, option("Root of every random stream", "--seed")]
-Device = Annotated[str | None, option("auto, cpu or cuda", "--device")]
-Arms = Annotated[
-    str | None, option("Arms to compare, such as original,upsample-2,random-5,ours-5,ours-5+craig", "--arms")
-]
-Optimizers = Annotated[str | None, option("Of sgd,sam,adahessian one or more", "--optimizers")]
-Seeds = Annotated[int | None, option("Classifiers an arm", "--seeds")]
-MaxSeconds = Annotated[
-    int, option("Begin nothing that would not end within so many seconds; the same command goes on", "--max-seconds")
-]
-Until = Annotated[
-    str, option("The same until a time: 07:00, or 22:00-07:00 Europe/Berlin to work only within hours", "--until")
-]
-Workers = Annotated[int | None, option("Processes that train classifiers side by side", "--workers")]
+def _group(option: str) -> str:
+    name = option.lstrip("-").replace("-", "_")
+    return next((group for group, members in _GROUPS.items() if name in members), "Options")
+
+
+class Options:
+    """The options of a command that are settings of a config, and the way back from them to settings.
+
+    Args:
+        config: the class whose settings they are.
+        short: the settings by short name; an option is a short name with dashes. The source is an argument instead.
+        defaults: what is shown as default in place of the config's own.
+    """
+
+    def __init__(
+        self,
+        config: type[pydantic.BaseModel],
+        short: Mapping[str, str],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._config, self._short = config, {name: place for name, place in short.items() if name != "source"}
+        described = {setting.name: setting for setting in describe(config)}
+        self.parameters = [
+            _parameter(name, described[setting], field_at(config, setting).annotation, (defaults or {}).get(name))
+            for name, setting in self._short.items()
+        ]
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each setting whose option was given, by dotted setting."""
+        found: dict[str, Any] = {}
+        for name, setting in self._short.items():
+            if (value := values.get(name)) not in (None, False, []):
+                kind = field_at(self._config, setting).annotation
+                found[setting] = _value(value, kind) if isinstance(value, str) else value
+        return found
+
+
+def _parameter(name: str, setting: Setting, kind: Any, default: Any) -> inspect.Parameter:
+    about, shown = setting.about, _default(setting.default if default is None else default)
+    if kind is bool:
+        return flag(name, about)
+    if get_origin(kind) is tuple and name in _REPEATED:
+        return option(name, list[str], f"{about}; repeatable{shown}", "TEXT")
+    if get_origin(kind) is tuple:
+        return option(name, str, f"{about}; commas between{shown}", "A,B,...")
+    if get_origin(kind) is Literal:
+        choices = setting.type.replace(" or ", ", ").split(", ")
+        if len("|".join(choices)) <= _LONGEST:
+            return option(name, str, f"{about}{shown}", "|".join(choices))
+        return option(name, str, f"{about}: {setting.type}{shown}", "NAME")
+    return option(name, str, f"{about}{shown}", {int: "INTEGER", float: "NUMBER"}.get(kind, "TEXT"))
+
+
+def _value(text: str, kind: Any) -> Any:
+    if get_origin(kind) is tuple:
+        return numbers(text) if get_args(kind)[0] is int else names(text)
+    if kind in (int, float):
+        with contextlib.suppress(ValueError):  # the config refuses other words
+            return kind(text)
+    return text
+
+
+def _default(value: Any) -> str:
+    shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f" [default: {shown}]" if shown else ""
+
+
+def option(name: str, kind: Any, words: str, metavar: str | None = None) -> inspect.Parameter:
+    """An option that is None unless it is given."""
+    letters = [_LETTERS[name]] if name in _LETTERS else []
+    declared = typer.Option(f"--{name.replace('_', '-')}", *letters, help=words, metavar=metavar, show_default=False)
+    return _keyword(name, Annotated[kind | None, declared], None)
+
+
+def flag(name: str, words: str) -> inspect.Parameter:
+    """An option without a value."""
+    return _keyword(name, Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", help=words)], False)
+
+
+def source(config: type[pydantic.BaseModel], needed: bool = False) -> inspect.Parameter:
+    """The data source as the first argument of a command."""
+    about = " ".join((field_at(config, "data.source").description or "").split())
+    words = about if needed else f"{about} Left out: that of the run folder"
+    argument = typer.Argument(help=words, metavar="SOURCE", show_default=False)
+    default = inspect.Parameter.empty if needed else None
+    return _keyword("source", Annotated[str if needed else str | None, argument], default)
+
+
+def argument(name: str, words: str) -> inspect.Parameter:
+    """An argument that has to be given."""
+    return _keyword(name, Annotated[str, typer.Argument(help=words, metavar=name.upper())], inspect.Parameter.empty)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def command_line(parameters: Iterable[inspect.Parameter]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a function of `**given` the parameters that Typer reads."""
+    ordered: Sequence[inspect.Parameter] = list(parameters)
+
+    def sign(function: Callable[..., None]) -> Callable[..., None]:
+        vars(function)["__signature__"] = inspect.Signature(ordered)
+        return function
+
+    return sign
+
+
+OUT = option("out", str, "Run folder, path or URL [default: runs/SOURCE]", "PATH")
+PRESET = option(
+    "preset", str, "Settings of a row of the papers, such as dea-cifar10-table4; see latebloom presets", "NAME"
+)
+CONFIG = option("config", str, "Settings from a .toml or .json file", "FILE")
+SET = option(
+    "set",
+    list[str],
+    "Any setting, such as train.lr=0.05 or plan.levels=[40,50]; repeatable; `latebloom settings` lists them",
+    "KEY=VALUE",
+)
+JSON = flag("json", "Print the result as JSON on standard output")
+
+
+def refusal(error: TyperException, app: Any) -> str:
+    """What Typer does not understand, in the form of our own errors: what came, and what to do.
+
+    Args:
+        app: the group of all commands.
+    """
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else app.name
+    if name := getattr(error, "option_name", ""):
+        others = [other for other, one in app.commands.items() if any(name in option.opts for option in one.params)]
+        if others:
+            return f"{command} has no option {name}, which is for {', '.join(others)}; see `{command} --help`"
+    return f"{error.format_message().strip().removesuffix('.')}; see `{command} --help`"

@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
+from latebloom.flows.cli.options import Command
+
 __all__ = ["add_serving_commands"]
 
 
 def add_serving_commands(app: typer.Typer) -> None:
     """Register `up` and `down`."""
-    app.command("up")(_up)
-    app.command("down")(_down)
+    app.command("up", cls=Command)(_up)
+    app.command("down", cls=Command)(_down)
 
 
 def _up(

@@ -1,33 +1,47 @@
 """What the stage commands print when they are done."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.report.page import report_table
 from latebloom.flows.report.results import Report
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
 
-__all__ = ["print_errors", "print_forecast", "print_report"]
+__all__ = ["print_errors", "print_forecast", "print_report", "table"]
+
+_WORDS = ("", "arm", "opt", "meaning")  # columns of words, beside the first one
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines: numbers to the right, and no cell of theirs cut off."""
+    made = Table(title=escape(title) or None, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for place, name in enumerate(header):
+        words = place == 0 or name in _WORDS
+        made.add_column(escape(name), justify="left" if words else "right", no_wrap=name != "meaning")
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
 
 
 def print_forecast(forecast: dict[str, Any]) -> None:
     """What a plan will make and take, by level and class."""
-    table = Table("", "", "images", title="Forecast", box=None, title_justify="left")
-    for level, count in sorted(forecast["per_level"].items(), key=lambda item: int(item[0].split()[0])):
-        table.add_row("level", level, f"{count:,}")
-    for name, count in forecast["per_class"].items():
-        table.add_row("class", name, f"{count:,}")
-    table.add_row("in all", "", f"{forecast['images']:,}")
+    rows = [
+        ["level", level, f"{count:,}"]
+        for level, count in sorted(forecast["per_level"].items(), key=lambda item: int(item[0].split()[0]))
+    ]
+    rows += [["class", name, f"{count:,}"] for name, count in forecast["per_class"].items()]
+    rows.append(["in all", "", f"{forecast['images']:,}"])
     console = Console()
-    console.print(table)
+    console.print(table("Forecast", ["", "", "images"], rows))
     console.print(
         f"{forecast['denoiser_calls']:,} denoiser calls, about {duration(forecast['seconds'])} on this device and "
         f"{decimal(forecast['bytes'])}",
@@ -47,6 +61,8 @@ def print_errors(run: RunFolder, config: CompareConfig) -> None:
 
 def print_report(folder: Path, as_json: bool) -> None:
     """The report of a run folder as a table with its sentences, or as it is in report.json."""
+    from latebloom.flows.report.page import report_table
+
     text = (folder / "report.json").read_text()
     if as_json:
         print(text, end="")
@@ -54,16 +70,12 @@ def print_report(folder: Path, as_json: bool) -> None:
     report = Report.from_json(json.loads(text))
     _, *rows = report_table(report)
     short = ("arm", "opt", "test err, %", "n", "diff, points", "added", "steps", "train s", "gen s")
-    header = (*short, "picked", "synth %", "strong", "pick s")[: len(rows[0])]
-    table = Table(title=report.title, box=None, padding=(0, 1, 0, 0), title_justify="left")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
+    header = (*short, "selected", "synth %", "strong", "select s")[: len(rows[0])]
+    results = table(report.title, header, rows)
     console = Console()
     # Never narrower than its words: a cell cut to "a…" says less than a line that wraps.
-    whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    Console(width=max(console.width, whole)).print(table)
+    whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(console.width, whole)).print(results)
     console.print("diff: mean over seeds to original, ± its standard error; * beyond two of them", style="dim")
     for line in _overlap(report) + report.sentences:
         console.print(f"- {line}", markup=False, highlight=False)
@@ -76,6 +88,6 @@ def _overlap(report: Report) -> list[str]:
     if report.jaccard is None:
         return []
     return [
-        f"Two seeds' slow sets overlap by {report.jaccard:.2f} (Jaccard, mean over pairs); sets drawn by lot would by "
+        f"Two seeds' slow sets overlap by {report.jaccard:.2f} (Jaccard, mean over pairs); random sets would by "
         f"{report.jaccard_chance:.2f}."
     ]

@@ -109,6 +109,16 @@ def _status(error: BaseException) -> int:
     return found if isinstance(found, int) else 0
 
 
+_WORDS = {
+    "Input should be": "expected",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    ", unable to interpret input": "",
+}
+
+
 def one_line(error: BaseException) -> str:
     """An error as one line for a person; of a config that was refused, each setting with what it got."""
     import pydantic
@@ -122,6 +132,9 @@ def _one_setting(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = "there is no such setting"
-    given = "" if error["type"] in ("value_error", "extra_forbidden") else f", got {error['input']!r}"
-    return f"{place}: {message}{given}" if place else f"{message}{given}"
+        return f"{place}: there is no such setting"
+    if error["type"] == "value_error":  # our own words, which say what came
+        return f"{place}: {message}" if place else message
+    for pydantics, ours in _WORDS.items():
+        message = message.replace(pydantics, ours)
+    return f"{place} is {error['input']!r}; {message[:1].lower()}{message[1:]}"

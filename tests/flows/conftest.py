@@ -213,7 +213,7 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def latebloom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs `latebloom WORD...` in this process."""
     for module in (app, coresets):
         monkeypatch.setattr(module, "prepare_prefect", lambda: None)  # it changes the environment

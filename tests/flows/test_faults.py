@@ -34,14 +34,14 @@ from latebloom.flows.stages.loaders import generator_of
 
 Tiny = Callable[..., CompareConfig]
 Story = SimpleNamespace
-Latebloom = Callable[..., Any]
+RunCommand = Callable[..., Any]
 
 
 @pytest.fixture
-def command(latebloom: Latebloom, monkeypatch: pytest.MonkeyPatch) -> Latebloom:
+def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Runs `latebloom WORD...` in this process and without Prefect."""
     unserved.unserve(monkeypatch.setattr)
-    return latebloom
+    return run_command
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ class Storm:
         return left
 
 
-# Latebloom, a second slower at each part.
+# RunCommand, a second slower at each part.
 SLOW_COMMAND = """
 import signal
 import mortal
@@ -314,7 +314,7 @@ def test_a_signal_ends_a_command_with_prefect_and_all_in_seconds_and_in_one_line
 
 
 def test_two_commands_are_not_at_work_in_one_folder(
-    finished: RunFolder, command: Latebloom, story: Story, tmp_path: Path
+    finished: RunFolder, command: RunCommand, story: Story, tmp_path: Path
 ) -> None:
     before = story.times(finished.path)
     words = [sys.executable, "-c", HOLD, str(finished.path)]
@@ -361,7 +361,7 @@ def failing_at(parts: set[int], error: Exception, calls: list[int]) -> Callable[
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyError("x"), ValueError("no\nsuch")])
 def test_a_part_that_fails_leaves_the_others_alone_and_its_traceback(
-    error: Exception, planned: RunFolder, command: Latebloom, monkeypatch: pytest.MonkeyPatch
+    error: Exception, planned: RunFolder, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(synthesis, "make_one_part", failing_at({0, 1, 3, 4, 11}, error, calls))  # never three in a row
@@ -387,7 +387,7 @@ def test_a_part_that_fails_leaves_the_others_alone_and_its_traceback(
     ],
 )
 def test_three_parts_in_a_row_or_a_folder_that_takes_no_more_end_it_with_that_error(
-    error: Exception, parts_tried: int, planned: RunFolder, command: Latebloom, monkeypatch: pytest.MonkeyPatch
+    error: Exception, parts_tried: int, planned: RunFolder, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(synthesis, "make_one_part", failing_at(set(range(1, 12)), error, calls))
@@ -403,7 +403,7 @@ def test_images_that_a_model_cannot_make_are_marked_and_all_others_are_as_ever(
     finished: RunFolder,
     pristine: RunFolder,
     generator: Path,
-    command: Latebloom,
+    command: RunCommand,
     story: Story,
     tmp_path: Path,
 ) -> None:
@@ -459,7 +459,7 @@ def test_no_bit_of_a_record_can_flip_unseen(finished: RunFolder) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_a_part_with_a_wrong_record_is_made_again_and_no_other(
-    change: dict[str, Any], finished: RunFolder, pristine: RunFolder, command: Latebloom, story: Story
+    change: dict[str, Any], finished: RunFolder, pristine: RunFolder, command: RunCommand, story: Story
 ) -> None:
     times = story.times(finished.path / "synthetic")
     file = finished.path / "synthetic/.parts/part-00001.json"
@@ -476,7 +476,7 @@ def test_a_part_with_a_wrong_record_is_made_again_and_no_other(
     ["", "{", "[]", "null", "\0", '{"KEY": 3}', '{"KEY": {"make 8x8": 0}}', '{"KEY": {"make 8x8": "many"}}'],
 )
 def test_damaged_batch_sizes_are_removed_in_one_line_and_found_out_again(
-    content: str, planned: RunFolder, pristine: RunFolder, tiny: Tiny, command: Latebloom, story: Story
+    content: str, planned: RunFolder, pristine: RunFolder, tiny: Tiny, command: RunCommand, story: Story
 ) -> None:
     file = planned.path / "batch_sizes.json"
     file.write_text(content.replace("KEY", f"cpu {generator_of(tiny()).digest[:16]}"))
@@ -513,7 +513,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_on_a_disk_that_is_full_again_and_again_what_was_finished_stays(
-    disk: Path, planned: RunFolder, pristine: RunFolder, command: Latebloom, story: Story
+    disk: Path, planned: RunFolder, pristine: RunFolder, command: RunCommand, story: Story
 ) -> None:
     shutil.copytree(planned.path, disk / "run")
     run, whole = RunFolder(disk / "run"), story.data_set(pristine)
@@ -546,7 +546,7 @@ def test_a_disk_that_becomes_read_only_ends_it_in_one_line_and_once_it_is_not_it
     disk: Path,
     planned: RunFolder,
     pristine: RunFolder,
-    command: Latebloom,
+    command: RunCommand,
     story: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,7 +27,7 @@ from latebloom.flows.run.folder import Partial, RunFolder
 
 Tiny = Callable[..., CompareConfig]
 Story = SimpleNamespace
-Latebloom = Callable[..., Any]
+RunCommand = Callable[..., Any]
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_generate_goes_on_after_a_part_failed(
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_left_for_the_next_time(
     flows: Any,
-    latebloom: Latebloom,
+    run_command: RunCommand,
     pristine: RunFolder,
     finished: RunFolder,
     story: Story,
@@ -137,7 +137,7 @@ def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_lef
         mortal.deaths(finished, number).write_text(lives)
     monkeypatch.setattr(synthesis, "make_one_part", mortal.make_one_part)
     words = ("generate", "--out", str(finished.path), "--processes", "2")
-    outcome = latebloom(*words)
+    outcome = run_command(*words)
     assert outcome.code == 3, outcome.err
     assert outcome.err.splitlines()[-2:] == [
         f"partial: 1 images or parts could not be made, listed in {finished.path}/synthetic/failures.json; the first "
@@ -148,7 +148,7 @@ def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_lef
     made, whole = story.data_set(finished), story.data_set(pristine)
     assert whole.keys() - made.keys() == {"part-00004.parquet", "manifest.json"}
     assert made.keys() - whole.keys() == {"failures.json"}
-    outcome = latebloom(*words)
+    outcome = run_command(*words)
     assert outcome.code == 0, outcome.err
     assert "generate: 77 of 84 images done before, 1 of 12 parts to make" in outcome.err.splitlines()
     assert story.data_set(finished) == whole  # byte for byte what one process makes
@@ -169,7 +169,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_made_when_it_is_back(
     flows: Any,
-    latebloom: Latebloom,
+    run_command: RunCommand,
     tiny: Tiny,
     photos: Path,
     story: Story,
@@ -194,7 +194,7 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
 
     monkeypatch.setattr(synthesis, "draw", second_loses_files)
     words = ("generate", "--config", tmp_path / "c.json", "--out")
-    outcome = latebloom(*words, tmp_path / "run")
+    outcome = run_command(*words, tmp_path / "run")
     assert outcome.code == 3, outcome.err
     assert "partial: 4 images or parts could not be made" in outcome.err.splitlines()[-2]
     failures = read_json(tmp_path / "run/synthetic/failures.json")
@@ -207,9 +207,9 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
     for file, content in contents.items():
         file.write_bytes(content)
     parts_before = len(drawn)
-    assert latebloom(*words, tmp_path / "run").code == 0
+    assert run_command(*words, tmp_path / "run").code == 0
     assert sorted(item for items in drawn[parts_before:] for item in items) == lost
-    assert latebloom(*words, tmp_path / "undisturbed").code == 0
+    assert run_command(*words, tmp_path / "undisturbed").code == 0
     assert story.data_set(RunFolder(tmp_path / "run")) == story.data_set(RunFolder(tmp_path / "undisturbed"))
 
 
@@ -217,7 +217,7 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
 def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_command_goes_on(
     failure: str,
     flows: Any,
-    latebloom: Latebloom,
+    run_command: RunCommand,
     finished: RunFolder,
     pristine: RunFolder,
     story: Story,
@@ -250,7 +250,7 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
         else:
             patch.setattr(synthetic, "atomic_path", second_fails)
             error = r"error: \[Errno (28|13)\] (No space left on device|Permission denied): '.*part-00009.parquet'"
-        outcome = latebloom(*words)
+        outcome = run_command(*words)
     assert outcome.code == 1
     assert re.fullmatch(error, outcome.err.splitlines()[-1])
     assert "Traceback" not in outcome.err
@@ -258,7 +258,7 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
     left = {f"part-{number:05d}.parquet" for number in (8, 9, 10)}
     assert whole.keys() - made.keys() - {"manifest.json"} == left - ({"part-00008.parquet"} if drawn else set())
     assert len(drawn) == (0 if failure == "no room for a part" else 2)
-    assert latebloom(*words).code == 0
+    assert run_command(*words).code == 0
     assert story.data_set(finished) == whole
 
 
@@ -339,19 +339,19 @@ def test_fit_generator_makes_one_that_a_run_can_use(flows: Any, tiny: Tiny, tmp_
 
 
 def test_the_command_line_runs_the_flow_and_prints_nothing_but_its_result(
-    flows: Any, latebloom: Latebloom, finished: RunFolder
+    flows: Any, run_command: RunCommand, finished: RunFolder
 ) -> None:
-    outcome = latebloom("compare", "--out", finished.path, "--json")
+    outcome = run_command("compare", "--out", finished.path, "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out) == read_json(finished.path / "report.json")
-    outcome = latebloom("retrain", "--out", finished.path, "--set", "plan.levels=[4,5]")
+    outcome = run_command("retrain", "--out", finished.path, "--set", "plan.levels=[4,5]")
     assert outcome.code == 1
     assert "was made with other settings" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
 
 
 def test_ctrl_c_within_a_flow_ends_the_command_as_one_would_expect(
-    flows: Any, latebloom: Latebloom, finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
+    flows: Any, run_command: RunCommand, finished: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from latebloom.flows.stages import select
 
@@ -360,30 +360,32 @@ def test_ctrl_c_within_a_flow_ends_the_command_as_one_would_expect(
 
     with monkeypatch.context() as patch:
         patch.setattr(select, "select_examples", pressed)
-        outcome = latebloom("select", "--out", finished.path)
+        outcome = run_command("select", "--out", finished.path)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
-    assert latebloom("select", "--out", finished.path).code == 0
+    assert run_command("select", "--out", finished.path).code == 0
 
 
 def test_retrain_alone_trains_arms_of_real_images(
-    flows: Any, latebloom: Latebloom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flows: Any, run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("--train-limit", "60", "--test-limit", "50", "--epochs", "1", "--seeds", "1", "--optimizers", "sgd")
-    shown = latebloom("retrain", "digits", "--arms", "original,original+random", "--strong-fraction", "0.5", *words)
+    shown = run_command("retrain", "digits", "--arms", "original,original+random", "--strong-fraction", "0.5", *words)
     assert shown.code == 0, shown.err
     run = RunFolder(tmp_path / "runs/digits")
     assert {record["stage"] for record in run.records()} == {"retrain-original-sgd", "retrain-original+random-sgd"}
     assert "original+random  sgd  " in shown.out
-    reported = latebloom("report", "--out", run.path)
+    reported = run_command("report", "--out", run.path)
     assert reported.code == 0, reported.err
-    assert "picked" in reported.out
+    assert "selected" in reported.out
 
 
-def test_a_coreset_is_picked_in_a_flow(flows: Any, latebloom: Latebloom, pristine: RunFolder, tmp_path: Path) -> None:
+def test_a_coreset_is_picked_in_a_flow(
+    flows: Any, run_command: RunCommand, pristine: RunFolder, tmp_path: Path
+) -> None:
     words = ("--train-limit", "60", "--epochs", "1", "--fraction", "0.2", "--method", "margin")
-    shown = latebloom("coreset", "digits", "--out", tmp_path / "run", *words)
+    shown = run_command("coreset", "digits", "--out", tmp_path / "run", *words)
     assert shown.code == 0, shown.err
     assert shown.out.splitlines()[-1] == str(tmp_path / "run/coreset-margin.npz")
     assert not (tmp_path / "run/config.json").exists()  # what a run in this folder was asked for stays as it is

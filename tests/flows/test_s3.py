@@ -61,19 +61,21 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
 
 
 def test_a_finished_run_is_used_in_s3_as_on_disk(
-    bucket: str, latebloom: Any, story: SimpleNamespace, finished: RunFolder, tmp_path: Path
+    bucket: str, run_command: Any, story: SimpleNamespace, finished: RunFolder, tmp_path: Path
 ) -> None:
     upload(finished.path, f"{bucket}/run")
     runs = [str(finished.path), f"{bucket}/run"]
     outs = [str(tmp_path / "out"), f"{bucket}/out"]
-    assert [latebloom("export", run, out).out for run, out in zip(runs, outs, strict=True)] == [f"{o}\n" for o in outs]
+    assert [run_command("export", run, out).out for run, out in zip(runs, outs, strict=True)] == [
+        f"{o}\n" for o in outs
+    ]
     here, there = (story.contents(as_path(out)) for out in outs)
     assert len(here) > 2
     assert there == here
-    assert f"{bucket}/out is not empty; export to a new folder" in latebloom("export", runs[1], outs[1]).err
+    assert f"{bucket}/out is not empty; export to a new folder" in run_command("export", runs[1], outs[1]).err
 
     item = next(Path(name).stem for name in here if name.endswith(".png"))
-    stories = [json.loads(latebloom("inspect", run, item, "--json").out) for run in runs]
+    stories = [json.loads(run_command("inspect", run, item, "--json").out) for run in runs]
     pictures = [told.pop("picture") for told in stories]
     assert stories[0] == stories[1]
     assert pictures[1] == f"{bucket}/run/inspect/{item}.png"
@@ -81,13 +83,13 @@ def test_a_finished_run_is_used_in_s3_as_on_disk(
 
     half = stories[0]["scores"]["label_probability"]
     words = ("--set", f"quality.min_label_probability={half}", "--json")
-    moved = [json.loads(latebloom("filter", run, *words).out) for run in runs]
+    moved = [json.loads(run_command("filter", run, *words).out) for run in runs]
     assert moved[0] == moved[1]
     assert moved[1]["before"] != moved[1]["after"]
     manifests = [read_json(as_path(run) / "synthetic" / "manifest.json") for run in runs]
     assert manifests[0] == manifests[1]
 
-    scores = [json.loads(latebloom("fidelity", run, "--json").out) for run in runs]
+    scores = [json.loads(run_command("fidelity", run, "--json").out) for run in runs]
     assert scores[0] == scores[1] == read_json(as_path(f"{bucket}/run/synthetic-fidelity.json"))
 
 
@@ -109,26 +111,26 @@ def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> 
         generator_folder(f"{bucket}/models/old")
 
 
-def test_a_command_takes_urls(bucket: str, latebloom: Any, fake_flows: Any, tiny: Tiny) -> None:
+def test_a_command_takes_urls(bucket: str, run_command: Any, fake_flows: Any, tiny: Tiny) -> None:
     asked: list[tuple[Any, str]] = []
     fake_flows.select = lambda config, out: asked.append((config, out))
     settings = tiny().model_dump(mode="json")
     write_bytes(as_path(f"{bucket}/settings.json"), json.dumps(settings).encode())
-    outcome = latebloom("select", "--config", f"{bucket}/settings.json", "--out", f"{bucket}/runs/a")
+    outcome = run_command("select", "--config", f"{bucket}/settings.json", "--out", f"{bucket}/runs/a")
     assert (outcome.code, outcome.err.count("error")) == (0, 0), outcome.err
     assert asked == [(tiny(), f"{bucket}/runs/a")]
 
 
-def test_a_bucket_that_is_missing_is_one_line(bucket: str, latebloom: Any, fake_flows: Any) -> None:
-    outcome = latebloom("select", "digits", "--out", f"{bucket}-not/run")
+def test_a_bucket_that_is_missing_is_one_line(bucket: str, run_command: Any, fake_flows: Any) -> None:
+    outcome = run_command("select", "digits", "--out", f"{bucket}-not/run")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.splitlines()[-1] == (
         f"error: {bucket}-not/run: there is no such bucket; make it, or correct its name"
     )
 
 
-def test_a_file_cannot_be_a_run_folder(bucket: str, latebloom: Any, fake_flows: Any) -> None:
+def test_a_file_cannot_be_a_run_folder(bucket: str, run_command: Any, fake_flows: Any) -> None:
     write_bytes(as_path(f"{bucket}/run"), b"")
-    outcome = latebloom("select", "digits", "--out", f"{bucket}/run")
+    outcome = run_command("select", "digits", "--out", f"{bucket}/run")
     assert outcome.code == 1
     assert f"{bucket}/run is a file, so {bucket}/run cannot be a run folder" in outcome.err

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from rich.filesize import decimal
 
+import latebloom
 from latebloom.flows.cli import app, tables
-from latebloom.flows.cli.resolve import nested
+from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
 from latebloom.flows.config.presets import PRESETS, Preset
 from latebloom.flows.run.budget import Budget
@@ -21,47 +22,14 @@ from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
 from latebloom.flows.stages import checks, fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
-from latebloom.synth.sampling.sample import SampleConfig
+from latebloom.synth.config import GeneratorConfig, PlanConfig, SampleConfig
+from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
-Latebloom = Callable[..., Any]
+RunCommand = Callable[..., Any]
 
 STAGES = ["run", "compare", "select", "plan", "generate", "retrain", "report"]
 FLOWS = ["augment_and_retrain", *STAGES[1:]]
-OPTIONS = {
-    "--out",
-    "--generator",
-    "--kind",
-    "--sampling",
-    "--prompt",
-    "--work-size",
-    "--generate-batch-size",
-    "--processes",
-    "--k",
-    "--levels",
-    "--model",
-    "--epochs",
-    "--batch-size",
-    "--optimizer",
-    "--strong",
-    "--strong-fraction",
-    "--coreset",
-    "--policy",
-    "--preset",
-    "--separating-epoch",
-    "--image-size",
-    "--train-limit",
-    "--test-limit",
-    "--seed",
-    "--device",
-    "--arms",
-    "--optimizers",
-    "--seeds",
-    "--workers",
-    "--config",
-    "--set",
-    "--json",
-}
 
 
 @pytest.fixture
@@ -85,11 +53,11 @@ def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
 
 
 @pytest.fixture
-def ask(latebloom: Latebloom, asked: list[SimpleNamespace]) -> Callable[..., SimpleNamespace]:
+def ask(run_command: RunCommand, asked: list[SimpleNamespace]) -> Callable[..., SimpleNamespace]:
     """Runs a command; which flow it would have called, with which config and folder."""
 
     def call(*words: str | Path) -> SimpleNamespace:
-        outcome = latebloom(*words)
+        outcome = run_command(*words)
         assert outcome.code == 0, outcome.err
         return asked.pop()
 
@@ -105,48 +73,98 @@ def setting(config: Any, key: str) -> Any:
 # ------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", STAGES)
-def test_help_names_every_option_of_a_stage(command: str, latebloom: Latebloom) -> None:
-    outcome = latebloom(command, "--help")
-    assert outcome.code == 0
-    named = {word.strip(",") for word in outcome.out.split() if word.startswith("--")}
-    assert named >= OPTIONS
-
-
+# Of each command some options that it has, and some that its stages do not read.
 @pytest.mark.parametrize(
-    ("command", "options"),
+    ("command", "has", "lacks"),
     [
-        ("demo", {"--out", "--seeds", "--workers", "--json"}),
-        ("fit-generator", {"--steps", "--channels", "--size", "--split", "--seed", "--config", "--set"}),
+        ("run", "--generator --sampling --k --epochs --strong --seed --preset --set --json", "--arms --seeds --until"),
+        ("compare", "--generator --k --epochs --arms --optimizers --seeds --workers --policy", "--optimizer --strong"),
+        ("select", "--train-limit --epochs --separating-epoch --seeds --seed", "--generator --arms --k --optimizer"),
+        ("plan", "--epochs --generator --levels --prompt --arms --processes", "--until --optimizers --strong"),
+        ("generate", "--epochs --generator --levels --until --max-seconds", "--optimizer --policy"),
+        ("retrain", "--epochs --optimizer --coreset --arms --seeds", "--generator --separating-epoch --levels"),
+        ("report", "--out --arms --seeds --json", "--epochs --generator --device --seed"),
+        ("coreset", "--method --fraction --checkpoint --with-synthetic --epochs --seeds", "--arms --generator"),
+        ("demo", "--out --seeds --workers --json", "--epochs --set"),
+        ("fit-generator", "--steps --channels --size --split --seed --config --set", "--out --epochs"),
     ],
 )
-def test_help_names_the_options_of_the_other_commands(command: str, options: set[str], latebloom: Latebloom) -> None:
-    outcome = latebloom(command, "--help")
+def test_help_names_the_options_that_a_command_uses(
+    command: str, has: str, lacks: str, run_command: RunCommand
+) -> None:
+    outcome = run_command(command, "--help")
     assert outcome.code == 0
-    assert {word.strip(",") for word in outcome.out.split() if word.startswith("--")} >= options
+    named = {word.strip(",") for word in outcome.out.split() if word.startswith("--")}
+    assert named >= set(has.split())
+    assert not named & set(lacks.split())
 
 
-def test_help_names_every_command(latebloom: Latebloom) -> None:
-    outcome = latebloom("--help")
+def test_help_is_in_groups_and_shows_descriptions_and_defaults_of_the_settings(run_command: RunCommand) -> None:
+    text = run_command("run", "--help").out
+    groups = [line.removesuffix(":") for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    assert groups == [
+        *("Arguments", "Data", "Early training and selection", "Synthetic images", "Training"),
+        *("Strong augmentation", "Options"),
+    ]
+    words = " ".join(text.split())
+    assert f"--epochs INTEGER {FitConfig.model_fields['epochs'].description} [default: 200]" in words
+    assert "--device auto|cpu|cuda" in words
+    assert "[default: 10]" in " ".join(run_command("demo", "--help").out.split())  # its own, not that of compare
+
+
+def test_every_command_and_the_version(run_command: RunCommand) -> None:
+    outcome = run_command("--help")
     assert outcome.code == 0
-    assert all(f"  {command} " in outcome.out for command in (*STAGES, "demo", "fit-generator"))
+    commands = (*STAGES, "coreset", "demo", "fit-generator", "settings", "presets", "export", "inspect", "up")
+    assert all(f"  {command} " in outcome.out for command in commands)
+    assert run_command("--version") == (0, f"latebloom {latebloom.__version__}\n", "")
+    bare = run_command()
+    assert (bare.code, bare.out) == (2, "")
+    assert bare.err.startswith("Usage: latebloom")
 
 
 def test_help_waits_for_no_heavy_package() -> None:
     script = """
 import sys
 from latebloom.flows.cli import app
-for words in (["--help"], ["run", "--help"], ["fit-generator", "--help"]):
-    sys.argv = ["latebloom", *words]
+for words in ("--help", "run --help", "fit-generator --help", "settings", "presets", "run digits --k 1"):
+    sys.argv = ["latebloom", *words.split()]
     try:
         app.main()
     except SystemExit as end:
-        assert end.code == 0
+        assert end.code == 2 * words.endswith("1")
 heavy = {"torch", "prefect", "diffusers", "sklearn", "pyarrow", "matplotlib", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- settings
+
+
+def test_settings_are_listed_with_type_range_default_and_description(run_command: RunCommand) -> None:
+    whole = run_command("settings").out
+    heads = [line.split()[0] for line in whole.splitlines() if not line.startswith(" ")]
+    assert heads[0] == "data.source"
+    assert {"train.lr", "strong.coreset.fraction", "sample.guidance_scale", "seed", "arms"} <= set(heads)
+    assert run_command("settings", "plan.k").out.splitlines() == [
+        "plan.k  (integer, 2 to 1,000)  [default: 5]",
+        f"    {PlanConfig.model_fields['k'].description}",
+    ]
+    assert [line for line in run_command("settings", "slow").out.splitlines() if line[0] != " "] == [
+        'slow.method  (cluster, high_loss, misclassified, random or all)  [default: "cluster"]',
+        'slow.space  (softmax or logits)  [default: "softmax"]',
+        "slow.separating_epoch  (integer, 0 to 100,000)  [default: 0]",
+    ]
+
+
+def test_settings_of_another_command_and_as_json(run_command: RunCommand) -> None:
+    (one,) = json.loads(run_command("settings", "train.epochs", "--of", "coreset", "--json").out)
+    about = FitConfig.model_fields["epochs"].description
+    assert one == {"name": "train.epochs", "type": "integer", "default": 10, "range": "1 to 100,000", "about": about}
+    listed = json.loads(run_command("settings", "generator", "--of", "fit-generator", "--json").out)
+    assert {one["name"] for one in listed} == {f"generator.{name}" for name in GeneratorConfig.model_fields}
 
 
 # ------------------------------------------------------------------------------------------------- options
@@ -155,84 +173,50 @@ assert not heavy, heavy
 @pytest.mark.parametrize(
     ("words", "key", "value"),
     [
-        ("--generator /some/where", "generate.generator", "/some/where"),
         ("-g /some/where", "generate.generator", "/some/where"),
         ("--k 2", "plan.k", 2),
         ("--levels 1,2,3,4", "plan.levels", (1, 2, 3, 4)),
-        ("--model preact-resnet18", "classifier.model", "preact-resnet18"),
-        ("--epochs 7", "train.epochs", 7),
-        ("--batch-size 9", "train.batch_size", 9),
-        ("--separating-epoch 3", "slow.separating_epoch", 3),
-        ("--separating-epoch 0", "slow.separating_epoch", 0),
-        ("--kind latent", "generate.kind", "latent"),
-        ("--generate-batch-size 9", "generate.batch_size", 9),
-        ("--processes 3", "generate.processes", 3),
-        ("--prompt {name} --prompt a_{name}", "prompts.templates", ("{name}", "a_{name}")),
-        ("--work-size 64", "sizes.work_size", 64),
+        ("--prompt {name} --prompt a,{name}", "prompts.templates", ("{name}", "a,{name}")),
         ("--sampling balanced", "sample.steps", 25),
-        ("--image-size 16", "data.image_size", 16),
-        ("--train-limit 50", "data.train_limit", 50),
-        ("--test-limit 60", "data.test_limit", 60),
-        ("--seed 4", "seed", 4),
+        ("--separating-epoch 0", "slow.separating_epoch", 0),
+        ("--strong-fraction 0.3", "strong.coreset.fraction", 0.3),
+        ("--arms original,ours-2", "arms", ("original", "ours-2")),
+        ("--optimizers sgd,sam", "optimizers", ("sgd", "sam")),
+        ("--seeds 4", "seeds", 4),
         ("--device cpu", "device", "cpu"),
-        ("--set train.lr=0.25", "train.lr", 0.25),
         ("-s train.lr=0.25", "train.lr", 0.25),
         ("--set plan.levels=[1,2,3,4]", "plan.levels", (1, 2, 3, 4)),
         ("--set train.flip=true", "train.flip", True),
-        ("--set slow.method=random", "slow.method", "random"),
+        ("--set train_states=[ok,flat]", "train_states", ("ok", "flat")),
         ("--set quality.min_contrast=5 --set quality.min_distance=6", "quality.min_distance", 6),
         ("--set data.root=a=b", "data.root", "a=b"),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "compare"])
-def test_an_option_becomes_its_setting(
-    command: str, words: str, key: str, value: Any, ask: Callable[..., SimpleNamespace]
-) -> None:
-    assert setting(ask(command, "digits", *words.split()).config, key) == value
-
-
-@pytest.mark.parametrize(
-    ("words", "key", "value"),
-    [
-        (["--arms", "original, ours-2"], "arms", ("original", "ours-2")),
-        (["--optimizers", "sam"], "optimizers", ("sam",)),
-        (["--optimizers", "sgd,sam"], "optimizers", ("sgd", "sam")),
-        (["--seeds", "4"], "seeds", 4),
-        (["--workers", "2"], "workers", 2),
-    ],
-)
-@pytest.mark.parametrize("command", STAGES[1:])
-def test_an_option_of_a_comparison_becomes_its_setting(
-    command: str, words: list[str], key: str, value: Any, ask: Callable[..., SimpleNamespace]
-) -> None:
-    assert setting(ask(command, "digits", *words).config, key) == value
+def test_an_option_becomes_its_setting(words: str, key: str, value: Any, ask: Callable[..., SimpleNamespace]) -> None:
+    assert setting(ask("compare", "digits", *words.split()).config, key) == value
 
 
 @pytest.mark.parametrize("command", STAGES)
 def test_a_command_calls_its_flow_with_config_and_folder(command: str, ask: Callable[..., SimpleNamespace]) -> None:
-    call = ask(command, "digits", "--out", "here", "--seed", "4")
+    call = ask(command, "digits", "--out", "here", "--set", "seed=4")
     assert call.name == {"run": "augment_and_retrain"}.get(command, command)
     assert type(call.config) is (RunConfig if command == "run" else CompareConfig)
     assert call.out == "here"
     assert call.config.seed == 4
 
 
-def test_only_generate_takes_a_time_budget(ask: Callable[..., SimpleNamespace], latebloom: Latebloom) -> None:
+def test_only_generate_takes_a_time_budget(ask: Callable[..., SimpleNamespace]) -> None:
     call = ask("generate", "digits", "--max-seconds", "60", "--until", "22:00-07:00 UTC")
     assert call.more == (Budget(max_seconds=60, until="22:00-07:00 UTC"),)
     assert ask("select", "digits").more == ()
-    outcome = latebloom("compare", "digits", "--until", "07:00")
-    assert outcome.code == 2
-    assert "--until" in outcome.err
 
 
-@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
-def test_a_stage_alone_is_that_of_run_unless_a_comparison_is_asked_for(
-    command: str, ask: Callable[..., SimpleNamespace]
-) -> None:
-    alone = ask("run", "digits", "--k", "2").config
-    assert ask(command, "digits", "--k", "2").config == one_setting(alone)
-    assert ask(command, "digits", "--seeds", "4").config == ask("compare", "digits", "--seeds", "4").config
+def test_a_stage_alone_is_that_of_run_unless_a_comparison_is_asked_for(ask: Callable[..., SimpleNamespace]) -> None:
+    alone = one_setting(ask("run", "digits", "--set", "plan.k=2").config)
+    comparison = ask("compare", "digits", "--seeds", "4").config
+    for command in ("select", "plan", "generate", "retrain", "report"):
+        assert ask(command, "digits", "--set", "plan.k=2").config == alone
+        assert ask(command, "digits", "--seeds", "4").config == comparison
 
 
 def test_the_demo_is_its_config_with_the_seeds_and_workers_asked_for(ask: Callable[..., SimpleNamespace]) -> None:
@@ -329,8 +313,8 @@ def test_a_row_of_the_papers_in_a_run_folder_keeps_the_runs_data(
     assert config.strong.every == PRESETS["dea-cifar10-table4"].settings["strong"]["every"]
 
 
-def test_presets_are_listed_a_line_each(latebloom: Latebloom) -> None:
-    lines = latebloom("presets").out.splitlines()
+def test_presets_are_listed_a_line_each(run_command: RunCommand) -> None:
+    lines = run_command("presets").out.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     assert all(one.about in line for one, line in zip(PRESETS.values(), lines, strict=True))
 
@@ -342,7 +326,7 @@ def test_strong_copies_are_asked_for_by_three_options(ask: Callable[..., SimpleN
     assert config.arms == ("original", "original@ours-5+random", "ours-5", "ours-5+random")
 
 
-@pytest.mark.parametrize("name", ["paper", "balanced", "fast"])
+@pytest.mark.parametrize("name", SAMPLING)
 def test_a_sampling_goes_over_the_preset_and_single_settings_over_the_sampling(
     name: str, ask: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
@@ -386,12 +370,12 @@ def test_an_option_that_is_not_given_sets_nothing() -> None:
 # ------------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("command", STAGES[1:])
 def test_without_a_source_a_command_goes_on_with_what_the_folder_was_asked_before(
-    command: str, ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny
+    ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny
 ) -> None:
-    call = ask(command, "--out", pristine.path)
-    assert (call.config, call.out) == (tiny(), str(pristine.path))
+    for command in STAGES[1:]:
+        call = ask(command, "--out", pristine.path)
+        assert (call.config, call.out) == (tiny(), str(pristine.path))
 
 
 def test_going_on_may_change_a_setting(ask: Callable[..., SimpleNamespace], pristine: RunFolder, tiny: Tiny) -> None:
@@ -414,13 +398,13 @@ def test_a_run_of_one_setting_goes_on(ask: Callable[..., SimpleNamespace], one: 
     assert (call.name, call.config, call.out) == ("augment_and_retrain", before, str(folder))
 
 
-@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain", "report"])
+@pytest.mark.parametrize("command", ["select", "retrain"])
 def test_a_stage_of_one_setting_that_is_changed_is_that_of_the_changed_setting(
     command: str, ask: Callable[..., SimpleNamespace], one: tuple[Path, RunConfig]
 ) -> None:
     folder, before = one
-    words = ("--out", folder, "--k", "2", "--set", "plan.levels=[4]", "--optimizer", "sam", "--workers", "2")
-    config = ask(command, *words).config
+    changes = ("plan.k=2", "plan.levels=[4]", "train.optimizer=sam")
+    config = ask(command, "--out", folder, *(f"-s{change}" for change in changes), "--workers", "2").config
     # Not ours-3 at its old levels with SGD: the arms follow from the setting.
     assert config.arms == ("original", "original@ours-2", "ours-2")
     assert (config.optimizers, config.seeds, config.workers) == (("sam",), 1, 2)
@@ -442,34 +426,32 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "check_inputs", lambda *_: None)
 
 
-@pytest.mark.parametrize("command", ["compare", "report"])
 def test_the_report_as_json_is_report_json(
-    command: str, latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+    run_command: RunCommand, fake_flows: Any, unchecked: None, pristine: RunFolder
 ) -> None:
-    setattr(fake_flows, command, lambda *_: "report.html")
-    outcome = latebloom(command, "--out", pristine.path, "--json")
+    fake_flows.compare = lambda *_: "report.html"
+    outcome = run_command("compare", "--out", pristine.path, "--json")
     assert outcome.code == 0
     assert outcome.out == (pristine.path / "report.json").read_text()
     assert {arm["arm"] for arm in json.loads(outcome.out)["arms"]} == {"original", "ours-3"}
-    assert outcome.err == f"{command}: digits in {pristine.path}\n"  # and nothing else between
+    assert outcome.err == f"compare: digits in {pristine.path}\n"  # and nothing else between
 
 
-@pytest.mark.parametrize("command", ["select", "plan", "generate", "retrain"])
 def test_a_stage_as_json_is_its_result_and_the_records(
-    command: str, latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+    run_command: RunCommand, fake_flows: Any, unchecked: None, pristine: RunFolder
 ) -> None:
-    setattr(fake_flows, command, lambda _, out, *_more: f"{out}/thing")
-    outcome = latebloom(command, "--out", pristine.path, "--json")
+    fake_flows.generate = lambda _, out, *_more: f"{out}/thing"
+    outcome = run_command("generate", "--out", pristine.path, "--json")
     value = json.loads(outcome.out)
     assert value["result"] == f"{pristine.path}/thing"
     assert value["stages"] == pristine.records()
 
 
 def test_a_report_for_people_has_the_table_the_sentences_and_where_the_page_is(
-    latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+    run_command: RunCommand, fake_flows: Any, unchecked: None, pristine: RunFolder
 ) -> None:
     fake_flows.compare = lambda *_: "report.html"
-    out = latebloom("compare", "--out", pristine.path).out
+    out = run_command("compare", "--out", pristine.path).out
     report = json.loads((pristine.path / "report.json").read_text())
     text = " ".join(out.split())
     assert "ours-3" in text
@@ -477,16 +459,16 @@ def test_a_report_for_people_has_the_table_the_sentences_and_where_the_page_is(
         assert f"- {sentence}" in text
     for warning in report["warnings"]:
         assert f"! {warning}" in text
-    overlap = f"overlap by {report['jaccard']:.2f} (Jaccard, mean over pairs); sets drawn by lot would by "
+    overlap = f"overlap by {report['jaccard']:.2f} (Jaccard, mean over pairs); random sets would by "
     assert overlap + f"{report['jaccard_chance']:.2f}." in text
     assert out.splitlines()[-1] == str(pristine.path / "report.html")
 
 
 def test_a_plan_for_people_has_the_forecast(
-    latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+    run_command: RunCommand, fake_flows: Any, unchecked: None, pristine: RunFolder
 ) -> None:
     fake_flows.plan = lambda _, out: f"{out}/plan.parquet"
-    out = latebloom("plan", "--out", pristine.path).out
+    out = run_command("plan", "--out", pristine.path).out
     forecast = pristine.record("plan")["facts"]["forecast"]
     lines = [line.split() for line in out.splitlines()]
     for level, count in forecast["per_level"].items():
@@ -498,16 +480,6 @@ def test_a_plan_for_people_has_the_forecast(
     assert out.splitlines()[-2] == cost + decimal(forecast["bytes"])
     assert len(lines) == 5 + len(forecast["per_level"]) + len(forecast["per_class"])  # title, head, total, cost, path
     assert out.splitlines()[-1] == f"{pristine.path}/plan.parquet"
-
-
-def test_lists_of_words_need_no_quotation_marks_and_a_wrong_word_names_the_right_ones(
-    latebloom: Latebloom, ask: Callable[..., SimpleNamespace]
-) -> None:
-    assert ask("plan", "digits", "--set", "train_states=[ok, flat]").config.train_states == ("ok", "flat")
-    assert ask("plan", "digits", "--set", 'train_states=["ok"]').config.train_states == ("ok",)
-    outcome = latebloom("plan", "digits", "--set", "train_states=[foo]")
-    assert outcome.code == 1
-    assert re.match(r"error: train_states\.0: Input should be 'ok', 'nan', .* or 'duplicate', got 'foo'", outcome.err)
 
 
 # ------------------------------------------------------------------------------------------------- fit-generator
@@ -527,10 +499,10 @@ def fitted(fake_flows: Any, monkeypatch: pytest.MonkeyPatch) -> list[FitGenerato
 
 
 def test_fit_generator_options_become_settings(
-    latebloom: Latebloom, fitted: list[FitGeneratorConfig], tmp_path: Path
+    run_command: RunCommand, fitted: list[FitGeneratorConfig], tmp_path: Path
 ) -> None:
     words = "--steps 5 --channels 8,16 --size 16 --batch-size 4 --image-size 24 --train-limit 30 --seed 2 --device cpu"
-    outcome = latebloom("fit-generator", "digits", tmp_path / "new", *words.split(), "--set", "generator.lr=0.5")
+    outcome = run_command("fit-generator", "digits", tmp_path / "new", *words.split(), "--set", "generator.lr=0.5")
     assert outcome == (0, f"{tmp_path / 'new'}\n", "")
     (config,) = fitted
     assert config == FitGeneratorConfig(
@@ -543,11 +515,11 @@ def test_fit_generator_options_become_settings(
 
 
 def test_only_digits_have_images_kept_for_a_generator(
-    latebloom: Latebloom, fitted: list[FitGeneratorConfig], tmp_path: Path
+    run_command: RunCommand, fitted: list[FitGeneratorConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "c.toml").write_text('split = "train"\n')
     for words in (["digits"], ["/some/folder"], ["digits", "--split", "train"], ["digits", "-c", tmp_path / "c.toml"]):
-        assert latebloom("fit-generator", words[0], tmp_path / "new", *words[1:]).code == 0
+        assert run_command("fit-generator", words[0], tmp_path / "new", *words[1:]).code == 0
     assert [config.split for config in fitted] == ["generator", "train", "train", "train"]
 
 
@@ -555,13 +527,13 @@ def test_only_digits_have_images_kept_for_a_generator(
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(
-    latebloom: Latebloom, fake_flows: Any, unchecked: None, pristine: RunFolder
+    run_command: RunCommand, fake_flows: Any, unchecked: None, pristine: RunFolder
 ) -> None:
     def select(*_: object) -> None:
         raise KeyboardInterrupt
 
     fake_flows.select = select
-    outcome = latebloom("select", "--out", pristine.path)
+    outcome = run_command("select", "--out", pristine.path)
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
     assert "Traceback" not in outcome.err

@@ -228,7 +228,7 @@ def test_a_run_outside_of_its_hours_ends_before_anything_is_done(plain: None, ti
     assert not (tmp_path / "run").exists()
 
 
-def test_a_budget_on_the_command_line(latebloom: Any, fake_flows: Any, generator: Path, tmp_path: Path) -> None:
+def test_a_budget_on_the_command_line(run_command: Any, fake_flows: Any, generator: Path, tmp_path: Path) -> None:
     asked = []
 
     def generate(config: Any, out: str, budget: Budget) -> None:
@@ -237,7 +237,7 @@ def test_a_budget_on_the_command_line(latebloom: Any, fake_flows: Any, generator
 
     fake_flows.generate = generate
     words = ("generate", "digits", "--generator", generator, "--out", tmp_path / "run")
-    outcome = latebloom(*words, "--max-seconds", "100", "--until", "07:00 Europe/Berlin")
+    outcome = run_command(*words, "--max-seconds", "100", "--until", "07:00 Europe/Berlin")
     assert (outcome.code, outcome.out) == (3, "")
     assert asked == [Budget(max_seconds=100, until="07:00 Europe/Berlin")]
     assert outcome.err.splitlines()[1:] == [
@@ -245,7 +245,7 @@ def test_a_budget_on_the_command_line(latebloom: Any, fake_flows: Any, generator
         f"make the rest: latebloom generate digits --generator {generator} --out {tmp_path}/run --max-seconds 100 "
         "--until '07:00 Europe/Berlin'",
     ]
-    outcome = latebloom(*words, "--until", "soon")
-    assert outcome.code == 1
+    outcome = run_command(*words, "--until", "soon")
+    assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("error: until: expected a time such as 07:00")
-    assert latebloom("select", "digits", "--until", "07:00").code == 2  # only what makes images can be unfinished
+    assert run_command("select", "digits", "--until", "07:00").code == 2  # only what makes images can be unfinished

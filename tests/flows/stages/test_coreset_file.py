@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
 from latebloom.data.store import digest_file, read_json, write_arrays
 from latebloom.data.synthetic.folder import SyntheticFolder
-from latebloom.flows.cli.coresets import resolve_coreset
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.errors import UsageError
 from latebloom.flows.run.folder import RunFolder
-from latebloom.flows.run.resolve import resolve
+from latebloom.flows.run.resolve import resolve, resolve_coreset
 from latebloom.flows.stages import checks, fitting, training
 from latebloom.flows.stages.arm_rows import Pool
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, pick_coreset
@@ -26,7 +25,7 @@ from latebloom.flows.stages.coreset_file import check_pictures, given_to, read_p
 from latebloom.flows.stages.loaders import images_of
 
 Tiny = Callable[..., CompareConfig]
-Latebloom = Callable[..., Any]
+RunCommand = Callable[..., Any]
 
 ALONE = {"strong.main": "coreset", "strong.copies": 0, "train.batch_size": 4}
 REAL = 60  # of the tiny run
@@ -337,15 +336,15 @@ def test_other_pictures_at_the_same_rows_are_refused(tiny: Tiny, picked: Path, t
 
 
 def test_another_data_set_is_refused_before_anything_is_written(
-    picked: Path, latebloom: Latebloom, fake_flows: Any, tmp_path: Path
+    picked: Path, run_command: RunCommand, fake_flows: Any, tmp_path: Path
 ) -> None:
     words = ("retrain", "digits", "--out", tmp_path / "run", "--train-limit", "50", "--coreset", picked)
-    shown = latebloom(*words)  # 50 other digits
+    shown = run_command(*words)  # 50 other digits
     assert shown.code == 1
     assert shown.err.splitlines()[-1].startswith(f"error: {picked} is of another data set: its pick ")
     assert not (tmp_path / "run").exists()
-    shown = latebloom("retrain", "digits", "--out", tmp_path / "run", "--arms", "original+file")
-    assert shown.code == 1
+    shown = run_command("retrain", "digits", "--out", tmp_path / "run", "--arms", "original+file")
+    assert shown.code == 2
     assert "selector file needs a coreset, and strong.file is empty; give a coreset-METHOD.npz there" in shown.err
 
 
@@ -380,15 +379,15 @@ def test_a_coreset_that_no_arm_would_train_on_is_refused() -> None:
         asked("run", selector="random")
 
 
-def test_the_option_is_the_setting(picked: Path, latebloom: Latebloom, fake_flows: Any, tmp_path: Path) -> None:
+def test_the_option_is_the_setting(picked: Path, run_command: RunCommand, fake_flows: Any, tmp_path: Path) -> None:
     found: list[CompareConfig] = []
     fake_flows.retrain = lambda config, _: found.append(config)
     limits = ("--train-limit", "60", "--test-limit", "50", "--seeds", "1", "--batch-size", "4", "--json")
     words = ("retrain", "digits", "--out", tmp_path / "run", *limits)
-    shown = latebloom(*words, "--coreset", picked)
+    shown = run_command(*words, "--coreset", picked)
     assert shown.code == 0, shown.err
     settings = (f"strong.file={picked}", "strong.main=coreset", "strong.copies=0")
-    shown = latebloom(*words, "--arms", "original+file", *(word for one in settings for word in ("--set", one)))
+    shown = run_command(*words, "--arms", "original+file", *(word for one in settings for word in ("--set", one)))
     assert shown.code == 0, shown.err
     assert found[0] == found[1]
     assert found[0].strong.file == str(picked)
@@ -401,5 +400,5 @@ def test_a_coreset_is_picked_as_a_row_of_the_papers_picks(pristine: RunFolder) -
     assert folder == Path("runs/cifar10")
     config, _ = resolve_coreset(pristine.path, {}, "lcmat-cifar10")
     assert (config.coreset.method, config.data.source, config.classifier.model) == ("lcmat", "digits", "small-cnn")
-    with pytest.raises(typer.BadParameter, match="preset tada-cifar10 picks no coreset"):
+    with pytest.raises(UsageError, match="preset tada-cifar10 selects no coreset"):
         resolve_coreset(None, {}, "tada-cifar10")

@@ -86,11 +86,11 @@ def test_the_table_and_its_notes(finished: RunFolder, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out) == json.loads((finished.path / "synthetic-fidelity.json").read_text())
 
 
-def test_the_command_hands_over_paths_and_urls(latebloom: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_hands_over_paths_and_urls(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(fidelity, "fidelity", lambda *given: asked.append(given))
-    latebloom("fidelity", "runs/a")
-    latebloom("fidelity", "s3://b/run", "--inception-weights", "s3://b/weights.pth", "--json")
+    run_command("fidelity", "runs/a")
+    run_command("fidelity", "s3://b/run", "--inception-weights", "s3://b/weights.pth", "--json")
     assert asked == [(Path("runs/a"), None, False), (as_path("s3://b/run"), as_path("s3://b/weights.pth"), True)]
 
 

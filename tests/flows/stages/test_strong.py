@@ -25,7 +25,7 @@ from latebloom.flows.stages.loaders import images_of
 from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
-Latebloom = Callable[..., Any]
+RunCommand = Callable[..., Any]
 
 REAL = 60  # of the tiny run
 HALF = {"fraction": 0.5}
@@ -333,7 +333,7 @@ def test_a_process_that_does_not_lead_trains_and_neither_writes_nor_talks(
 def test_what_is_not_for_several_processes_is_said_once(
     words: tuple[str, ...],
     error: str,
-    latebloom: Latebloom,
+    run_command: RunCommand,
     fake_flows: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -341,7 +341,7 @@ def test_what_is_not_for_several_processes_is_said_once(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        shown = latebloom(*words, "--out", tmp_path / "run")
+        shown = run_command(*words, "--out", tmp_path / "run")
         assert shown.code == 1
         assert (error in shown.err) == (rank == "0")
         assert rank == "0" or shown.err == ""
