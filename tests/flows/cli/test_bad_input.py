@@ -334,7 +334,9 @@ def test_what_a_generator_may_not_do_well_is_a_warning_that_is_said_once(
     assert (outcome.code, outcome.out) == (1, "")
     size, names, _ = outcome.err.splitlines()[1:]
     assert size.startswith("warning: the generator works at 64 pixels and was trained at 16: at twice its size or more")
-    assert names.startswith("warning: 10 of 10 class names have no letters, from which a text model learns almost nothing")
+    assert names.startswith(
+        "warning: 10 of 10 class names have no letters, from which a text model learns almost nothing"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- around run folders
