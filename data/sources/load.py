@@ -24,8 +24,8 @@ from latebloom.data.store import as_path, is_remote, local_file
 
 __all__ = ["DataConfig", "Splits", "digits_split", "load"]
 
-# data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import, so the function that needs one
-# imports it: a terminal that only wants DataConfig for its help text should not wait.
+# data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import: the function that needs one
+# imports it.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,11 +35,11 @@ def test_a_row_is_its_image_with_channels_first() -> None:
     assert batch[0, 2].tolist() == [[20, 23, 26], [29, 32, 35]]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_rows_come_in_the_order_asked_for_and_as_often(channels: int) -> None:
-    data = numbered(channels)
-    batch = Pixels(data, CPU)[np.array([2, 0, 2])]
-    np.testing.assert_array_equal(batch.numpy(), data.pixels()[[2, 0, 2]].transpose(0, 3, 1, 2))
+def test_rows_come_in_the_order_asked_for_and_as_often() -> None:
+    for channels in [1, 3]:
+        data = numbered(channels)
+        batch = Pixels(data, CPU)[np.array([2, 0, 2])]
+        np.testing.assert_array_equal(batch.numpy(), data.pixels()[[2, 0, 2]].transpose(0, 3, 1, 2))
 
 
 def test_images_live_on_the_device_exactly_when_they_fit() -> None:
@@ -48,18 +48,18 @@ def test_images_live_on_the_device_exactly_when_they_fit() -> None:
     assert Pixels(data, CPU, resident_bytes=53).resident is None
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_streamed_images_are_the_resident_ones(channels: int) -> None:
-    data, rows = numbered(channels), np.array([2, 0, 2, 1])
-    assert torch.equal(Pixels(data, CPU, resident_bytes=0)[rows], Pixels(data, CPU)[rows])
+def test_streamed_images_are_the_resident_ones() -> None:
+    for channels in [1, 3]:
+        data, rows = numbered(channels), np.array([2, 0, 2, 1])
+        assert torch.equal(Pixels(data, CPU, resident_bytes=0)[rows], Pixels(data, CPU)[rows])
 
 
-@pytest.mark.parametrize("resident_bytes", [0, 1000])
-def test_image_files_give_what_the_decoded_array_gives(resident_bytes: int) -> None:
-    data, rows = numbered(3), np.array([2, 0, 2])
-    blobs = [encode_png(image) for image in data.pixels()]
-    files = LabeledImages(EncodedImages(blobs, ["a", "b", "c"], (2, 3, 3)), data.labels, ("only",), "files")
-    assert torch.equal(Pixels(files, CPU, resident_bytes)[rows], Pixels(data, CPU)[rows])
+def test_image_files_give_what_the_decoded_array_gives() -> None:
+    for resident_bytes in [0, 1000]:
+        data, rows = numbered(3), np.array([2, 0, 2])
+        blobs = [encode_png(image) for image in data.pixels()]
+        files = LabeledImages(EncodedImages(blobs, ["a", "b", "c"], (2, 3, 3)), data.labels, ("only",), "files")
+        assert torch.equal(Pixels(files, CPU, resident_bytes)[rows], Pixels(data, CPU)[rows])
 
 
 def test_a_batch_is_a_copy() -> None:
@@ -69,12 +69,12 @@ def test_a_batch_is_a_copy() -> None:
     assert pixels[np.array([0])].flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_read_only_images_are_taken_without_a_warning(channels: int) -> None:
-    data = numbered(channels)
-    assert isinstance(data.images, np.ndarray)
-    data.images.flags.writeable = False
-    assert Pixels(data, CPU)[np.array([0])].shape == (1, channels, 2, 3)
+def test_read_only_images_are_taken_without_a_warning() -> None:
+    for channels in [1, 3]:
+        data = numbered(channels)
+        assert isinstance(data.images, np.ndarray)
+        data.images.flags.writeable = False
+        assert Pixels(data, CPU)[np.array([0])].shape == (1, channels, 2, 3)
 
 
 def test_memory_mapped_images_are_not_written_through(tmp_path: Path) -> None:
@@ -114,9 +114,10 @@ def decoders() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("latebloom-decode")]
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 1), (5, 4), (3, 100)])
+@pytest.mark.parametrize(
+    ("workers", "ahead", "channels", "channels_last"),
+    [(1, 0, 3, True), (2, 1, 1, False), (5, 4, 3, False), (3, 100, 1, True)],
+)
 def test_a_stream_is_what_lives_on_the_device(workers: int, ahead: int, channels: int, channels_last: bool) -> None:
     data, rows = encoded(50, channels), epoch(50, 20)  # 20, 20 and 10: more than a thread's share of 8
     stream = Pixels(data, CPU, 0, workers=workers, ahead=ahead, channels_last=channels_last)
@@ -131,27 +132,27 @@ def test_a_stream_is_what_lives_on_the_device(workers: int, ahead: int, channels
         assert kept.is_contiguous(memory_format=memory)
 
 
-@pytest.mark.parametrize("resident_bytes", [0, 1000])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_arrays_come_as_files_do(resident_bytes: int, channels_last: bool) -> None:
-    data, rows = numbered(3), [np.array([2, 0, 2]), np.array([], np.int64), np.array([1])]
-    pixels = Pixels(data, CPU, resident_bytes, channels_last=channels_last)
-    for batch, chosen in zip(pixels.batches(rows), rows, strict=True):
-        np.testing.assert_array_equal(batch.permute(0, 2, 3, 1).numpy(), data.pixels(chosen))
-        assert torch.equal(pixels[chosen], batch)
+def test_arrays_come_as_files_do() -> None:
+    for resident_bytes in [0, 1000]:
+        for channels_last in [False, True]:
+            data, rows = numbered(3), [np.array([2, 0, 2]), np.array([], np.int64), np.array([1])]
+            pixels = Pixels(data, CPU, resident_bytes, channels_last=channels_last)
+            for batch, chosen in zip(pixels.batches(rows), rows, strict=True):
+                np.testing.assert_array_equal(batch.permute(0, 2, 3, 1).numpy(), data.pixels(chosen))
+                assert torch.equal(pixels[chosen], batch)
 
 
-@pytest.mark.parametrize("resident_bytes", [0, 10_000])
-def test_no_rows_are_no_batches(resident_bytes: int) -> None:
-    assert list(Pixels(encoded(3), CPU, resident_bytes).batches([])) == []
+def test_no_rows_are_no_batches() -> None:
+    for resident_bytes in [0, 10_000]:
+        assert list(Pixels(encoded(3), CPU, resident_bytes).batches([])) == []
 
 
-@pytest.mark.parametrize("resident_bytes", [0, 10_000])
-def test_an_epoch_goes_on_in_its_middle(resident_bytes: int) -> None:
-    pixels, rows = Pixels(encoded(50), CPU, resident_bytes), epoch(50, 8)
-    whole = list(pixels.batches(rows))
-    for batch, expected in zip(pixels.batches(rows[3:]), whole[3:], strict=True):
-        assert torch.equal(batch, expected)
+def test_an_epoch_goes_on_in_its_middle() -> None:
+    for resident_bytes in [0, 10_000]:
+        pixels, rows = Pixels(encoded(50), CPU, resident_bytes), epoch(50, 8)
+        whole = list(pixels.batches(rows))
+        for batch, expected in zip(pixels.batches(rows[3:]), whole[3:], strict=True):
+            assert torch.equal(batch, expected)
 
 
 class Watched(list[bytes]):
@@ -164,7 +165,7 @@ class Watched(list[bytes]):
         return super().__getitem__(row)
 
 
-def test_so_many_batches_are_decoded_before_they_are_asked_for() -> None:
+def test_so_many_batches_are_decoded_in_advance() -> None:
     data = encoded(12)
     assert isinstance(data.images, EncodedImages)
     blobs = Watched(data.images.blobs)

@@ -1,10 +1,9 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
+from latebloom.data.config import PerturbConfig
 from latebloom.data.images import LabeledImages
-from latebloom.data.perturb import PerturbConfig, class_shares, noise_targets, perturb
+from latebloom.data.perturb import class_shares, noise_targets, perturb
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -19,31 +18,6 @@ def numbered(counts: list[int], class_names: tuple[str, ...] = ()) -> LabeledIma
 
 def rows_of(data: LabeledImages) -> list[int]:
     return (data.pixels()[:, 0, 0, 0].astype(int) * 256 + data.pixels()[:, 0, 1, 0]).tolist()
-
-
-# Config
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"noise": "pair"}, "'none', 'symmetric' or 'asymmetric'"),
-        ({"noise_fraction": 1.1}, "less than or equal to 1"),
-        ({"noise_fraction": -0.1}, "greater than or equal to 0"),
-        ({"noise_fraction": float("nan")}, "less than or equal to 1"),
-        ({"imbalance": "step"}, "'none', 'long_tailed' or 'linear'"),
-        ({"imbalance_factor": 0.5}, "greater than or equal to 1"),
-        ({"linear_least": 2}, "less than or equal to 1"),
-        ({"noise_rate": 0.5}, "Extra inputs are not permitted"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        PerturbConfig(**settings)
-
-
-def test_every_field_says_what_it_is_for() -> None:
-    assert all(field.description for field in PerturbConfig.model_fields.values())
 
 
 def test_the_default_changes_nothing() -> None:
@@ -83,12 +57,12 @@ def test_the_other_classes_are_equally_likely() -> None:
     assert (abs(to[1:] - 1000) < 5 * np.sqrt(3000 * 2 / 9)).all()  # five standard deviations
 
 
-@pytest.mark.parametrize("noise", ["symmetric", "asymmetric"])
-def test_a_larger_fraction_changes_the_same_labels_and_more(noise: Any) -> None:
-    data = numbered([40, 30, 30])
-    few, many = (perturb(data, PerturbConfig(noise=noise, noise_fraction=p), 3) for p in (0.2, 0.6))
-    assert set(few.flipped.tolist()) < set(many.flipped.tolist())
-    np.testing.assert_array_equal(few.data.labels[few.flipped], many.data.labels[few.flipped])
+def test_a_larger_fraction_changes_the_same_labels_and_more() -> None:
+    for noise in ["symmetric", "asymmetric"]:
+        data = numbered([40, 30, 30])
+        few, many = (perturb(data, PerturbConfig(noise=noise, noise_fraction=p), 3) for p in (0.2, 0.6))
+        assert set(few.flipped.tolist()) < set(many.flipped.tolist())
+        np.testing.assert_array_equal(few.data.labels[few.flipped], many.data.labels[few.flipped])
 
 
 def test_the_seed_decides() -> None:
@@ -192,10 +166,10 @@ def test_noise_is_added_to_what_is_left() -> None:
     assert made.data.origin == "numbered (linear, symmetric noise)"
 
 
-@pytest.mark.parametrize("noise", ["symmetric", "asymmetric"])
-def test_noise_in_a_single_class_is_refused(noise: Any) -> None:
-    with pytest.raises(ValueError, match="label noise needs at least 2 classes, got 1"):
-        perturb(numbered([5]), PerturbConfig(noise=noise), 0)
+def test_noise_in_a_single_class_is_refused() -> None:
+    for noise in ["symmetric", "asymmetric"]:
+        with pytest.raises(ValueError, match="got 1 class, expected at least 2 for label noise; set perturb"):
+            perturb(numbered([5]), PerturbConfig(noise=noise), 0)
 
 
 def test_an_imbalance_that_leaves_nothing_is_refused() -> None:

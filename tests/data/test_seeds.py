@@ -11,9 +11,9 @@ def test_seeds_stay_what_they_were_in_every_version() -> None:
     assert child_seed(7, "item", 3) == 6625698387500650576
 
 
-@pytest.mark.parametrize("other", [("a", "1"), ("a1",), (1, "a"), ("a",), ("a", 1, ""), ("A", 1)])
-def test_streams_with_other_names_are_other_streams(other: tuple[str | int, ...]) -> None:
-    assert child_seed(0, "a", 1) != child_seed(0, *other)
+def test_streams_with_other_names_are_other_streams() -> None:
+    for other in [("a", "1"), ("a1",), (1, "a"), ("a",), ("a", 1, ""), ("A", 1)]:
+        assert child_seed(0, "a", 1) != child_seed(0, *other)
 
 
 def test_another_root_is_another_stream() -> None:

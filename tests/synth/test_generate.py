@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pydantic
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
-from latebloom.synth.generate import Drawn, Probe, ScoreConfig, Scorers, describe, draw, probe, reference
+from latebloom.synth.generate import Drawn, Probe, Scorers, describe, draw, probe, reference
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Request, make_plan, requests
 from latebloom.synth.sampling.denoiser import Made, Wanted
@@ -33,7 +32,7 @@ def plan_of(data: LabeledImages, wanted: list[Request], grid: int = 10) -> pa.Ta
 
 
 def certain(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A judge that finds each of five labels in every image; its features are the first two columns."""
+    """A classifier that finds each of five labels in every image; its features are the first two columns."""
     return np.ones((len(images), 5), np.float32), images[:, :, :2].reshape(len(images), -1).astype(np.float32)
 
 
@@ -53,11 +52,11 @@ def part_of(
     plan: pa.Table,
     *,
     quality: QualityConfig | None = None,
-    judges: Scorers | None = None,
+    scored_by: Scorers | None = None,
     **how: Any,
 ) -> pa.Table:
     drawn = drawn_of(generator, data, plan, **how)
-    return describe(generator, data, plan, drawn, quality or QualityConfig(), judges or scorers(data))
+    return describe(generator, data, plan, drawn, quality or QualityConfig(), scored_by or scorers(data))
 
 
 def pixels(part: pa.Table) -> list[np.ndarray]:
@@ -108,7 +107,7 @@ def test_a_part_has_the_rows_of_its_plan_and_says_how_each_image_was_made(
     assert part["generator_digest"].to_pylist() == ["f" * 64] * 6
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_every_image_is_made_from_its_own_row_of_the_plan(
     fakes: SimpleNamespace, tiny_images: LabeledImages, batch_size: int
 ) -> None:
@@ -154,14 +153,14 @@ def test_what_fails_a_threshold_is_a_row_with_a_state(fakes: SimpleNamespace) ->
     drawings[0] = 90  # constant
     drawings[1] = references[1]
 
-    def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def classifier(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         probability, features = np.full((len(images), 4), 0.25), certain(images)[1]
         probability[2, 2] = 0
         return probability, features
 
     plan = plan_of(data, [Request(i, 2 + i, 0) for i in range(4)])  # the deepest, made first, is last here
     generator = fakes.Generator(lambda _, wanted: drawings[wanted.labels])
-    strict = part_of(generator, data, plan, judges=scorers(data, judge=judge), batch_size=2)
+    strict = part_of(generator, data, plan, scored_by=scorers(data, classifier=classifier), batch_size=2)
     assert strict["state"].to_pylist() == ["flat", "near_reference", "off_label", "ok"]
     assert strict["label_probability"].to_pylist() == [0.25, 0.25, 0, 0.25]
     assert strict["contrast"][0].as_py() == 0
@@ -169,7 +168,7 @@ def test_what_fails_a_threshold_is_a_row_with_a_state(fakes: SimpleNamespace) ->
     assert strict["feature_distance"][1].as_py() == 0
     np.testing.assert_array_equal(np.stack(pixels(strict)), drawings)
     none = QualityConfig(min_contrast=0, min_label_probability=0, min_distance=0)
-    loose = part_of(generator, data, plan, judges=scorers(data, judge=judge), quality=none)
+    loose = part_of(generator, data, plan, scored_by=scorers(data, classifier=classifier), quality=none)
     assert loose["state"].to_pylist() == ["ok"] * 4
 
 
@@ -178,7 +177,7 @@ def test_scorers_see_the_images_in_plan_order_and_their_word_on_the_own_label_co
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def classifier(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seen.append(images)
         return np.arange(12, dtype=np.float32).reshape(4, 3) / 12, certain(images)[1]
 
@@ -191,12 +190,12 @@ def test_scorers_see_the_images_in_plan_order_and_their_word_on_the_own_label_co
         return np.array([0.0, 1.0, 0.0, 0.0])
 
     plan = plan_of(tiny_images, requests(np.array([0, 1]), (5, 2)))
-    judges = Scorers(judge, RealFeatures.of(certain(tiny_images.pixels())[1]), clip, safety)
+    scored_by = Scorers(classifier, RealFeatures.of(certain(tiny_images.pixels())[1]), clip, safety)
     part = part_of(
         fakes.Generator(lambda references, _: 255 - references),
         tiny_images,
         plan,
-        judges=judges,
+        scored_by=scored_by,
         batch_size=3,
         quality=QualityConfig(drop_unsafe=True, min_label_probability=0),
     )
@@ -231,7 +230,7 @@ def test_neither_batches_nor_parts_nor_their_order_change_a_row(
         assert made[name].to_pylist() == whole.take(shuffled)[name].to_pylist(), name
 
 
-def test_progress_is_told_after_each_batch_and_not_of_second_attempts(
+def test_progress_is_reported_after_each_batch_and_not_of_second_attempts(
     fakes: SimpleNamespace, tiny_images: LabeledImages
 ) -> None:
     told: list[int] = []
@@ -316,7 +315,7 @@ def test_images_kept_larger_are_scored_as_the_classifier_will_see_them(fakes: Si
     data = stored((8, 16, 1), (20, 10, 1), (8, 8, 1))
     seen: list[np.ndarray] = []
 
-    def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def classifier(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seen.append(images)
         return certain(images)
 
@@ -326,15 +325,14 @@ def test_images_kept_larger_are_scored_as_the_classifier_will_see_them(fakes: Si
         data,
         plan,
         sizes=AS_STORED,
-        judges=scorers(data, judge=judge),
+        scored_by=scorers(data, classifier=classifier),
     )
     blobs = [cell["bytes"] for cell in part["image"].to_pylist()]
     np.testing.assert_array_equal(seen[0], np.stack([decode(blob, "x", size=8) for blob in blobs]))
     assert [decode(blob, "x").shape for blob in blobs] == [(8, 16, 1), (20, 10, 1), (8, 8, 1)]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("sizes", [SizeConfig(), AS_STORED])
+@pytest.mark.parametrize(("channels", "sizes"), [(1, SizeConfig()), (3, AS_STORED)])
 def test_a_generator_that_changes_nothing_is_at_no_distance_even_at_another_size(
     fakes: SimpleNamespace, sizes: SizeConfig, channels: int
 ) -> None:
@@ -437,7 +435,7 @@ def test_a_reference_that_cannot_be_read_fails_its_own_rows(fakes: SimpleNamespa
     images = EncodedImages(files, [file.name for file in files], (8, 8, 1))
     data = LabeledImages(images, np.arange(4) % 3, ("a", "b", "c"), "files")
     plan = plan_of(data, requests(np.arange(4), (2, 5)))
-    judges = scorers(data)
+    scored_by = scorers(data)
     files[1].unlink()
     files[2].write_bytes(b"no image any more")
     generator = fakes.Generator(lambda references, _: 255 - references)
@@ -448,7 +446,7 @@ def test_a_reference_that_cannot_be_read_fails_its_own_rows(fakes: SimpleNamespa
     assert "No such file" in drawn.failures[2]
     assert drawn.failures[4].startswith("its reference: 2.png cannot be read as an image")
     assert [image is None for image in drawn.images] == [False, False, True, True, True, True, False, False]
-    part = describe(generator, data, plan, drawn, QualityConfig(), judges)
+    part = describe(generator, data, plan, drawn, QualityConfig(), scored_by)
     assert part["item_id"].to_pylist() == [plan["item_id"][row].as_py() for row in (0, 1, 6, 7)]
     np.testing.assert_array_equal(np.stack(pixels(part))[2], 255 - noise(3, 8, 8, 1))
     assert part["source_index"].to_pylist() == [0, 0, 3, 3]
@@ -645,7 +643,7 @@ def test_a_generator_that_fails_fails_the_probe(fakes: SimpleNamespace, tiny_ima
         probe_of(Broken(), tiny_images, plan_of(tiny_images, requests(np.arange(3), (2,))), BatchSizes(4))
 
 
-def test_a_probe_tells_the_mean_size_of_the_references_as_files(
+def test_a_probe_gives_the_mean_size_of_the_references_as_files(
     fakes: SimpleNamespace, tiny_images: LabeledImages
 ) -> None:
     plan = plan_of(tiny_images, requests(np.array([0, 1, 5]), (5,)))
@@ -662,9 +660,3 @@ def test_a_probe_tells_the_mean_size_of_the_references_as_files(
 
 
 # The config
-
-
-def test_a_config_names_its_unknown_fields() -> None:
-    assert ScoreConfig() == ScoreConfig(judge="", clip="", safety=False)
-    with pytest.raises(pydantic.ValidationError, match="clips"):
-        ScoreConfig(clips="here")  # type: ignore[call-arg]

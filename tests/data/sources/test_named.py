@@ -50,14 +50,20 @@ def caltech256(folder: Path) -> Path:
     return folder
 
 
-def svhn(folder: Path, **changes: Any) -> Path:
+def svhn(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, labels in (("train", [*range(1, 11), 10]), ("test", [10, 3])):
         images = np.zeros((32, 32, 3, len(labels)), np.uint8)
         images[2, 1, 0] = np.arange(len(labels)) + 1  # row 2, column 1, red
-        arrays = {"X": images, "y": np.array(labels, np.uint8)[:, None]} | changes
-        savemat(folder / f"{split}_32x32.mat", {key: value for key, value in arrays.items() if value is not None})
+        arrays = {"X": images, "y": np.array(labels, np.uint8)[:, None]}
+        savemat(folder / f"{split}_32x32.mat", arrays)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _any_svhn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision takes any two files for SVHN's, not only those with the published MD5."""
+    monkeypatch.setattr(torchvision.datasets.svhn, "check_integrity", lambda file, _: Path(file).is_file())
 
 
 def stanford_cars(folder: Path, test_beside: bool = True, one: bool = False) -> Path:
@@ -110,7 +116,6 @@ def check_stanford_cars(splits: Splits) -> None:
 
 SETS: list[tuple[str, str, Any, Any]] = [
     ("tiny-imagenet", "tiny-imagenet-200", tiny_imagenet, check_tiny_imagenet),
-    ("tiny-imagenet", "tiny-imagenet", tiny_imagenet, check_tiny_imagenet),
     ("caltech256", "256_ObjectCategories", caltech256, check_caltech256),
     ("caltech256", "caltech256/256_ObjectCategories", caltech256, check_caltech256),
     ("svhn", "svhn", svhn, check_svhn),
@@ -132,7 +137,7 @@ def test_a_published_folder_is_read_by_name_and_by_path(
     assert by_path.train.origin == f"{folder} train"
 
 
-@pytest.mark.parametrize(("name", "place", "make", "check"), SETS[1:])
+@pytest.mark.parametrize(("name", "place", "make", "check"), SETS)
 def test_a_published_folder_may_be_a_url(tmp_path: Path, name: str, place: str, make: Any, check: Any) -> None:
     storage = fsspec.filesystem("memory")
     make(tmp_path / place)
@@ -204,12 +209,10 @@ def test_what_is_missing_and_cannot_be_downloaded_says_what_to_put_where(tmp_pat
 
 
 def test_svhn_is_downloaded_by_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(root: str, split: str, download: bool) -> None:
-        assert download
-        if split == "test":
-            svhn(Path(root))
+    def download(self: Any) -> None:
+        svhn(Path(self.root))
 
-    monkeypatch.setattr(torchvision.datasets, "SVHN", download)
+    monkeypatch.setattr(torchvision.datasets.SVHN, "download", download)
     check_svhn(load(DataConfig(source="svhn", root=str(tmp_path))))
 
 
@@ -251,28 +254,27 @@ def test_what_is_no_class_of_tiny_imagenet_is_named(tmp_path: Path) -> None:
 
 def test_an_image_of_caltech256_without_a_number_is_named(tmp_path: Path) -> None:
     put_image(caltech256(tmp_path) / "001.ak47" / "mine.png", 1)
-    refused(tmp_path, r"mine\.png is not called NNN_NNNN\.jpg; .* rename or remove it")
+    refused(tmp_path, r"mine\.png is not called NNN_NNNN\.jpg, .*; rename or remove it")
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"X": None}, r"train_32x32\.mat has no X; is it the published file\?"),
-        ({"X": np.zeros((32, 32, 3, 4), np.uint8)}, r"X uint8\(32, 32, 3, 4\) and 11 labels y; expected uint8"),
-        ({"X": np.zeros((32, 32, 3, 11))}, r"X float64\(32, 32, 3, 11\)"),
-        ({"y": np.arange(11)[:, None]}, r"labels y from 0 to 10; expected 1 to 10"),
-    ],
-)
-def test_what_does_not_fit_svhn_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    refused(svhn(tmp_path, **changes), words)
+def test_files_of_svhn_that_are_missing_or_not_the_published_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = svhn(tmp_path)
+    monkeypatch.undo()  # the true MD5
+    refused(folder, r"train_32x32\.mat is damaged, or is not the published file; get it again")
+    (folder / "train_32x32.mat").unlink()
+    refused(folder, r"train_32x32\.mat is missing; put it there")
 
 
 def test_a_damaged_or_missing_matlab_file_is_named(tmp_path: Path) -> None:
-    folder = svhn(tmp_path)
-    (folder / "test_32x32.mat").unlink()
-    refused(folder, r"test_32x32\.mat is missing; put it there")
-    (folder / "test_32x32.mat").write_bytes((folder / "train_32x32.mat").read_bytes()[:300])
-    refused(folder, r"test_32x32\.mat cannot be read as a MATLAB file")
+    file = stanford_cars(tmp_path) / "devkit" / "cars_meta.mat"
+    file.write_bytes(file.read_bytes()[:100])
+    refused(tmp_path, r"cars_meta\.mat cannot be read as a MATLAB file")
+    savemat(file, {"names": np.zeros(1)})
+    refused(tmp_path, r"cars_meta\.mat has no class_names; is it the published file\?")
+    file.unlink()
+    refused(tmp_path, r"cars_meta\.mat is missing; put it there")
 
 
 def test_annotations_of_stanford_cars_without_labels_are_refused(tmp_path: Path) -> None:
