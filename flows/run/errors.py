@@ -5,9 +5,12 @@ The packages that raise them need not be installed, so their exceptions are know
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["UsageError", "annotate", "one_line", "transient"]
+
+
+T = TypeVar("T")
 
 
 class UsageError(ValueError):
@@ -49,7 +52,7 @@ _KEPT = "transient_reason"
 
 def transient(error: BaseException) -> str:
     """Why the same may work a little later, such as "ConnectError", "HTTP 503" or "ESTALE"; empty: it will not."""
-    kept = getattr(error, _KEPT, None)
+    kept: str | None = getattr(error, _KEPT, None)
     if kept is not None:
         return kept
     links = list(_chain(error))
@@ -59,7 +62,7 @@ def transient(error: BaseException) -> str:
     return next((reason for link in links if (reason := _reason(link)) is not None), "")
 
 
-def annotate(function: Callable[..., Any], *args: Any) -> Any:
+def annotate(function: Callable[..., T], *args: Any) -> T:
     """`function(*args)` in a child process. An error that it raises carries why it may pass to the parent process.
 
     Pickling would lose that: an error arrives in the parent without the errors that it came from.

@@ -1,4 +1,9 @@
-"""Processes that work side by side. Apart from the tasks, so that they need not import Prefect."""
+"""Processes that work side by side. Apart from the tasks, so that they need not import Prefect.
+
+Why not `loky` (3.6, tried): the death of one process fails the calls of all others and breaks the pool for good, where
+here that one alone is replaced. Its processes go on with their calls after a `kill -9` of the parent. All processes of
+a pool have one environment, where here each sees a GPU of its own.
+"""
 
 import functools
 import multiprocessing
@@ -10,11 +15,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from latebloom.flows.run.errors import annotate
 
 __all__ = ["Devices", "classifier_processes", "devices", "leads", "team_size"]
+
+T = TypeVar("T")
 
 
 def team_size() -> int:
@@ -62,7 +69,7 @@ class Devices:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def call(self, function: Callable[..., T], *args: Any) -> T:
         """`function(*args, on_images)` where a device is free, waiting for one. From any thread.
 
         A process that dies (killed, or out of memory), or that meets a CUDA error, after which CUDA does nothing more
@@ -91,7 +98,7 @@ class Devices:
         finally:
             self._free.put(place)
 
-    def _submit(self, place: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+    def _submit(self, place: int, function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
         with self._lock:
             if self._stopped:
                 raise BrokenProcessPool("the processes were stopped")
@@ -163,7 +170,7 @@ def devices(count: int, gpus: int, on_images: Callable[[int], None], apart: bool
 _reports: Any = None  # the pipe of this process, when it is one of `Devices`
 
 
-def _reporting(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _reporting(function: Callable[..., T], args: tuple[Any, ...]) -> T:
     return annotate(function, *args, _reports.send)
 
 

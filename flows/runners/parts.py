@@ -277,7 +277,10 @@ def _on_workers(
     run: Path, config: CompareConfig, queue: PartQueue, bar: Meter, runner: TaskRunner[Any], width: int
 ) -> Made:
     def submit(number: int) -> PrefectFuture[dict[str, Any]]:
-        return runner.submit(make_part_there, {"run": run, "config": config, "number": number})
+        future: PrefectFuture[dict[str, Any]] = runner.submit(
+            make_part_there, {"run": run, "config": config, "number": number}
+        )
+        return future
 
     for number, result in _side_by_side(submit, width, queue):
         yield number, partial(_counted, result, bar)

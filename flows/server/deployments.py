@@ -225,7 +225,7 @@ def prefect_yaml() -> str:
         "pull": [],
         "deployments": [_as_yaml(one) for one in DEPLOYMENTS],
     }
-    return head + yaml.safe_dump(whole, sort_keys=False, width=110, allow_unicode=True)
+    return f"{head}{yaml.safe_dump(whole, sort_keys=False, width=110, allow_unicode=True)}"
 
 
 def _as_yaml(one: Deployment) -> dict[str, Any]:

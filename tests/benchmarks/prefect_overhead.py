@@ -43,7 +43,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    latebloom = [sys.executable, "-m", "latebloom.flows.cli.app"]
+    latebloom = [sys.executable, "-P", "-m", "latebloom"]
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         server.start()

@@ -43,7 +43,7 @@ def setting(settings: dict[str, Any]) -> RunConfig:
 
 
 def same_files(run: Path, other: Path, story: Story) -> None:
-    """All files alike but for those that tell the time."""
+    """All files alike but for those that hold times."""
     ours, theirs = story.contents(run), story.contents(other)
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -81,7 +81,7 @@ def test_augment_and_retrain_stands_beside_the_original_at_equal_epochs_and_equa
     assert report["sentences"][-1].startswith("One seed cannot tell a difference from chance")
 
 
-def test_the_stages_as_flows_of_their_own_are_the_whole_story(
+def test_the_stages_as_flows_of_their_own_are_the_whole_run(
     flows: Any, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
 ) -> None:
     out, run = str(tmp_path / "run"), RunFolder(tmp_path / "run")

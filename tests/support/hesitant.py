@@ -27,15 +27,15 @@ def generate_part(run: str, numbers: list[int], limit: str = "") -> None:
     runners.make_numbered(run, numbers, limit)
 
 
-def _stop_at_second(told: Path) -> None:
+def _stop_at_second(mark: Path) -> None:
     write_table, written = synthetic_folder.pq.write_table, []
 
     def second_stops(*args: Any, **kwargs: Any) -> None:
         write_table(*args, **kwargs)
         written.append(1)
         if len(written) == 2:  # it lies under its temporary name, whole, and is not renamed yet
-            told.with_suffix(".tmp").write_text(str(os.getpid()))
-            told.with_suffix(".tmp").rename(told)
+            mark.with_suffix(".tmp").write_text(str(os.getpid()))
+            mark.with_suffix(".tmp").rename(mark)
             time.sleep(3600)
 
     synthetic_folder.pq.write_table = second_stops

@@ -34,7 +34,7 @@ class Imagined:
 
     def __init__(self, finished: RunFolder) -> None:
         self.runs: list[FlowRun] = []
-        self.told: list[tuple[str, str]] = []  # a run's key and the state that the job gave it
+        self.states_set: list[tuple[str, str]] = []  # a run's key and the state that the job gave it
         self.beats: list[Any] = []
         self.moves: dict[str, list[Move]] = {}
         self.made, self.synthetic = finished.path / "made", finished.path / "synthetic"
@@ -96,7 +96,7 @@ class Imagined:
         run = next((run for run in self.runs if run.id == flow_run_id), None)
         if run is None:
             raise ObjectNotFound(Exception(str(flow_run_id)))
-        self.told.append((key_of(run), state.name))
+        self.states_set.append((key_of(run), state.name))
         run.state = state
 
 
@@ -139,7 +139,7 @@ def config(tiny: Tiny) -> CompareConfig:
     return tiny({"parts.runner": "runs", "parts.parts_a_run": 4})
 
 
-def test_a_run_is_asked_for_a_block_of_parts_and_told_where_they_belong(
+def test_a_run_is_asked_for_a_block_of_parts_and_given_their_folder(
     imagined: Imagined, finished: RunFolder, config: CompareConfig
 ) -> None:
     imagined.moves = {"0-1": [running, imagined.makes(1, 2, 3)], "1-1": [imagined.makes(4, 5)]}
@@ -149,7 +149,7 @@ def test_a_run_is_asked_for_a_block_of_parts_and_told_where_they_belong(
         {"run": str(finished.path), "numbers": [4, 5], "limit": ""},
     ]
     assert [run.name for run in imagined.runs] == ["run parts 1 to 3", "run parts 4 to 5"]
-    assert imagined.told == []
+    assert imagined.states_set == []
 
 
 def test_parts_count_as_soon_as_they_are_there(imagined: Imagined, finished: RunFolder, config: CompareConfig) -> None:
@@ -269,7 +269,7 @@ def test_a_run_that_nobody_ends_when_it_is_cancelled_is_cancelled_by_the_job(
     cancelling = Cancelling()
     imagined.moves = {"0-1": [running] + [lambda _: cancelling] * 100}
     assert "ended as Cancelled: no worker has ended it" in ask(finished, config, PartQueue([0]))[0]
-    assert imagined.told == [("0-1", "Cancelled")]
+    assert imagined.states_set == [("0-1", "Cancelled")]
 
 
 def test_what_was_to_be_made_by_runs_that_are_deleted_is_asked_for_again_but_not_for_ever(
@@ -307,20 +307,20 @@ def test_a_new_run_has_a_key_that_no_run_of_an_earlier_command_has(
     assert key_of(imagined.runs[-1]) == f"0-{next_one}"
 
 
-def test_where_no_worker_takes_a_run_a_person_is_told_once_what_is_missing(
+def test_where_no_worker_takes_a_run_one_line_says_what_is_missing(
     imagined: Imagined, finished: RunFolder, config: CompareConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    lines = []
     for state in (Scheduled(), Running()):
         imagined.runs.clear()
         shutil.rmtree(imagined.synthetic, ignore_errors=True)
         stays: list[Move] = [lambda _, state=state: state] * 50  # type: ignore[misc]
         imagined.moves = {"0-1": [*stays, imagined.makes(0)], "1-1": [*stays, imagined.makes(4)]}
         ask(finished, config, PartQueue([0, 4]))
-        told.append(
+        lines.append(
             capsys.readouterr().err.count("no worker has begun any of the runs of generate-part/generate-part yet")
         )
-    assert told == [1, 0]
+    assert lines == [1, 0]
 
 
 def test_what_a_run_waits_for_a_slot_does_not_count_as_the_time_that_parts_take(
@@ -343,7 +343,7 @@ def test_a_run_that_cannot_be_cancelled_hides_no_error_and_the_others_are_cancel
         del imagined.runs[0]
         with pytest.raises(OSError, match="full"):
             made.throw(OSError("the disk is full"))
-    assert imagined.told == [("1-1", "Cancelling")]
+    assert imagined.states_set == [("1-1", "Cancelling")]
     assert "run parts 0 to 1 was not cancelled (ObjectNotFound)" in capsys.readouterr().err
 
 
@@ -364,7 +364,7 @@ def test_a_run_without_heartbeats_is_lost_and_its_parts_are_asked_for_again(
     imagined.beats = [beat(0), beat(30)]
     imagined.moves = {"0-1": [running], "0-2": [imagined.makes(0)]}
     assert ask(finished, config, PartQueue([0])) == {0: "made"}
-    assert imagined.told == [("0-1", "Crashed")]
+    assert imagined.states_set == [("0-1", "Crashed")]
     assert "no sign of life" in capsys.readouterr().err
 
 
@@ -382,7 +382,7 @@ def test_a_run_with_heartbeats_or_whose_worker_sends_none_is_waited_for(
         imagined.moves = {"0-1": [beats_on] * 50 + [imagined.makes(0)]}
         shutil.rmtree(imagined.synthetic, ignore_errors=True)
         assert ask(finished, config, PartQueue([0])) == {0: "made"}
-        assert imagined.told == []
+        assert imagined.states_set == []
 
 
 def test_a_run_that_no_worker_gets_to_start_is_lost_after_half_an_hour(
@@ -391,7 +391,7 @@ def test_a_run_that_no_worker_gets_to_start_is_lost_after_half_an_hour(
     pending = Pending()
     imagined.moves = {"0-1": [lambda _: pending], "0-2": [imagined.makes(0)]}
     assert ask(finished, config, PartQueue([0])) == {0: "made"}
-    assert imagined.told == [("0-1", "Crashed")]
+    assert imagined.states_set == [("0-1", "Crashed")]
 
 
 def test_when_the_time_is_over_runs_that_have_not_begun_are_taken_back_and_others_end(
@@ -407,7 +407,7 @@ def test_when_the_time_is_over_runs_that_have_not_begun_are_taken_back_and_other
     queue = PartQueue([0, 1, 4, 8], Deadline(500, lambda: clock[0]))
     assert ask(finished, config, queue) == {0: "made", 1: "made"}
     assert queue.left == [4, 8]
-    assert imagined.told == [("1-1", "Cancelling"), ("2-1", "Cancelling")]
+    assert imagined.states_set == [("1-1", "Cancelling"), ("2-1", "Cancelling")]
 
 
 def test_a_job_that_ends_early_cancels_its_runs(imagined: Imagined, finished: RunFolder, config: CompareConfig) -> None:
@@ -416,7 +416,7 @@ def test_a_job_that_ends_early_cancels_its_runs(imagined: Imagined, finished: Ru
         made = PartRuns(finished, config).made(PartQueue([0, 1, 4]))
         assert next(made)[0] == 0
         made.close()
-    assert imagined.told == [("0-1", "Cancelling"), ("1-1", "Cancelling")]
+    assert imagined.states_set == [("0-1", "Cancelling"), ("1-1", "Cancelling")]
 
 
 def test_what_cannot_work_is_refused_before_anything_is_asked_for(

@@ -21,7 +21,7 @@ from served import Server, free_port, wait_for
 from latebloom.flows.runners import limits
 from latebloom.flows.runners.limits import ensure_limits, slots
 
-# A job of its own: it says when it holds the slot, holds it until it is told to go on, and says when it has let go.
+# A job of its own: it says when it holds the slot, holds it until it gets a line, and says when it has let go.
 HOLDS = """
 import sys
 from latebloom.flows.runners.limits import slots
@@ -51,7 +51,7 @@ def test_no_name_asks_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_server_that_stays_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stays_away_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
     def no_client(**_: Any) -> None:

@@ -37,7 +37,7 @@ Story = SimpleNamespace
 
 @flow
 def job(run: Path, config: CompareConfig) -> int:
-    """The part of the story that makes images; how many were counted."""
+    """The part of a flow that makes images; how many were counted."""
     folder = RunFolder(run)
     todo = synthesis.open_parts(folder, config)
     with meter("generate", todo.images, "images", todo.images_done) as bar:
@@ -121,7 +121,7 @@ def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "make_part", runners.make_part.fn)
 
 
-def test_when_the_time_is_over_what_is_made_stays_and_the_rest_is_told(
+def test_when_the_time_is_over_what_is_made_stays_and_the_rest_is_counted(
     no_prefect: None, finished: RunFolder, pristine: RunFolder, tiny: Tiny, story: Story
 ) -> None:
     shutil.rmtree(finished.path / "synthetic")

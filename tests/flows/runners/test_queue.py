@@ -32,7 +32,7 @@ def test_no_part_begins_that_would_end_after_the_deadline(now: float, given: lis
     assert queue.left == ([1] if given else [0, 1])
 
 
-def test_the_time_until_the_deadline_is_told_where_there_is_one() -> None:
+def test_the_time_until_the_deadline_is_known_where_there_is_one() -> None:
     assert PartQueue([0], Deadline(100, lambda: 40.0)).seconds_left == 60
     assert [PartQueue([0]).seconds_left, PartQueue([0], Deadline(float("inf"))).seconds_left] == [None, None]
 

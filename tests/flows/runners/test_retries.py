@@ -1,4 +1,4 @@
-"""Tasks that lose storage or the hub come again, by Prefect's own engine; a person's error is told at once."""
+"""Tasks that lose storage or the hub are tried again, by the engine of Prefect; an error of the person ends them."""
 
 import errno
 from pathlib import Path
@@ -22,7 +22,7 @@ LOST = OSError("s3://b/x cannot be used")
 LOST.__cause__ = ConnectionResetError(errno.ECONNRESET, "reset")
 
 
-def test_what_may_pass_is_tried_again_and_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_may_pass_is_tried_again_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     task: Any = None
     assert may_pass(task, RUN, Failed(data=LOST))
     assert capsys.readouterr().err == "make part 3: ECONNRESET, trying again soon: s3://b/x cannot be used\n"

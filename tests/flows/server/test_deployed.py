@@ -1,4 +1,4 @@
-"""The deployed flows: from a form to the flow of the story, and from an error to a state with one line."""
+"""The deployed flows: from a form to the flow of the pipeline, and from an error to a state with one line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from latebloom.flows.run.folder import Partial, RunFolder
 from latebloom.flows.server import deployed
 
 
-class Story:
+class Pipeline:
     """Stands in for latebloom.flows.pipeline: keeps what each flow is called with, and does what a test says."""
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class Story:
 
 
 @pytest.fixture
-def story(monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
-    made = Story()
+def flows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+    made = Pipeline()
     monkeypatch.setattr(deployed, "pipeline", made)
     monkeypatch.setattr(deployed.publish, "emit_ready", lambda *given: made.calls.append(("ready", *given)))
     monkeypatch.delenv("LATEBLOOM_RUNS", raising=False)
@@ -47,14 +47,14 @@ def raises(error: Exception) -> Any:
     return act
 
 
-def test_generate_makes_the_data_set_and_says_so_to_whom_it_may_concern(story: Story, tmp_path: Path) -> None:
+def test_generate_makes_the_data_set_and_sends_the_event(flows: Pipeline, tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     state = deployed.generate.fn(folder=folder, max_seconds=60, then="retrain", seed=3)
-    name, config, out, budget = story.calls[0]
+    name, config, out, budget = flows.calls[0]
     assert (name, out, budget) == ("generate", folder, Budget(max_seconds=60))
     assert config.seed == 3
     assert setting(config) == config
-    assert story.calls[1] == ("ready", RunFolder(Path(folder)), "retrain")
+    assert flows.calls[1] == ("ready", RunFolder(Path(folder)), "retrain")
     assert (state.type, state.message) == (StateType.COMPLETED, f"the synthetic data set is in {folder}/generate")
 
 
@@ -77,17 +77,17 @@ def setting(config: CompareConfig) -> CompareConfig:
         (Unfinished("3 of 9 parts"), StateType.COMPLETED, "Unfinished", "3 of 9 parts"),
     ],
 )
-def test_what_a_person_can_mend_is_a_state_with_one_line(
-    story: Story, error: Exception, kind: StateType, name: str, message: str
+def test_what_a_person_can_fix_is_a_state_with_one_line(
+    flows: Pipeline, error: Exception, kind: StateType, name: str, message: str
 ) -> None:
-    story.does = raises(error)
+    flows.does = raises(error)
     state = deployed.generate.fn(folder="/a")
     assert (state.type, state.name, state.message) == (kind, name, message)
-    assert [call[0] for call in story.calls] == ["generate"]  # nobody was told of a data set
+    assert [call[0] for call in flows.calls] == ["generate"]  # no event was sent
 
 
-def test_our_own_bugs_keep_their_traceback(story: Story) -> None:
-    story.does = raises(TypeError("ours"))
+def test_our_own_bugs_keep_their_traceback(flows: Pipeline) -> None:
+    flows.does = raises(TypeError("ours"))
     with pytest.raises(TypeError, match="ours"):
         deployed.generate.fn(folder="/a")
 
@@ -100,17 +100,17 @@ def test_our_own_bugs_keep_their_traceback(story: Story) -> None:
         ({"source": "cifar10", "plan": {"part_size": 0}}, "part_size"),
     ],
 )
-def test_what_does_not_fit_together_is_told_before_anything_runs(
-    story: Story, given: dict[str, Any], message: str
+def test_what_does_not_fit_together_is_refused_before_anything_runs(
+    flows: Pipeline, given: dict[str, Any], message: str
 ) -> None:
     state = deployed.generate.fn(folder="/a", **given)
     assert state.type == StateType.FAILED
     assert message in state.message
     assert "\n" not in state.message
-    assert story.calls == []
+    assert flows.calls == []
 
 
-def test_arms_that_do_not_exist_are_told_with_those_that_do(story: Story) -> None:
+def test_arms_that_do_not_exist_are_refused_with_those_that_do(flows: Pipeline) -> None:
     state = deployed.compare.fn(arms=("original", "ours-1"))
     assert state.type == StateType.FAILED
     assert "no arm is called 'ours-1'; an arm is one of original" in state.message
@@ -121,72 +121,72 @@ def report(folder: Path) -> str:
         ArmResult(arm, "sgd", [mean], mean, None, None, None, 0, 10, 1.0, 0.0, [])
         for arm, mean in (("original", 0.0451), ("ours-5", 0.0325))
     ]
-    told = {"arms": [vars(arm) for arm in arms]}
-    write_json(folder / "report.json", told)
+    kept = {"arms": [vars(arm) for arm in arms]}
+    write_json(folder / "report.json", kept)
     return str(folder / "report.html")
 
 
-def test_a_run_ends_with_what_came_out(story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_with_what_came_out(flows: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = report(tmp_path)
     monkeypatch.setattr(
-        deployed.Report, "from_json", lambda told: SimpleNamespace(arms=[ArmResult(**a) for a in told["arms"]])
+        deployed.Report, "from_json", lambda kept: SimpleNamespace(arms=[ArmResult(**a) for a in kept["arms"]])
     )
-    story.does = lambda *_: page
+    flows.does = lambda *_: page
     state = deployed.augment_and_retrain.fn(folder=str(tmp_path))
     assert state.message == f"test error: original sgd 4.51 %, ours-5 sgd 3.25 %; {page}"
 
 
-def folder_of(story: Story, **given: Any) -> str:
+def folder_of(flows: Pipeline, **given: Any) -> str:
     deployed.generate.fn(**given)
-    return str(story.calls[-2][2])
+    return str(flows.calls[-2][2])
 
 
-def test_without_a_folder_the_settings_name_it(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = folder_of(story, generator="/models/My net", seed=7)
+def test_without_a_folder_the_settings_name_it(flows: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = folder_of(flows, generator="/models/My net", seed=7)
     assert first.startswith(f"{Path.cwd()}/runs/generate-digits-My-net-seed7-")
-    assert folder_of(story, generator="/models/My net", seed=7) == first  # the same parameters go on with it
-    assert folder_of(story, generator="/models/My net", seed=7, epochs=31) != first
+    assert folder_of(flows, generator="/models/My net", seed=7) == first  # the same parameters go on with it
+    assert folder_of(flows, generator="/models/My net", seed=7, epochs=31) != first
     monkeypatch.setenv("LATEBLOOM_RUNS", "s3://bucket/runs")
-    assert folder_of(story, folder="mine") == "s3://bucket/runs/mine"
-    assert folder_of(story, folder="/whole/path") == "/whole/path"
-    assert folder_of(story, folder="memory://a/b") == "memory://a/b"
+    assert folder_of(flows, folder="mine") == "s3://bucket/runs/mine"
+    assert folder_of(flows, folder="/whole/path") == "/whole/path"
+    assert folder_of(flows, folder="memory://a/b") == "memory://a/b"
 
 
-def test_what_changes_no_image_does_not_name_the_folder(story: Story) -> None:
-    assert folder_of(story, generate={"processes": 2}, parts={"runner": "threads"}, device="cpu") == folder_of(story)
-    assert folder_of(story, max_seconds=5, then="retrain", until="07:00") == folder_of(story)
+def test_what_changes_no_image_does_not_name_the_folder(flows: Pipeline) -> None:
+    assert folder_of(flows, generate={"processes": 2}, parts={"runner": "threads"}, device="cpu") == folder_of(flows)
+    assert folder_of(flows, max_seconds=5, then="retrain", until="07:00") == folder_of(flows)
 
 
-def test_a_relative_folder_in_a_work_pool_is_refused(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_in_a_work_pool_is_refused(flows: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(flow_run=SimpleNamespace(work_pool_name="latebloom"))
     monkeypatch.setattr(deployed.FlowRunContext, "get", lambda: context)
     state = deployed.generate.fn(folder="mine")
     assert state.type == StateType.FAILED
     assert "'mine' is relative" in state.message
     assert "LATEBLOOM_RUNS" in state.message
-    assert story.calls == []
+    assert flows.calls == []
     monkeypatch.setenv("LATEBLOOM_RUNS", "shared")
     assert "'mine' is relative" in deployed.generate.fn(folder="mine").message
     assert "'out' is relative" in deployed.export.fn(run="/a", destination="out").message
     assert "'mine' is relative" in deployed.retrain.fn(run="mine").message
     monkeypatch.setenv("LATEBLOOM_RUNS", "/shared")
-    assert folder_of(story, folder="mine") == "/shared/mine"
+    assert folder_of(flows, folder="mine") == "/shared/mine"
 
 
 def test_retrain_takes_from_the_run_folder_what_the_form_leaves_open(
-    story: Story, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+    flows: Pipeline, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(tmp_path / "config.json", tiny().model_dump(mode="json"))
     monkeypatch.setattr(deployed, "_reported", lambda page: page)
     deployed.retrain.fn(run=str(tmp_path))
     deployed.retrain.fn(run=str(tmp_path), arms=("original", "random-3"), seeds=5, epochs=9, lr=0.01)
-    (_, plain, out), (last, *_), (_, changed, _), _ = story.calls
+    (_, plain, out), (last, *_), (_, changed, _), _ = flows.calls
     assert (plain, out, last) == (tiny(), str(tmp_path), "report")
     wanted = {"arms": ("original", "random-3"), "seeds": 5, "train.epochs": 9, "train.lr": 0.01}
     assert changed == tiny(wanted)
 
 
-def test_retrain_of_no_run_folder_says_so(story: Story, tmp_path: Path) -> None:
+def test_retrain_of_no_run_folder_says_so(flows: Pipeline, tmp_path: Path) -> None:
     state = deployed.retrain.fn(run=str(tmp_path / "none"))
     assert state.type == StateType.FAILED
     assert "is no run folder" in state.message

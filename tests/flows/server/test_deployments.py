@@ -42,23 +42,23 @@ def test_the_flows_that_the_ui_offers() -> None:
 
 @EACH
 def test_a_form_has_no_union_no_free_dictionary_and_one_level_of_groups(one: Deployment) -> None:
-    told = schema(one)
-    for place in everything(told):
+    form = schema(one)
+    for place in everything(form):
         assert not {"anyOf", "oneOf", "allOf"} & set(place), place
         assert place.get("type") != "object" or "properties" in place, place
-    for group in told["definitions"].values():
+    for group in form["definitions"].values():
         assert not any("$ref" in field for field in group["properties"].values()), group["title"]
 
 
 @EACH
 def test_every_field_says_what_it_is_and_has_a_value(one: Deployment) -> None:
-    told = schema(one)
-    fields = [field for field in told["properties"].values() if "$ref" not in field]
-    fields += [field for group in told["definitions"].values() for field in group["properties"].values()]
+    form = schema(one)
+    fields = [field for field in form["properties"].values() if "$ref" not in field]
+    fields += [field for group in form["definitions"].values() for field in group["properties"].values()]
     for field in fields:
         assert field["description"], field
-    missing = [name for name, field in told["properties"].items() if "default" not in field]
-    assert missing == told["required"]
+    missing = [name for name, field in form["properties"].items() if "default" not in field]
+    assert missing == form["required"]
 
 
 @EACH
@@ -69,9 +69,9 @@ def test_no_secret_is_asked_for(one: Deployment) -> None:
 
 @EACH
 def test_the_parameters_of_a_deployment_and_its_schedule_are_valid(one: Deployment) -> None:
-    told = {**schema(one), "additionalProperties": False, "required": []}
+    closed = {**schema(one), "additionalProperties": False, "required": []}
     given = dict(one.parameters) | (dict(one.schedule.parameters) if one.schedule else {})
-    jsonschema.validate(given, told)
+    jsonschema.validate(given, closed)
 
 
 @EACH
@@ -130,9 +130,9 @@ def test_prefect_yaml_is_written_of_the_same_table() -> None:
 def test_prefect_yaml_and_serve_say_the_same() -> None:
     in_yaml = {one["name"] + one["entrypoint"]: one for one in yaml.safe_load(prefect_yaml())["deployments"]}
     for served in runner_deployments():
-        told = in_yaml[served.name + str(served.entrypoint)]
-        assert (told["description"], told["tags"], told["parameters"]) == (
+        entry = in_yaml[served.name + str(served.entrypoint)]
+        assert (entry["description"], entry["tags"], entry["parameters"]) == (
             served.description, served.tags, served.parameters,
         )  # fmt: skip
-        assert len(told.get("schedules", [])) == len(served.schedules or [])
-        assert told.get("concurrency_limit", {}).get("limit") == served.concurrency_limit
+        assert len(entry.get("schedules", [])) == len(served.schedules or [])
+        assert entry.get("concurrency_limit", {}).get("limit") == served.concurrency_limit

@@ -62,7 +62,7 @@ def schema() -> dict[str, Any]:
 
 def test_the_plain_fields_come_first_then_what_is_no_setting_then_the_groups() -> None:
     assert list(inspect.signature(bake).parameters) == ["name", "eggs", "minutes", "guests", "filling", "oven"]
-    positions = {name: told["position"] for name, told in schema()["properties"].items()}
+    positions = {name: known["position"] for name, known in schema()["properties"].items()}
     assert positions == {"name": 0, "eggs": 1, "minutes": 2, "guests": 3, "filling": 4, "oven": 5}
 
 
@@ -106,7 +106,7 @@ def test_a_group_given_in_part_keeps_the_rest_of_what_the_form_shows() -> None:
     assert given == {"fan": "on"}  # not written to
 
 
-def test_what_does_not_fit_together_is_told_by_the_config() -> None:
+def test_what_does_not_fit_together_is_refused_by_the_config() -> None:
     with pytest.raises(pydantic.ValidationError, match="so many eggs take 30 minutes"):
         bake(name="pie", eggs=7, minutes=10)
 

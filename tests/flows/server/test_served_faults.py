@@ -219,7 +219,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_work(
 def test_after_a_power_cut_a_run_does_not_stay_running(
     serving: Serving, run: RunFolder, parameters: dict[str, Any], go_on: Callable[..., None]
 ) -> None:
-    """Nobody is left to tell the server, which misses the heartbeats; and the slot of the dead run becomes free."""
+    """Nobody reports to the server, which misses the heartbeats; and the slot of the dead run becomes free."""
     given = {**parameters, "parts": {"limit": "gpu:{host}"}}
     ensure_automations(window=40)  # seconds; heartbeats come every 30
     try:

@@ -225,8 +225,8 @@ def test_up_and_down(place: Path) -> None:
     for name in ("serve", "server"):
         os.killpg(first[name], signal.SIGKILL)
     wait_for(lambda: set(pids()) == {"files"}, 10, "the end of what was killed")
-    mended = command("up", "--port", str(port))
-    assert mended.stderr.splitlines()[:2] == ["starting the server", "registering the deployments"]
+    restarted = command("up", "--port", str(port))
+    assert restarted.stderr.splitlines()[:2] == ["starting the server", "registering the deployments"]
     second = pids()
     assert set(second) == {"server", "files", "serve"}
     assert second["files"] == first["files"]
