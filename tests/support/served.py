@@ -103,7 +103,7 @@ class Server:
                 "PREFECT_HOME": str(self.home),
                 "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
                 "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_UI_ENABLED": "false",  # its files take seconds to be put in place
+                "PREFECT_SERVER_UI_ENABLED": "false",  # its files take seconds to be put in place
                 "DO_NOT_TRACK": "1",
             }
         )
