@@ -62,6 +62,7 @@ def run(environment: Path, home: Path) -> Iterator[Run]:
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "LATEBLOOM_", "PYTHON"))
     }
+    (home.parent / "home").mkdir()
     env = kept | {"PATH": _path(environment), "HOME": str(home.parent / "home"), "OMP_NUM_THREADS": "1"}
 
     def run(program: str, *words: str) -> "subprocess.CompletedProcess[str]":
