@@ -31,6 +31,7 @@ __all__ = [
     "list_folder",
     "local_file",
     "local_folder",
+    "not_installed",
     "read_json",
     "read_table",
     "write_arrays",
@@ -252,6 +253,11 @@ def read_table(path: Path, **options: Any) -> Any:
 
     with local_file(path) as file:
         return pyarrow.parquet.read_table(file, **options)
+
+
+def not_installed(what: str, package: str, extra: str) -> str:
+    """What to say where the package of an extra is missing."""
+    return f"{what} needs {package}, which is not installed; install Latebloom with the extra {extra} (README, Install)"
 
 
 def digest_bytes(content: bytes) -> str:

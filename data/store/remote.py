@@ -12,6 +12,8 @@ from typing import Any, Literal
 from fsspec import AbstractFileSystem
 from upath.extensions import ProxyUPath
 
+from latebloom.data.store.files import not_installed
+
 __all__ = ["RemotePath"]
 
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
@@ -49,8 +51,11 @@ class RemotePath(ProxyUPath):
         try:
             yield self.fs
         except ImportError as error:  # fsspec imports the package behind a protocol when it is first used
-            package = "'latebloom[s3]'" if self.protocol in ("s3", "s3a") else f"the fsspec package for {self.protocol}"
-            raise ValueError(f"{self} needs a package that is not installed; run pip install {package}") from error
+            if self.protocol in ("s3", "s3a"):
+                raise ValueError(not_installed(str(self), "s3fs", "s3")) from error
+            raise ValueError(
+                f"{self} needs the fsspec package for {self.protocol}, which is not installed; install it with pip"
+            ) from error
         except FileNotFoundError as error:
             if _reason(error) == "NoSuchBucket":
                 raise OSError(f"{self}: there is no such bucket; make it, or correct its name") from error

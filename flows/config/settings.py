@@ -104,17 +104,17 @@ class Setting:
 
 
 def describe(config: type[pydantic.BaseModel]) -> list[Setting]:
-    """The settings of a config whose fields all have defaults, in their order."""
-    return list(_walk(config, config().model_dump(mode="json"), ""))
+    """The settings of a config in their order. What has no default has None."""
+    return list(_walk(config, config.model_construct().model_dump(mode="json", warnings=False), ""))
 
 
 def _walk(config: type[pydantic.BaseModel], defaults: Mapping[str, Any], place: str) -> Iterator[Setting]:
     for name, field in config.model_fields.items():
         inner = _config(field)
         if inner:
-            yield from _walk(inner, defaults[name], f"{place}{name}.")
+            yield from _walk(inner, defaults.get(name) or {}, f"{place}{name}.")
         else:
-            yield Setting(f"{place}{name}", _type(field.annotation), defaults[name], _range(field), _about(field))
+            yield Setting(f"{place}{name}", _type(field.annotation), defaults.get(name), _range(field), _about(field))
 
 
 def _config(field: FieldInfo) -> type[pydantic.BaseModel] | None:

@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
-from latebloom.data.store import as_path
+from latebloom.data.store import as_path, not_installed
 from latebloom.flows.config.compare import CompareConfig, PartsConfig
 from latebloom.flows.run.budget import Deadline, Unfinished
 from latebloom.flows.run.folder import Partial, RunFolder, read_config
@@ -298,7 +298,7 @@ def _installed(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise
-        raise ValueError(f"runner {extra} needs `pip install 'latebloom[{extra}]'`") from None
+        raise ValueError(not_installed(f"the runner {extra}", f"prefect-{extra}", extra)) from None
 
 
 def _as_runs(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:

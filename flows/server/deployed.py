@@ -24,6 +24,8 @@ from latebloom.flows import pipeline
 from latebloom.flows.artifacts import publish
 from latebloom.flows.config.compare import CompareConfig, RunConfig, demo_config, one_setting, preset
 from latebloom.flows.config.merge import differences, put
+from latebloom.flows.config.settings import OF_GENERATOR, short
+from latebloom.flows.config.tools import FitGeneratorConfig
 from latebloom.flows.report.results import Report
 from latebloom.flows.run.budget import Budget, Unfinished
 from latebloom.flows.run.environment import runs_root
@@ -31,8 +33,7 @@ from latebloom.flows.run.errors import one_line
 from latebloom.flows.run.folder import Partial, RunFolder
 from latebloom.flows.run.resolve import resolve
 from latebloom.flows.runners.limits import GPU_LIMIT
-from latebloom.flows.server.forms import Form
-from latebloom.flows.stages.fit_generator import FitGeneratorConfig
+from latebloom.flows.server.forms import Form, left_open
 
 __all__ = [
     "COMPARE_FORM",
@@ -53,28 +54,13 @@ class RetrainRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What to retrain; what is left at 0 or empty is as the run folder says."""
 
     run: str = Field(min_length=1, description="Run folder, path or URL, of an earlier run")
-    arms: tuple[str, ...] = Field(
-        (), description="Arms to compare, such as original, random-5, ours-5; empty: as in the run folder"
-    )
-    optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
-        (), description="Each arm is trained with each; empty: as in the run folder"
-    )
-    seeds: int = Field(0, ge=0, le=1000, description="Classifiers an arm, 1 to 1000; 0: as in the run folder")
-    workers: int = Field(
-        0, ge=0, le=256, description="Processes that train classifiers side by side, 1 to 256; 0: as in the run folder"
-    )
-    model: str = Field(
-        "", description="Network, such as preact-resnet18, resnet20 or timm:NAME; empty: that of the run folder"
-    )
-    epochs: int = Field(0, ge=0, le=100_000, description="Epochs of training, 1 to 100,000; 0: as in the run folder")
-    batch_size: int = Field(0, ge=0, le=65_536, description="Images a step, 1 to 65,536; 0: as in the run folder")
-    lr: float = Field(0, ge=0, le=100, description="Learning rate, above 0 to 100; 0: as in the run folder")
 
 
-# Where a request is called otherwise than the setting it stands for.
-_RETRAIN_SETTINGS = {
-    "model": "classifier.model", "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr"
-}  # fmt: skip
+_RETRAINED = short("arms", "optimizers", "seeds", "workers", "model", "epochs", "batch_size", "lr")
+_LEFT_OPEN: dict[str, Any] = {
+    name: left_open(CompareConfig, setting, "as in the run folder") for name, setting in _RETRAINED.items()
+}
+_RetrainForm = pydantic.create_model("RetrainRequest", __base__=RetrainRequest, **_LEFT_OPEN)
 
 
 class ExportRequest(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -108,18 +94,9 @@ Folder = Annotated[
     ),
 ]
 
-_MAKING = {
-    "source": "data.source",
-    "generator": "generate.generator",
-    "k": "plan.k",
-    "levels": "plan.levels",
-}
-_CLASSIFYING = {
-    "model": "classifier.model",
-    "epochs": "train.epochs",
-    "separating_epoch": "slow.separating_epoch",
-}
-_LAST = {"seed": "seed", "device": "device"}
+_MAKING = short("source", "generator", "k", "levels")
+_CLASSIFYING = short("model", "epochs", "separating_epoch")
+_LAST = short("seed", "device")
 _EARLY_GROUPS = {"data": "data", "perturb": "perturb", "classifier": "classifier", "train": "train", "slow": "slow"}
 _MAKING_GROUPS = {
     name: name
@@ -132,7 +109,7 @@ _DEMO = {**preset("digits"), "parts": {"limit": GPU_LIMIT}}
 
 RUN_FORM = Form(
     RunConfig,
-    {**_MAKING, **_CLASSIFYING, "optimizer": "train.optimizer", **_LAST, "train_states": "train_states"},
+    {**_MAKING, **_CLASSIFYING, **short("optimizer"), **_LAST, **short("train_states")},
     {**_EARLY_GROUPS, **_MAKING_GROUPS, **_STRONG_GROUPS},
     _DEMO,
     _FOLDER,
@@ -140,14 +117,11 @@ RUN_FORM = Form(
 COMPARE_FORM = Form(
     CompareConfig,
     {
-        "arms": "arms",
-        "optimizers": "optimizers",
-        "seeds": "seeds",
-        "workers": "workers",
+        **short("arms", "optimizers", "seeds", "workers"),
         **_MAKING,
         **_CLASSIFYING,
         **_LAST,
-        "train_states": "train_states",
+        **short("train_states"),
     },
     {**_EARLY_GROUPS, **_MAKING_GROUPS, **_STRONG_GROUPS},
     {**_DEMO, "seeds": demo_config().seeds, "workers": demo_config().workers},
@@ -155,7 +129,7 @@ COMPARE_FORM = Form(
 )
 SELECT_FORM = Form(
     RunConfig,
-    {"source": "data.source", **_CLASSIFYING, "method": "slow.method", **_LAST},
+    {**short("source"), **_CLASSIFYING, "method": "slow.method", **_LAST},
     _EARLY_GROUPS,
     _DEMO,
     _FOLDER,
@@ -173,32 +147,22 @@ GENERATE_FORM = Form(
             ],
             "nothing",
         ),
-        "max_seconds": (
-            Annotated[int, Field(ge=0, description="Stop at a part's end after so many seconds; 0: when it is done")],
-            0,
-        ),
-        "until": (
-            Annotated[
-                str,
-                Field(
-                    description='Stop at a part\'s end by this time, "07:00", or do nothing outside of these hours, '
-                    '"22:00-07:00"; a time zone may follow, "22:00-07:00 Europe/Berlin". Empty: at any time'
-                ),
-            ],
-            "",
-        ),
+        **{
+            name: (Annotated[info.annotation, Field(description=info.description), *info.metadata], info.default)
+            for name, info in Budget.model_fields.items()
+        },
         **_FOLDER,
     },
 )
 FIT_FORM = Form(
     FitGeneratorConfig,
-    {"source": "data.source", "split": "split", "steps": "generator.steps", "size": "generator.size", **_LAST},
+    {name: OF_GENERATOR[name] for name in ("source", "split", "steps", "size", "seed", "device")},
     {"data": "data", "generator": "generator"},
     {},
     {"folder": (Annotated[str, Field(description="Folder for the generator, new or empty; empty: as for runs")], "")},
 )
 
-RETRAIN_FORM = Form(RetrainRequest, {name: name for name in RetrainRequest.model_fields})
+RETRAIN_FORM = Form(_RetrainForm, {name: name for name in _RetrainForm.model_fields})
 EXPORT_FORM = Form(ExportRequest, {name: name for name in ExportRequest.model_fields})
 PART_FORM = Form(PartRequest, {name: name for name in PartRequest.model_fields})
 
@@ -326,7 +290,7 @@ def retrain(asked: RetrainRequest) -> Any:
     settings: dict[str, Any] = {}
     for name, value in asked.model_dump(exclude={"run"}).items():
         if value:
-            put(settings, _RETRAIN_SETTINGS.get(name, name), value)
+            put(settings, _RETRAINED[name], value)
     config, folder = resolve(as_path(_whole(asked.run)), settings, "retrain")
     pipeline.retrain.fn(config, str(folder))
     return _reported(pipeline.report.fn(config, str(folder)))

@@ -8,15 +8,17 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
+import annotated_types
 import pydantic
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from latebloom.flows.config.merge import differences, merge, put
+from latebloom.flows.config.settings import config_at, field_at, no_such_setting
 
-__all__ = ["Form"]
+__all__ = ["Form", "left_open"]
 
 
 class Form:
@@ -45,7 +47,7 @@ class Form:
         self._words: dict[str, str] = {}
         self._models: dict[str, type[pydantic.BaseModel]] = {}
         for name, setting in self._plain.items():
-            info = _field(config, setting)
+            info = field_at(config, setting)
             default = inspect.Parameter.empty if info.is_required() else _at(self._defaults, setting)
             shown = Field(description=info.description)
             annotation = Annotated[info.annotation, shown, *info.metadata]  # type: ignore[name-defined]
@@ -64,7 +66,7 @@ class Form:
 
     def _group(self, name: str, setting: str) -> type[pydantic.BaseModel]:
         """The config at `setting` as a model of its own: without what has a plain field, nested configs left out."""
-        model, taken = _model(self._config, setting), set(self._plain.values()) | set(self._groups.values())
+        model, taken = config_at(self._config, setting), set(self._plain.values()) | set(self._groups.values())
         fields: dict[str, Any] = {}
         for field, info in model.model_fields.items():
             if f"{setting}.{field}" not in taken:
@@ -81,9 +83,25 @@ class Form:
             ),
             __doc__=model.__doc__,
             __module__=__name__,
+            __validators__={"_known": self._known(setting)},
             **fields,
         )
         return made
+
+    def _known(self, setting: str) -> Any:
+        """The check of a group's names, which says what is near to one that is none, or where it stands instead."""
+        places = {place: name for name, place in (self._plain | self._groups).items()}
+
+        def check(cls: type[pydantic.BaseModel], values: Any) -> Any:
+            for name in values if isinstance(values, Mapping) else ():
+                if name not in cls.model_fields:
+                    dotted = f"{setting}.{name}"
+                    if dotted in places:
+                        raise ValueError(f"{dotted} is not in this group; give it as {places[dotted]}")
+                    raise ValueError(no_such_setting(self._config, dotted))
+            return values
+
+        return pydantic.model_validator(mode="before")(check)
 
     def values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What nested settings over the config's own defaults change of the form as it is shown first.
@@ -126,6 +144,21 @@ class Form:
         return filled
 
 
+def left_open(config: type[pydantic.BaseModel], setting: str, otherwise: str) -> tuple[Any, Any]:
+    """A setting as a field that may be left open, at 0 or empty.
+
+    Args:
+        otherwise: what is then meant, in words.
+    """
+    info = field_at(config, setting)
+    kind: Any = info.annotation
+    default = () if get_origin(kind) is tuple else kind()
+    least = [annotated_types.Ge(0)] if kind in (int, float) else []
+    most = [bound for bound in info.metadata if isinstance(bound, annotated_types.Le | annotated_types.Lt)]
+    words = f"{info.description}; {'0' if kind in (int, float) else 'empty'}: {otherwise}"
+    return Annotated[kind, Field(description=words), *least, *most], default
+
+
 def _defaults(config: type[pydantic.BaseModel]) -> dict[str, Any]:
     """The nested settings of a config without those that have to be given."""
     return {
@@ -133,17 +166,6 @@ def _defaults(config: type[pydantic.BaseModel]) -> dict[str, Any]:
         for name, info in config.model_fields.items()
         if not info.is_required()
     }
-
-
-def _model(config: type[pydantic.BaseModel], setting: str) -> type[pydantic.BaseModel]:
-    for name in setting.split("."):
-        config = config.model_fields[name].annotation  # type: ignore[assignment]
-    return config
-
-
-def _field(config: type[pydantic.BaseModel], setting: str) -> FieldInfo:
-    place, _, last = setting.rpartition(".")
-    return (_model(config, place) if place else config).model_fields[last]
 
 
 def _at(settings: Mapping[str, Any], setting: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store import local_file
+from latebloom.data.store import local_file, not_installed
 
 __all__ = [
     "FeatureSet",
@@ -230,9 +230,7 @@ class InceptionFeatures:
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
-            raise ValueError(
-                "Inception scores need torch-fidelity, which is not installed: pip install 'latebloom[fidelity]'"
-            ) from error
+            raise ValueError(not_installed("an Inception score", "torch-fidelity", "fidelity")) from error
         if not weights.is_file():
             raise ValueError(f"no Inception weights at {weights}: get {URL_INCEPTION_V3} and name that file")
         try:

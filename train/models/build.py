@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latebloom.data.seeds import torch_stream
-from latebloom.data.store import as_path, local_file
+from latebloom.data.store import as_path, local_file, not_installed
 from latebloom.train.evaluate import eval_mode
 from latebloom.train.models.resnets import PreActResNet18, ResNet, WideResNet28
 from latebloom.train.models.vit import ViT
@@ -171,7 +171,7 @@ def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], weight
         import timm
         from timm.layers import DropPath
     except ImportError as error:
-        raise ValueError(f"timm:{name} needs timm, which is not installed: pip install 'latebloom[timm]'") from error
+        raise ValueError(not_installed(f"timm:{name}", "timm", "timm")) from error
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3)) or "none; see timm.list_models()"
         raise ValueError(f"timm has no classifier called {name!r}; near to it: {near}")

@@ -416,5 +416,6 @@ except ValueError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == (
-        "s3://bucket/run/config.json needs a package that is not installed; run pip install 'latebloom[s3]'\n"
+        "s3://bucket/run/config.json needs s3fs, which is not installed; install Latebloom with the extra s3 (README, "
+        "Install)\n"
     )

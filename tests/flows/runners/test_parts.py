@@ -95,7 +95,7 @@ def test_a_runner_that_is_not_installed_says_what_to_install(
     runner: str, finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, f"prefect_{runner}", None)
-    with pytest.raises(ValueError, match=rf"runner {runner} needs `pip install 'latebloom\[{runner}\]'`"):
+    with pytest.raises(ValueError, match=rf"runner {runner} needs prefect-{runner}, which is not installed; install"):
         runners.make_parts(finished.path, tiny({"parts.runner": runner}), [0], Meter("", 1, "images"))
 
 

@@ -9,7 +9,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
 from latebloom.flows.config.merge import differences
-from latebloom.flows.server.forms import Form
+from latebloom.flows.server.forms import Form, left_open
 
 
 class Oven(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -98,6 +98,30 @@ def test_a_filled_form_is_the_config() -> None:
 
 def test_an_untouched_form_is_the_config_with_the_defaults_it_shows() -> None:
     assert bake(name="pie") == (Cake(name="pie", filling=Filling(oven=Oven(degrees=200))), 4)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"degree": 1}, "there is no setting 'filling.oven.degree'; near to it: filling.oven.degrees"),
+        ({"minutes": 1}, "filling.oven.minutes is not in this group; give it as minutes"),
+    ],
+)
+def test_a_name_that_a_group_does_not_have_is_answered_with_what_is_near(group: dict[str, int], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        bake(name="pie", oven=group)
+
+
+def test_a_setting_that_may_be_left_open_keeps_its_type_its_upper_bound_and_its_description() -> None:
+    Eggs = pydantic.create_model("Eggs", eggs=left_open(Cake, "eggs", "as before"))
+    assert Eggs.model_json_schema()["properties"]["eggs"] == {
+        "title": "Eggs",
+        "description": "Of them, 0 to 12; 0: as before",
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 12,
+        "default": 0,
+    }
 
 
 def test_a_group_given_in_part_keeps_the_rest_of_what_the_form_shows() -> None:

@@ -118,7 +118,7 @@ def test_equal_sets_are_perfect() -> None:
 
 
 def test_scores_are_those_of_torch_fidelity() -> None:
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (latebloom[fidelity])")
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (the extra fidelity)")
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -165,7 +165,7 @@ def test_sets_that_are_too_small_are_refused_by_each_function() -> None:
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the real architecture, drawn at random."""
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (latebloom[fidelity])")
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (the extra fidelity)")
     from torch_fidelity import feature_extractor_inceptionv3
 
     file = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -220,9 +220,9 @@ class _Images(torch.utils.data.Dataset):
 def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-        with pytest.raises(ValueError, match=r"not installed: pip install 'latebloom\[fidelity\]'"):
+        with pytest.raises(ValueError, match="not installed; install Latebloom with the extra fidelity"):
             InceptionFeatures.load(tmp_path / "weights.pth", CPU)
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (latebloom[fidelity])")
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (the extra fidelity)")
     with pytest.raises(ValueError, match=r"no Inception weights at .*weights\.pth: get https://.*\.pth and name"):
         InceptionFeatures.load(tmp_path / "weights.pth", CPU)
 
@@ -238,7 +238,7 @@ class _Code:
 
 
 def test_weights_that_are_others_or_hold_code_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (latebloom[fidelity])")
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (the extra fidelity)")
     file, witness = tmp_path / "weights.pth", tmp_path / "was run"
     for content in (_Code(witness), {"fc.weight": torch.zeros(1)}, [1, 2]):
         torch.save(content, file)

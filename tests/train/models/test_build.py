@@ -453,6 +453,8 @@ def test_what_timm_cannot_make_is_refused(name: str, side: int, message: str) ->
 
 def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    message = "timm:resnet18 needs timm, which is not installed: pip install 'latebloom[timm]'"
+    message = (
+        "timm:resnet18 needs timm, which is not installed; install Latebloom with the extra timm (README, Install)"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build("timm:resnet18", 3, (32, 32, 3), 0)
