@@ -1,11 +1,11 @@
-"""What can be set of the data, and the states of synthetic images. Light to import: pydantic alone."""
+"""What can be set of the data. Light to import: pydantic alone."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import pydantic
 from pydantic import Field
 
-__all__ = ["FOLDERS", "MIN_SIDE", "NAMED", "NAMES", "STATES", "TORCHVISION", "DataConfig", "PerturbConfig", "State"]
+__all__ = ["FOLDERS", "MIN_SIDE", "NAMED", "NAMES", "TORCHVISION", "DataConfig", "PerturbConfig"]
 
 
 TORCHVISION = ("cifar10", "cifar100", "flowers102", "fgvc-aircraft")
@@ -15,12 +15,6 @@ FOLDERS = ("tiny-imagenet", "caltech256", "svhn", "stanford-cars")
 
 
 NAMED = TORCHVISION + FOLDERS
-
-
-State = Literal["ok", "nan", "flat", "unsafe", "off_label", "near_reference", "near_real", "duplicate"]
-
-
-STATES: tuple[State, ...] = get_args(State)
 
 
 NAMES = ("digits", *NAMED)

@@ -16,6 +16,7 @@ from latebloom.flows.report import gather
 from latebloom.flows.run.errors import annotate
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.processes import classifier_processes
+from latebloom.flows.run.records import EARLY, PLAN, SELECT, retrain_key
 from latebloom.flows.runners.retries import RETRIES
 from latebloom.flows.stages import checks, coreset, planning, select, synthesis, training
 from latebloom.flows.stages.coreset import CoresetRunConfig
@@ -51,21 +52,21 @@ def open_run(config: CompareConfig, out: str) -> Path:
 def train_early(run: Path, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch."""
     training.train_early(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), "early")
+    publish.stage_done(RunFolder(run), EARLY)
 
 
 @task(task_run_name="select slow examples", cache_policy=NO_CACHE, **RETRIES)
 def select_examples(run: Path, config: CompareConfig) -> None:
     """Choose the examples to augment from the early outputs."""
     select.select_examples(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), "select")
+    publish.stage_done(RunFolder(run), SELECT)
 
 
 @task(task_run_name="plan images", cache_policy=NO_CACHE, **RETRIES)
 def plan_images(run: Path, config: CompareConfig) -> None:
     """Write the plan and its forecast of the cost."""
     planning.plan_images(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), "plan")
+    publish.stage_done(RunFolder(run), PLAN)
 
 
 @task(task_run_name="find parts to make", cache_policy=NO_CACHE, **RETRIES)
@@ -90,13 +91,13 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
     else:
         pool = classifier_processes(config.workers)
         pool.submit(annotate, training.retrain_arm, RunFolder(run), config, arm, optimizer).result()
-    publish.stage_done(RunFolder(run), f"retrain-{arm}-{optimizer}")
+    publish.stage_done(RunFolder(run), retrain_key(arm, optimizer))
 
 
 @task(task_run_name="pick a coreset", cache_policy=NO_CACHE, **RETRIES)
 def pick_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
     """Pick a coreset and write it; what its record says."""
-    return coreset.pick_coreset(RunFolder(out), config)
+    return coreset.pick_coreset(RunFolder(out), config).model_dump(mode="json")
 
 
 @task(task_run_name="write the report", cache_policy=NO_CACHE, **RETRIES)

@@ -12,19 +12,11 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["QUANTILES", "STATE_WORDS", "Contents", "Summary", "card", "score_names", "summarise"]
+from latebloom.data.states import STATES
+
+__all__ = ["QUANTILES", "Contents", "Summary", "card", "score_names", "summarise"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-STATE_WORDS = {
-    "ok": "may be trained on",
-    "nan": "the generator's output was not finite",
-    "flat": "hardly any contrast: one colour, as of a blanked image",
-    "unsafe": "the safety checker flagged it",
-    "off_label": "a classifier sees too little of its label in it",
-    "near_reference": "hardly differs from its reference",
-    "near_real": "hardly differs from another real image",
-    "duplicate": "hardly differs from another image of the set",
-}
 # Floating-point columns that say how an image was made; every other one is a score.
 _PROVENANCE = ("timestep", "log_snr", "strength", "guidance_scale")
 
@@ -125,7 +117,7 @@ def card(contents: Contents) -> str:
         about=about,
         recipe=dict(_flat(shown)),
         size=_size_category(contents.exported.images + sum(contents.real.values())),
-        state_words=STATE_WORDS,
+        state_words={name: state.words for name, state in STATES.items()},
         quantiles=[f"{share:.0%}" for share in QUANTILES],
     )
 

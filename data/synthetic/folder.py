@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latebloom.data.config import STATES, State
 from latebloom.data.images import EncodedImages, LabeledImages
+from latebloom.data.states import STATES
 from latebloom.data.store import (
     atomic_path,
     digest_file,
@@ -28,7 +28,7 @@ from latebloom.data.store import (
     write_json,
 )
 
-__all__ = ["STATES", "SYNTHETIC_SCHEMA", "State", "SyntheticFolder"]
+__all__ = ["SYNTHETIC_SCHEMA", "PartRecord", "SyntheticFolder"]
 
 FORMAT = 2
 
@@ -87,6 +87,32 @@ def _dtype_name(kind: pa.DataType) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartRecord:
+    """What is known of a part that was made.
+
+    Attributes:
+        key: digest of all that decides its content.
+        made: digest of what decides an image beside its own row of the plan.
+        file: its name.
+        rows: images in it.
+        sha256: of the file.
+        states: images by state.
+        failures: what went wrong, by item id, with images that are not among the rows; with any, it is not finished.
+        seconds, peak_memory_mb: what making it took.
+    """
+
+    key: str
+    made: str
+    file: str
+    rows: int
+    sha256: str
+    states: dict[str, int]
+    failures: dict[str, str]
+    seconds: float
+    peak_memory_mb: float
+
+
+@dataclasses.dataclass(frozen=True)
 class SyntheticFolder:
     """A synthetic data set on disk, whole or in the making.
 
@@ -108,96 +134,95 @@ class SyntheticFolder:
         rows: pa.Table,
         class_names: tuple[str, ...],
         key: str,
-        cost: dict[str, float] | None = None,
-        failures: dict[str, str] | None = None,
+        *,
         made: str = "",
-    ) -> dict[str, Any]:
-        """Write a part, then its record.
+        failures: dict[str, str] | None = None,
+        seconds: float = 0.0,
+        peak_memory_mb: float = 0.0,
+    ) -> PartRecord:
+        """Write a part, then its record, which alone has what it took: equal data sets are equal files.
 
         Args:
-            key: digest of all that decides its content.
-            cost: what making it took; in the record only, so that equal data sets are equal files.
-            failures: what went wrong, by item id, with images that are not among the rows. The part is then kept but
-                not finished.
-            made: digest of what decides an image beside its own row of the plan.
+            part: its number.
+            rows: its images, `SYNTHETIC_SCHEMA`.
         """
         with atomic_path(self.part_path(part)) as temporary:
             pq.write_table(rows.cast(_hugging_face_schema(class_names)), temporary, compression="zstd")
-        record = {
-            "key": key,
-            "made": made,
-            "file": self.part_path(part).name,
-            "rows": rows.num_rows,
-            "sha256": digest_file(self.part_path(part)),
-            "states": _count(rows["state"]),
-            "cost": cost or {},
-            "failures": failures or {},
-        }
+        record = PartRecord(
+            key=key,
+            made=made,
+            file=self.part_path(part).name,
+            rows=rows.num_rows,
+            sha256=digest_file(self.part_path(part)),
+            states=_count(rows["state"]),
+            failures=failures or {},
+            seconds=seconds,
+            peak_memory_mb=peak_memory_mb,
+        )
+        content = dataclasses.asdict(record)
         # With a digest of its own: a number that rots would go on into the manifest.
-        write_json(self._record_path(part), {**record, "digest": digest_json(record)})
+        write_json(self._record_path(part), {**content, "digest": digest_json(content)})
         return record
 
-    def kept_part(self, part: int, key: str) -> dict[str, Any] | None:
-        """The record of a part that is there and undamaged under this key, else None: then it is to be made.
-
-        Its `failures` name images that could not be made.
-        """
+    def kept_part(self, part: int, key: str) -> PartRecord | None:
+        """The record of a part that is there and undamaged under this key, else None: then it is to be made."""
         record = self._record(part)
-        return None if record is None or record["key"] != key else record
+        return None if record is None or record.key != key else record
 
-    def _record(self, part: int) -> dict[str, Any] | None:
+    def _record(self, part: int) -> PartRecord | None:
         """The record of a part, where both are undamaged."""
         try:
-            record = read_json(self._record_path(part))
-            digest = record.pop("digest")
-            whole = digest_json(record) == digest
+            content = read_json(self._record_path(part))
+            digest = content.pop("digest")
+            whole = digest_json(content) == digest
+            record = PartRecord(**content)
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # whatever lies there
             return None
         file = self.part_path(part)
-        if not whole or not file.is_file() or digest_file(file) != record["sha256"]:
+        if not whole or not file.is_file() or digest_file(file) != record.sha256:
             return None
         return record
 
-    def set_aside(self, made: str, keep: Collection[int]) -> int:
-        """Keep the images of parts that are to be cut or scored in another way; `spare` finds them again.
+    def cache_parts(self, made: str, keep: Collection[int]) -> int:
+        """Move parts that are to be cut or scored in another way into the cache, where `cached` finds their images.
 
         Args:
             made: only parts of this `made` are worth it.
             keep: numbers of parts that stay what they are.
 
         Returns:
-            How many images are in spare now.
+            How many images are in the cache now.
         """
         for file in sorted(self.path.glob(".parts/part-*.json")):
             part = int(file.stem.removeprefix("part-"))
             record = None if part in keep else self._record(part)
-            if record and record.get("made") == made:
+            if record and record.made == made:
                 # By content: written twice, after a kill, it is one file.
                 write_bytes(
-                    self.path / ".spare" / f"{made[:16]}-{record['sha256']}.parquet", self.part_path(part).read_bytes()
+                    self.path / ".cache" / f"{made[:16]}-{record.sha256}.parquet", self.part_path(part).read_bytes()
                 )
                 file.unlink()
-        return sum(len(found) for found in self._spare_items(made).values())
+        return sum(len(found) for found in self._cached_items(made).values())
 
-    def spare(self, made: str, items: Collection[str]) -> pa.Table:
-        """Rows that were set aside under `made` with some item ids (`SYNTHETIC_SCHEMA`), in no order."""
+    def cached(self, made: str, items: Collection[str]) -> pa.Table:
+        """Rows in the cache that were made under `made`, with some item ids (`SYNTHETIC_SCHEMA`), in no order."""
         tables = [SYNTHETIC_SCHEMA.empty_table()]
         wanted = set(items)
-        for file, names in self._spare_items(made).items():
+        for file, names in self._cached_items(made).items():
             rows = [row for row, name in enumerate(names) if name in wanted]
             if rows and digest_file(file) == file.stem.partition("-")[2]:
                 wanted -= {names[row] for row in rows}
                 tables.append(read_table(file).take(rows).replace_schema_metadata())
         return pa.concat_tables(tables)
 
-    def _spare_items(self, made: str) -> dict[Path, list[str]]:
+    def _cached_items(self, made: str) -> dict[Path, list[str]]:
         found = {}
-        for file in sorted(self.path.glob(f".spare/{made[:16]}-*.parquet")):
+        for file in sorted(self.path.glob(f".cache/{made[:16]}-*.parquet")):
             with contextlib.suppress(pa.ArrowException):  # a damaged one is as good as none
                 found[file] = read_table(file, columns=["item_id"])["item_id"].to_pylist()
         return found
 
-    def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[dict[str, Any]]) -> str:
+    def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[PartRecord]) -> str:
         """Write the manifest, which makes the folder a data set; parts of an older, longer one are removed.
 
         Args:
@@ -206,19 +231,19 @@ class SyntheticFolder:
         Returns:
             The digest of the data set.
         """
-        names = {record["file"] for record in parts}
-        strays = ("part-*.parquet", ".*.tmp", ".parts/.*.tmp", ".spare/*.parquet", ".spare/.*.tmp")
+        names = {record.file for record in parts}
+        strays = ("part-*.parquet", ".*.tmp", ".parts/.*.tmp", ".cache/*.parquet", ".cache/.*.tmp")
         for stray in [file for pattern in strays for file in self.path.glob(pattern)]:
             if stray.name not in names:
                 stray.unlink()
-        states = {state: sum(record["states"].get(state, 0) for record in parts) for state in STATES}
+        states = {state: sum(record.states.get(state, 0) for record in parts) for state in STATES}
         content = {
             "format": FORMAT,
             "about": about,
             "class_names": list(class_names),
-            "rows": sum(record["rows"] for record in parts),
+            "rows": sum(record.rows for record in parts),
             "states": states,
-            "parts": [{name: record[name] for name in ("file", "rows", "sha256")} for record in parts],
+            "parts": [{"file": record.file, "rows": record.rows, "sha256": record.sha256} for record in parts],
         }
         digest = digest_json(content)
         write_json(self.path / "manifest.json", {**content, "digest": digest})

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,8 +23,9 @@ from latebloom.flows.report.inspect import sheet
 from latebloom.flows.report.page import report_table
 from latebloom.flows.report.results import Report
 from latebloom.flows.run.environment import runs_root
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import Key, Record, RunFolder
 from latebloom.flows.run.progress import duration
+from latebloom.flows.run.records import GENERATE, EarlyFacts, PlanFacts, RetrainFacts, SelectFacts
 from latebloom.flows.stages.loaders import images_of
 
 __all__ = ["lineage_page", "picture", "report_page", "stage_page", "synthetic_page"]
@@ -42,22 +44,18 @@ PALETTE = {
 Rows = list[tuple[str, str]]
 
 
-def stage_page(run: RunFolder, name: str) -> str:
+def stage_page(run: RunFolder, key: Key[Any]) -> str:
     """What a finished stage made, where, and what it cost.
-
-    Args:
-        name: of its record, such as `select` or `retrain-ours-5-sam`.
 
     Raises:
         ValueError: it is not done.
     """
-    record = run.record(name)
-    kind = name.partition("-")[0]
-    title, rows, further = _STAGES[kind](record["facts"])
-    if kind == "retrain":
-        title = f"Classifiers of {name.removeprefix('retrain-')}"
+    record = run.record(key)
+    title, rows, further = _STAGES[key.facts](record.facts)
+    if key.facts is RetrainFacts:
+        title = f"Classifiers of {key.name.removeprefix('retrain-')}"
         further += f"\n\n{lineage_page(run)}"
-    return _page(title, run, rows + _cost(record), further)
+    return _page(title, run, rows + _cost(record, record.digest), further)
 
 
 def synthetic_page(run: RunFolder, config: CompareConfig) -> str:
@@ -67,7 +65,7 @@ def synthetic_page(run: RunFolder, config: CompareConfig) -> str:
         ValueError: it is not finished.
     """
     folder = SyntheticFolder(run.path / "synthetic")
-    manifest, record = folder.manifest(), run.record("generate")
+    manifest, record = folder.manifest(), run.record(GENERATE)
     images, about = manifest["rows"], manifest["about"]
     rows = [
         ("images", f"{images:,}"),
@@ -76,20 +74,20 @@ def synthetic_page(run: RunFolder, config: CompareConfig) -> str:
         ("size", decimal(sum((folder.path / part["file"]).stat().st_size for part in manifest["parts"]))),
         ("generator", f"{about['generator']}, digest `{lineage.short(about['generator_digest'])}`"),
         ("licence of the generator", about["generator_licence"]),
-        ("denoiser calls", f"{record['facts']['denoiser_calls']:,}"),
-        ("speed", f"{images / max(record['seconds'], 1e-3):,.2f} images/s"),
+        ("denoiser calls", f"{record.facts.denoiser_calls:,}"),
+        ("speed", f"{images / max(record.seconds, 1e-3):,.2f} images/s"),
     ]
     further = "Next: `retrained/` and the report, or `latebloom inspect` for every score of an image."
     if images:
         seen = sheet(folder, images_of(config).train, "level", SHEET_ROWS, config.seed)
         further = f"{picture(seen, 'references, each beside its variants by level')}\n\n{further}"
     # The digest of the data set, which others name it by, not that of the stage.
-    cost = _cost({**record, "digest": manifest["digest"]})
+    cost = _cost(record, manifest["digest"])
     return _page("Synthetic data set", run, [row for row in rows if row[1]] + cost, further)
 
 
 def report_page(run: RunFolder) -> str:
-    """The result of a run: error of each arm, the comparison plot, the honest sentences, and where the report is.
+    """The result of a run: error of each arm, the comparison plot, the sentences, and where the report is.
 
     Raises:
         OSError: there is no report yet.
@@ -117,56 +115,61 @@ def lineage_page(run: RunFolder) -> str:
 # ---------------------------------------------------------------------------------------------------- stages
 
 
-def _early(facts: dict[str, Any]) -> tuple[str, Rows, str]:
-    epoch = facts["separating_epoch"]
-    errors = [curve[epoch - 1] for curve in facts["errors"]]
+def _early(facts: EarlyFacts) -> tuple[str, Rows, str]:
+    epoch = facts.separating_epoch
+    errors = [curve[epoch - 1] for curve in facts.errors]
     rows = [
         ("classifiers", f"{len(errors)}"),
-        ("separating epoch", f"{epoch}, {'found by the knee rule' if facts['by_knee'] else 'as given'}"),
+        ("separating epoch", f"{epoch}, {'found by the knee rule' if facts.by_knee else 'as given'}"),
         ("training error there", f"{100 * np.mean(errors):.1f} %"),
     ]
     return "Early classifiers", rows, "Weights and outputs: `early/`. Next: the slow examples."
 
 
-def _select(facts: dict[str, Any]) -> tuple[str, Rows, str]:
-    rows = [("slow examples, by seed", ", ".join(f"{count:,}" for count in facts["slow"]))]
-    warnings = "".join(f"- {line}\n" for line in facts["warnings"])
+def _select(facts: SelectFacts) -> tuple[str, Rows, str]:
+    rows = [("slow examples, by seed", ", ".join(f"{count:,}" for count in facts.slow))]
+    warnings = "".join(f"- {line}\n" for line in facts.warnings)
     return "Slow examples", rows, f"{warnings}\nIndices: `selection/`. Next: the plan, or `latebloom select`."
 
 
-def _plan(facts: dict[str, Any]) -> tuple[str, Rows, str]:
-    cost = facts["forecast"]
+def _plan(facts: PlanFacts) -> tuple[str, Rows, str]:
+    cost = facts.forecast
     rows = [
-        ("images to make", f"{cost['images']:,}"),
-        ("of each level", ", ".join(f"{count:,} at {level}" for level, count in cost["per_level"].items())),
-        ("denoiser calls", f"{cost['denoiser_calls']:,}"),
-        ("forecast", f"{duration(cost['seconds'])} on this device, {decimal(cost['bytes'])}"),
-        ("generator", f"{facts['generator']['name']}, digest `{lineage.short(facts['generator']['digest'])}`"),
+        ("images to make", f"{cost.images:,}"),
+        ("of each level", ", ".join(f"{count:,} at {level}" for level, count in cost.per_level.items())),
+        ("denoiser calls", f"{cost.denoiser_calls:,}"),
+        ("forecast", f"{duration(cost.seconds)} on this device, {decimal(cost.bytes)}"),
+        ("generator", f"{facts.generator.name}, digest `{lineage.short(facts.generator.digest)}`"),
     ]
     return "Plan", rows, "A row per image: `plan.parquet`. Next: `synthetic/`."
 
 
-def _retrain(facts: dict[str, Any]) -> tuple[str, Rows, str]:
-    errors = facts["errors"]
+def _retrain(facts: RetrainFacts) -> tuple[str, Rows, str]:
+    errors = facts.errors
     spread = f" ± {100 * np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
     rows = [
         ("test error", f"{100 * np.mean(errors):.2f}{spread} %, n = {len(errors)} seeds"),
-        ("images added", f"{np.mean(facts['images_added']):,.0f} (mean over seeds)"),
-        ("steps", f"{np.mean(facts['steps']):,.0f} (mean over seeds)"),
-        ("training", f"{duration(facts['seconds'])} a classifier"),
+        ("images added", f"{np.mean(facts.images_added):,.0f} (mean over seeds)"),
+        ("steps", f"{np.mean(facts.steps):,.0f} (mean over seeds)"),
+        ("training", f"{duration(facts.seconds)} a classifier"),
     ]
     return "Classifiers", rows, "Weights and logs: `retrained/`. Next: the report, which compares the arms."
 
 
-_STAGES = {"early": _early, "select": _select, "plan": _plan, "retrain": _retrain}
+_STAGES: dict[type, Callable[[Any], tuple[str, Rows, str]]] = {
+    EarlyFacts: _early,
+    SelectFacts: _select,
+    PlanFacts: _plan,
+    RetrainFacts: _retrain,
+}
 
 
-def _cost(record: dict[str, Any]) -> Rows:
+def _cost(record: Record[Any], digest: str) -> Rows:
     return [
-        ("this time", "skipped: it was done before and nothing it depends on changed" if record["skipped"] else "made"),
-        ("took", f"{duration(record['seconds'])}{' when it was made' if record['skipped'] else ''}"),
-        ("peak memory", f"{record['peak_memory_mb']:,.0f} MB"),
-        ("digest", f"`{record['digest']}`"),
+        ("this time", "skipped: it was done before and nothing it depends on changed" if record.skipped else "made"),
+        ("took", f"{duration(record.seconds)}{' when it was made' if record.skipped else ''}"),
+        ("peak memory", f"{record.peak_memory_mb:,.0f} MB"),
+        ("digest", f"`{digest}`"),
     ]
 
 

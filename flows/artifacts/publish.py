@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.artifacts import pages
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import Key, RunFolder
 from latebloom.flows.run.progress import Meter, say, shown_by, warn
 
 __all__ = [
@@ -126,14 +126,10 @@ def _update(artifact: UUID, percent: float, line: str) -> None:
         client.update_artifact(artifact, ArtifactUpdate(data=percent, description=line))
 
 
-def stage_done(run: RunFolder, name: str) -> None:
-    """Show what a stage made.
-
-    Args:
-        name: of its record, such as `select` or `retrain-ours-5-sam`.
-    """
+def stage_done(run: RunFolder, key: Key[Any]) -> None:
+    """Show what a stage made."""
     if server_stays():
-        _publish(_key("stage", name), pages.stage_page(run, name), f"{name} in {run.path}")
+        _publish(_key("stage", key.name), pages.stage_page(run, key), f"{key.name} in {run.path}")
 
 
 def synthetic_done(run: RunFolder, config: CompareConfig) -> None:

@@ -179,6 +179,7 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
     from latebloom.flows.cli.tables import print_errors, print_forecast, print_report
     from latebloom.flows.run.folder import RunFolder
     from latebloom.flows.run.progress import say
+    from latebloom.flows.run.records import PLAN
     from latebloom.flows.stages.checks import check_folder, check_inputs
 
     say(f"{kind}: {config.data.source} in {folder}")
@@ -202,7 +203,7 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
         print(json.dumps({"result": result, "stages": RunFolder(folder).records()}, indent=2))
     else:
         if kind == "plan":
-            print_forecast(RunFolder(folder).record("plan")["facts"]["forecast"])
+            print_forecast(vars(RunFolder(folder).record(PLAN).facts.forecast))
         if kind == "retrain":
             print_errors(RunFolder(folder), comparison)
         print(result)

@@ -56,16 +56,14 @@ def _print(found: dict[str, Any], folder: Path) -> None:
     for row in found["classes"]:
         share = f"{100 * row['picked'] / row['images']:.1f}" if row["images"] else "–"
         of_them = [f"{row['picked_synthetic']:,}"] if synthetic else []
-        rows.append(
-            [row["class"], f"{row['images']:,}", f"{row['picked']:,}", share, *of_them, f"{row['weight']:,.1f}"]
-        )
+        rows.append([row["name"], f"{row['images']:,}", f"{row['picked']:,}", share, *of_them, f"{row['weight']:,.1f}"])
     console = Console()
     console.print(table(f"{found['method']} of {found['origin']}", header, rows))
-    seconds, ours, random = found["seconds"], found["objective"], found["objective_by_lot"]
+    seconds, ours, random = found["seconds"], found["objective"], found["objective_random"]
     training = f", training {seconds['training']:.1f} s" if seconds["training"] else ""
     lines = [
         f"{found['picked']:,} of {found['images']:,} images: selection {seconds['selection']:.2f} s, forward pass "
-        f"before it {seconds['look']:.2f} s{training}",
+        f"before it {seconds['forward_pass']:.2f} s{training}",
         f"mean distance of a gradient to that of the nearest selected image {ours['coverage']:.4f}, at random "
         f"{random['coverage']:.4f}; error of the mean gradient {ours['gradient_error']:.4f}, at random "
         f"{random['gradient_error']:.4f}",

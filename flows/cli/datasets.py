@@ -61,16 +61,16 @@ def _export(
 
 def _inspect(
     source: Run,
-    item: Annotated[str, typer.Argument(help="Item id of one image, to be told all about it", metavar="ITEM")] = "",
+    item: Annotated[str, typer.Argument(help="Item id of one image, to see all about it", metavar="ITEM")] = "",
     by: Annotated[
         str, typer.Option("--sheet", help="Contact sheet by state, level or a score, such as label_probability")
     ] = "",
     rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="References on a contact sheet")] = 12,
     as_json: Json = False,
 ) -> None:
-    """Show counts and scores of the synthetic data set, draw a contact sheet, or tell one image's story."""
+    """Show counts and scores of the synthetic data set, draw a contact sheet, or show all about one image."""
     from latebloom.data.synthetic.card import summarise
-    from latebloom.flows.report.inspect import columns_of, sheet, tell
+    from latebloom.flows.report.inspect import columns_of, details_of, sheet
     from latebloom.flows.stages.export import located
 
     if item and by:
@@ -88,19 +88,19 @@ def _inspect(
     if config is None:
         raise ValueError(f"{source} has no config.json, which says what the references are; give the run folder")
     from latebloom.flows.run.folder import RunFolder
-    from latebloom.flows.stages.loaders import images_of
+    from latebloom.flows.stages.context import RunContext
 
-    train = images_of(config).train
+    context = RunContext(RunFolder(run), config)
     if by:
-        file = _write_png(run, f"sheet-{by}", sheet(folder, train, by, rows, config.seed))
+        file = _write_png(run, f"sheet-{by}", sheet(folder, context.splits.train, by, rows, config.seed))
         print(json.dumps({"picture": str(file)}, indent=2) if as_json else file)
         return
-    story = tell(RunFolder(run), config, train, item)
-    file = _write_png(run, item, story.strip)
+    details = details_of(context, item)
+    file = _write_png(run, item, details.strip)
     if as_json:
-        print(json.dumps({**story.told, "picture": str(file)}, indent=2, ensure_ascii=False))
+        print(json.dumps({**details.sections, "picture": str(file)}, indent=2, ensure_ascii=False))
     else:
-        _print_story(story.told)
+        _print_details(details.sections)
         print(file)
 
 
@@ -224,7 +224,8 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
 def _print_summary(summary: "Summary") -> None:
     from rich.console import Console
 
-    from latebloom.data.synthetic.card import QUANTILES, STATE_WORDS
+    from latebloom.data.states import STATES
+    from latebloom.data.synthetic.card import QUANTILES
     from latebloom.flows.cli.tables import table
 
     console, states = Console(), list(summary.states)
@@ -233,7 +234,7 @@ def _print_summary(summary: "Summary") -> None:
             f"{summary.images:,} images",
             ["state", "images", "share", "meaning"],
             [
-                (state, f"{count:,}", f"{count / summary.images:.1%}", STATE_WORDS.get(state, ""))
+                (state, f"{count:,}", f"{count / summary.images:.1%}", STATES[state].words if state in STATES else "")
                 for state, count in summary.states.items()
             ],
         )
@@ -253,7 +254,7 @@ def _print_summary(summary: "Summary") -> None:
     console.print(table("", ["score", *quantiles], rows))
 
 
-def _print_story(told: dict[str, dict[str, Any]]) -> None:
+def _print_details(sections: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -262,7 +263,7 @@ def _print_story(told: dict[str, dict[str, Any]]) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for heading, section in told.items():
+    for heading, section in sections.items():
         for place, (name, value) in enumerate(section.items()):
             table.add_row(heading if place == 0 else "", escape(name), escape(_said(value)))
     Console().print(table)

@@ -15,6 +15,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report.results import Report
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
+from latebloom.flows.run.records import retrain_key
 
 __all__ = ["print_errors", "print_forecast", "print_report", "table"]
 
@@ -54,7 +55,7 @@ def print_errors(run: RunFolder, config: CompareConfig) -> None:
     width = max(map(len, config.arms))
     for optimizer in config.optimizers:
         for arm in config.arms:
-            errors = run.record(f"retrain-{arm}-{optimizer}")["facts"]["errors"]
+            errors = run.record(retrain_key(arm, optimizer)).facts.errors
             spread = f" ± {100 * np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
             print(f"{arm:{width}}  {optimizer}  {100 * np.mean(errors):.2f}{spread} % test error, n = {len(errors)}")
 

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from latebloom.data.config import DataConfig, PerturbConfig, State
+from latebloom.data.config import DataConfig, PerturbConfig
+from latebloom.data.states import State
 from latebloom.flows.config.arms import METHODS, Arm, parse_arm
 from latebloom.synth.config import (
     DiffuseMixConfig,

@@ -5,7 +5,8 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from latebloom.data.config import DataConfig, PerturbConfig, State
+from latebloom.data.config import DataConfig, PerturbConfig
+from latebloom.data.states import State
 from latebloom.flows.config.compare import ClassifierConfig, CompareConfig
 from latebloom.synth.config import GeneratorConfig
 from latebloom.train.config import CoresetConfig, FitConfig
@@ -16,15 +17,17 @@ ENSEMBLES = ("el2n", "grand")  # scores that are means over several classifiers
 
 
 class CoresetRunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What is picked from, by what classifier, and how."""
+    """What is selected from, by what classifier, and how."""
 
     data: DataConfig = DataConfig()
     perturb: PerturbConfig = PerturbConfig()
     coreset: CoresetConfig = CoresetConfig()
     run: str = Field(
-        "", description="Run folder whose early classifiers look, and whose synthetic images can be picked; empty: none"
+        "",
+        description="Run folder whose early classifiers are asked, and whose synthetic images can be selected; empty: "
+        "none",
     )
-    with_synthetic: bool = Field(False, description="Pick from the real and the usable synthetic images of the run")
+    with_synthetic: bool = Field(False, description="Select from the real and the usable synthetic images of the run")
     states: tuple[State, ...] = Field(("ok",), min_length=1, description="States of synthetic images that are usable")
     classifier: ClassifierConfig = ClassifierConfig()
     checkpoint: str = Field(
@@ -39,11 +42,13 @@ class CoresetRunConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     def _together(self) -> "CoresetRunConfig":
         method = self.coreset.method
         if self.seeds > 1 and method not in ENSEMBLES:
-            raise ValueError(f"{method} looks by one classifier; several seeds are for {' and '.join(ENSEMBLES)}")
+            raise ValueError(
+                f"{method} asks one classifier, got {self.seeds} seeds; several are for {' and '.join(ENSEMBLES)}"
+            )
         if self.checkpoint and self.seeds > 1:
             raise ValueError("a checkpoint is one classifier; give seeds 1, or no checkpoint")
         if self.checkpoint and method == "forgetting":
-            raise ValueError("forgetting counts what training forgets, so one must be watched; give no checkpoint")
+            raise ValueError("forgetting counts what is forgotten in a training of its own; give no checkpoint")
         if self.with_synthetic and not self.run:
             raise ValueError("only a run folder has synthetic images; give one with --out, and no source")
         return self

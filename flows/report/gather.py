@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store import local_file
-from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Report, SeedSelection, StageCost, arm_results, sentences
-from latebloom.flows.run.folder import RunFolder
-from latebloom.flows.stages.loaders import early_folder, images_of, perturbed, selected, selection_path
+from latebloom.flows.run.folder import Record, RunFolder
+from latebloom.flows.run.records import EARLY, GENERATE, SELECT, EarlyFacts, GenerateFacts, GeneratorFacts, retrain_key
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import perturbed
 from latebloom.train.evaluate import softmax
 from latebloom.train.selection.slow import jaccard
 
@@ -28,44 +28,24 @@ EXAMPLES = 24
 CONTACT_ROWS = 12
 
 
-def write(run: RunFolder, config: CompareConfig) -> Path:
+def write(folder: RunFolder, config: CompareConfig) -> Path:
     """Write report.json, report.html and contact_sheet.png into the run folder; the path of the page.
 
     Raises:
         ValueError: a stage the report is about has not been run.
     """
-    train = images_of(config).train
-    test = images_of(config).test
-    # Runs of arms that need no slow examples have no early classifiers.
-    early: dict[str, Any] = run.record("early")["facts"] if _has_slow(run, config) else {}
-    arms: list[tuple[str, str]] = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
-    facts = {key: run.record("retrain-{}-{}".format(*key))["facts"] for key in arms}
-    synthetic: dict[str, Any] = {}
-    generator: dict[str, Any] = {}
-    levels: list[LevelResult] = []
-    table: pa.Table | None = None
-    seen: int | None = None
-    seconds_per_call = 0.0
-    if config.wants_synthetic:
-        folder = SyntheticFolder(run.path / "synthetic")
-        table = folder.rows()
-        levels = _levels(table)
-        made = run.record("generate")
-        seconds_per_call = made["seconds"] / max(1, made["facts"]["denoiser_calls"])
-        manifest = folder.manifest()
-        synthetic = {
-            "rows": manifest["rows"],
-            "states": manifest["states"],
-            "digest": manifest["digest"],
-            "bytes": sum((folder.path / part["file"]).stat().st_size for part in manifest["parts"]),
-            "denoiser_calls": made["facts"]["denoiser_calls"],
-            "seconds": made["seconds"],
-        }
-        facts_of = run.record("plan")["facts"]["generator"]
-        generator = {name: facts_of[name] for name in ("name", "digest", "trained_on")}
-        seen = facts_of["seen"]
-    slow_sets = [selected(run, "cluster", number) for number in range(config.seeds)] if early else []
-    results = arm_results(facts, seconds_per_call)
+    run = RunContext(folder, config)
+    train, test = run.splits.train, run.splits.test
+    has_slow = _has_slow(run)
+    records: list[Record[Any]] = [run.early, run.select] if has_slow else []
+    arms = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
+    retrained = {names: folder.record(retrain_key(*names)) for names in arms}
+    made = folder.record(GENERATE) if config.wants_synthetic else None
+    table = run.synthetic.rows() if made else None
+    seconds_per_call = made.seconds / max(1, made.facts.denoiser_calls) if made else 0.0
+    slow_sets = [run.selected("cluster", number) for number in range(config.seeds)] if has_slow else []
+    results = arm_results({names: record.facts for names, record in retrained.items()}, seconds_per_call)
+    records += [run.planned, made] if made else []
     report = Report(
         title=f"Latebloom: {config.data.source}",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -77,30 +57,46 @@ def write(run: RunFolder, config: CompareConfig) -> Path:
             "image_shape": list(train.image_shape),
             **_harder(config, train),
         },
-        generator=generator,
-        generator_seen=seen,
-        separating_epoch=early.get("separating_epoch", 0),
-        separating_epoch_chosen=early.get("by_knee", False),
-        early_errors=early.get("errors", []),
-        selections=[_selection(run, number, chosen) for number, chosen in enumerate(slow_sets)],
+        generator=run.planned.facts.generator.model_dump(include={"name", "digest", "trained_on"}) if made else {},
+        generator_seen=run.planned.facts.generator.seen if made else None,
+        separating_epoch=run.early.facts.separating_epoch if has_slow else 0,
+        separating_epoch_chosen=has_slow and run.early.facts.by_knee,
+        early_errors=run.early.facts.errors if has_slow else [],
+        selections=[_selection(number, chosen, _wrong(run, number)) for number, chosen in enumerate(slow_sets)],
         jaccard=_mean_jaccard(slow_sets),
         jaccard_chance=_chance_jaccard(slow_sets, train, config.seed),
-        class_slow=_classes(run, slow_sets, train) if early else [],
-        synthetic=synthetic,
-        levels=levels,
+        class_slow=_classes(
+            train, slow_sets, [run.selection("cluster", number)["mean_loss"] for number in range(len(slow_sets))]
+        ),
+        synthetic=_synthetic(run, made) if made else {},
+        levels=_levels(table) if table is not None else [],
         arms=results,
         sentences=sentences(results, len(test)),
-        warnings=_warnings(run, config, seen, early),
-        stages=_stages(run, config),
+        warnings=_warnings(run, has_slow),
+        stages=[
+            StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
+            for record in [*records, *retrained.values()]
+        ],
         config=config.model_dump(mode="json"),
         versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
     )
-    pictures = _pictures(run, train, slow_sets[0], table, config.seed) if early else Pictures([], [], [], [])
+    pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
     return write_report(run.path, report, pictures)
 
 
-def _has_slow(run: RunFolder, config: CompareConfig) -> bool:
-    return config.wants_slow or (run.has("early") and run.has("select"))
+def _has_slow(run: RunContext) -> bool:
+    """Whether the run has early classifiers: one of arms that need no slow examples may have none."""
+    return run.config.wants_slow or (run.folder.has(EARLY) and run.folder.has(SELECT))
+
+
+def _synthetic(run: RunContext, made: Record[GenerateFacts]) -> dict[str, Any]:
+    manifest = run.synthetic.manifest()
+    return {
+        **{name: manifest[name] for name in ("rows", "states", "digest")},
+        "bytes": sum((run.synthetic.path / part["file"]).stat().st_size for part in manifest["parts"]),
+        "denoiser_calls": made.facts.denoiser_calls,
+        "seconds": made.seconds,
+    }
 
 
 def _harder(config: CompareConfig, train: LabeledImages) -> dict[str, Any]:
@@ -115,8 +111,9 @@ def _harder(config: CompareConfig, train: LabeledImages) -> dict[str, Any]:
     }
 
 
-def _perturbed_words(config: CompareConfig) -> list[str]:
-    done, train = perturbed(config), images_of(config).train
+def _perturbed_words(run: RunContext) -> list[str]:
+    config, train = run.config, run.splits.train
+    done = perturbed(config)
     if done is None:
         return []
     parts = []
@@ -134,32 +131,50 @@ def _perturbed_words(config: CompareConfig) -> list[str]:
     return [f"The training images were made harder before anything was trained: {' and '.join(parts)}."]
 
 
-def _warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any]) -> list[str]:
-    lines = _perturbed_words(config)
-    if early:
-        lines += run.record("select")["facts"]["warnings"]
-    if seen is not None and run.record("plan")["facts"]["generator"]["only_these"]:
+def _warnings(run: RunContext, has_slow: bool) -> list[str]:
+    config = run.config
+    lines = _perturbed_words(run)
+    if has_slow:
+        lines += run.select.facts.warnings
+    if config.wants_synthetic:
+        lines += _generator_warnings(config, run.planned.facts.generator)
+    if has_slow:
+        lines += _early_warnings(run.early.facts)
+    return lines
+
+
+def _generator_warnings(config: CompareConfig, generator: GeneratorFacts) -> list[str]:
+    lines = []
+    if generator.only_these:
         lines.append(
             "The generator has seen only the classifier's own training images: no gain is to be expected from it. "
             "Bring one that was trained on other images too."
         )
-    if config.wants_synthetic and config.data.source == "digits" and config.generate.generator == "digits":
+    if config.data.source == "digits" and config.generate.generator == "digits":
         lines.append(
             "The shipped digits generator was trained by this project on 800 digits that are neither training nor test "
             "images here; it stands in for a model that was pretrained elsewhere on more data than the classifier has."
         )
-    error = np.mean(early["errors"], 0)[early["separating_epoch"] - 1] if early else 1.0
-    if error < 0.1:
-        lines.append(
-            f"The early classifiers already had a training error of {error:.1%} at the separating epoch: few slow "
-            "examples are left to tell apart. An earlier epoch separates better."
-        )
     return lines
 
 
-def _selection(run: RunFolder, number: int, chosen: np.ndarray) -> SeedSelection:
-    with local_file(early_folder(run, number) / "outputs.npz") as file, np.load(file) as outputs:
-        wrong = outputs["logits"].argmax(1) != outputs["labels"]
+def _early_warnings(early: EarlyFacts) -> list[str]:
+    error = np.mean(early.errors, 0)[early.separating_epoch - 1]
+    if error >= 0.1:
+        return []
+    return [
+        f"The early classifiers already had a training error of {error:.1%} at the separating epoch: few slow examples "
+        "are left to find. An earlier epoch separates better."
+    ]
+
+
+def _wrong(run: RunContext, number: int) -> np.ndarray:
+    """bool (N,): which training images the early classifier of a seed gets wrong."""
+    logits, labels = run.early_arrays(number, "logits", "labels")
+    return np.asarray(logits.argmax(1) != labels)
+
+
+def _selection(number: int, chosen: np.ndarray, wrong: np.ndarray) -> SeedSelection:
     is_slow = np.zeros(len(wrong), bool)
     is_slow[chosen] = True
     return SeedSelection(
@@ -177,7 +192,7 @@ def _mean_jaccard(sets: list[np.ndarray]) -> float | None:
 
 
 def _chance_jaccard(sets: list[np.ndarray], train: LabeledImages, seed: int) -> float | None:
-    """The overlap that sets of these sizes per class have by lot, from 20 drawings."""
+    """The overlap that random sets of these sizes per class have, from 20 drawings."""
     if len(sets) < 2:
         return None
     rng = numpy_rng(seed, "chance overlap")
@@ -192,12 +207,11 @@ def _chance_jaccard(sets: list[np.ndarray], train: LabeledImages, seed: int) -> 
     return float(np.mean([draw for draw in draws if draw is not None]))
 
 
-def _classes(run: RunFolder, sets: list[np.ndarray], train: LabeledImages) -> list[list[Any]]:
+def _classes(train: LabeledImages, sets: list[np.ndarray], losses: list[np.ndarray]) -> list[list[Any]]:
+    """The rows of `Report.class_slow`; `losses` are the mean losses (C, 2) of fast and slow of each seed."""
+    if not sets:
+        return []
     counts = np.mean([np.bincount(train.labels[chosen], minlength=train.num_classes) for chosen in sets], 0)
-    losses = []
-    for number in range(len(sets)):
-        with local_file(selection_path(run, "cluster", number)) as file, np.load(file) as arrays:
-            losses.append(arrays["mean_loss"])
     stacked = np.stack(losses)  # (seeds, C, 2)
     known = np.isfinite(stacked)
     means = np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1)  # (C, 2)
@@ -234,17 +248,9 @@ def _levels(table: pa.Table) -> list[LevelResult]:
     return results
 
 
-def _stages(run: RunFolder, config: CompareConfig) -> list[StageCost]:
-    retrain = [f"retrain-{arm}-{optimizer}" for arm in config.arms for optimizer in config.optimizers]
-    slow = ["early", "select"] if _has_slow(run, config) else []
-    names = [*slow, *(["plan", "generate"] if config.wants_synthetic else []), *retrain]
-    records = [run.record(name) for name in names]
-    return [StageCost(r["stage"], r["seconds"], r["peak_memory_mb"], r["skipped"]) for r in records]
-
-
-def _pictures(run: RunFolder, train: LabeledImages, slow: np.ndarray, table: pa.Table | None, seed: int) -> Pictures:
+def _pictures(run: RunContext, slow: np.ndarray, table: pa.Table | None) -> Pictures:
     """Pictures of the first seed: a draw of slow and fast examples, references with their variants, the clusters."""
-    rng = numpy_rng(seed, "report pictures")
+    train, rng = run.splits.train, numpy_rng(run.config.seed, "report pictures")
     fast = np.setdiff1d(np.arange(len(train)), slow)
 
     def draw(rows: np.ndarray, count: int) -> np.ndarray:
@@ -258,27 +264,25 @@ def _pictures(run: RunFolder, train: LabeledImages, slow: np.ndarray, table: pa.
     contact = []
     if table is not None:
         sources = np.array(table["source_index"].to_pylist())
-        folder = SyntheticFolder(run.path / "synthetic")
         for row in draw(np.intersect1d(slow, sources), CONTACT_ROWS):
             mine = table.take(np.flatnonzero(sources == row)).sort_by([("level_steps", "ascending")])
-            images = folder.images(mine, train).pixels()
+            images = run.synthetic.images(mine, train).pixels()
             variants = [
                 (f"{item['level_steps']} of {item['level_grid']}", item["state"], image)
                 for item, image in zip(mine.drop_columns(["image"]).to_pylist(), images, strict=True)
             ]
             caption = f"{train.class_names[train.labels[row]]}, row {row}"
             contact.append(ContactRow(caption, train.pixels(np.array([row]))[0], variants))
-    return Pictures(examples(draw(slow, EXAMPLES)), examples(draw(fast, EXAMPLES)), contact, _clusters(run, train))
+    return Pictures(examples(draw(slow, EXAMPLES)), examples(draw(fast, EXAMPLES)), contact, _clusters(run))
 
 
-def _clusters(run: RunFolder, train: LabeledImages) -> list[Cluster]:
+def _clusters(run: RunContext) -> list[Cluster]:
     """The first seed's early outputs (softmax) of each class in the plane of their first two principal components."""
     from sklearn.decomposition import PCA
 
-    with local_file(early_folder(run, 0) / "outputs.npz") as file, np.load(file) as outputs:
-        probabilities = softmax(outputs["logits"])
-    with local_file(selection_path(run, "cluster", 0)) as file, np.load(file) as arrays:
-        cluster = arrays["cluster"]
+    train = run.splits.train
+    (logits,) = run.early_arrays(0, "logits")
+    probabilities, cluster = softmax(logits), run.selection("cluster", 0)["cluster"]
     clusters = []
     for label, name in enumerate(train.class_names):
         rows = np.flatnonzero(train.labels == label)

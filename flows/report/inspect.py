@@ -1,4 +1,4 @@
-"""What a synthetic data set holds, looked at: contact sheets, and the whole story of one image."""
+"""A closer look at a synthetic data set: contact sheets, and all that is known of one image."""
 
 import dataclasses
 import difflib
@@ -13,27 +13,15 @@ from PIL import Image
 
 from latebloom.data.images import LabeledImages, decode
 from latebloom.data.seeds import numpy_rng
+from latebloom.data.states import STATES, THRESHOLDS
 from latebloom.data.store import local_file, read_table
-from latebloom.data.synthetic.card import STATE_WORDS, score_names
-from latebloom.data.synthetic.folder import STATES, SyntheticFolder
-from latebloom.flows.config.compare import CompareConfig
+from latebloom.data.synthetic.card import score_names
+from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.report.page import ContactRow, contact_sheet
-from latebloom.flows.run.folder import RunFolder
-from latebloom.flows.stages.loaders import early_folder, selection_path
+from latebloom.flows.stages.context import RunContext
 
-__all__ = ["THRESHOLDS", "Story", "columns_of", "sheet", "tell"]
+__all__ = ["Details", "columns_of", "details_of", "sheet"]
 
-# Of each threshold in `QualityConfig`: the score it looks at, and the state of what does not pass.
-THRESHOLDS = {
-    "min_contrast": ("contrast", "flat"),
-    "drop_unsafe": ("unsafe", "unsafe"),
-    "min_label_probability": ("label_probability", "off_label"),
-    "min_clip_score": ("clip_score", "off_label"),
-    "min_clip_margin": ("clip_margin", "off_label"),
-    "min_distance": ("reference_distance", "near_reference"),
-    "min_real_distance": ("nearest_real_distance", "near_real"),
-    "min_duplicate_distance": ("duplicate_distance", "duplicate"),
-}
 _BINS = 5
 _CELL = 112
 
@@ -148,32 +136,29 @@ def _covering(has: np.ndarray, count: int, rng: np.random.Generator) -> list[int
     return np.sort(order[~free]).tolist()
 
 
-# ---------------------------------------------------------------------------------------------- one image's story
+# -------------------------------------------------------------------------------------------------------- one image
 
 
 @dataclasses.dataclass(frozen=True)
-class Story:
+class Details:
     """All that is known of one image.
 
     Attributes:
-        told: by heading, what is known by name: JSON values, None where there is none.
+        sections: by heading, what is known by name: JSON values, None where there is none.
         strip: reference, variant and their difference (mid-grey: none) as one picture.
     """
 
-    told: dict[str, dict[str, Any]]
+    sections: dict[str, dict[str, Any]]
     strip: Image.Image
 
 
-def tell(run: RunFolder, config: CompareConfig, data: LabeledImages, item_id: str) -> Story:
-    """The story of one image of a run.
-
-    Args:
-        data: the run's training images.
+def details_of(run: RunContext, item_id: str) -> Details:
+    """All that is known of one image of a run.
 
     Raises:
         ValueError: there is no such image; the message has those of like names.
     """
-    folder = SyntheticFolder(run.path / "synthetic")
+    folder, data = run.synthetic, run.splits.train
     manifest, table = folder.manifest(), columns_of(folder)
     names = table["item_id"].to_pylist()
     if item_id not in names:
@@ -185,7 +170,7 @@ def tell(run: RunFolder, config: CompareConfig, data: LabeledImages, item_id: st
     source = values["source_index"]
     limits = _limits(values, manifest["about"]["quality"])
     ends = np.cumsum([part["rows"] for part in manifest["parts"]])
-    told: dict[str, dict[str, Any]] = {
+    sections: dict[str, dict[str, Any]] = {
         "image": {
             "item_id": item_id,
             "class": manifest["class_names"][values["label"]],
@@ -195,10 +180,10 @@ def tell(run: RunFolder, config: CompareConfig, data: LabeledImages, item_id: st
             "part": manifest["parts"][int(np.searchsorted(ends, row, "right"))]["file"],
         },
         "reference": {
-            "data": config.data.source,
+            "data": run.config.data.source,
             "source_index": source,
             "source_sha256": values["source_sha256"],
-            **_early(run, config, source, int(data.labels[source])),
+            **_early(run, source, int(data.labels[source])),
         },
         "level": {"level": _level(values)} | _known(values, "timestep", "log_snr", "strength", "calls"),
         "made": _known(
@@ -207,10 +192,10 @@ def tell(run: RunFolder, config: CompareConfig, data: LabeledImages, item_id: st
         "scores": _known(values, *score_names(table.schema)),
         "thresholds": limits,
     }
-    told_of = {name for section in told.values() for name in section} | {"level_steps", "level_grid"}
-    told["also"] = _known(values, *(name for name in values if name not in told_of))
+    named = {name for section in sections.values() for name in section} | {"level_steps", "level_grid"}
+    sections["also"] = _known(values, *(name for name in values if name not in named))
     variant, reference = _pictures(folder, [row])[row], data.pixels(np.array([source]))[0]
-    return Story(told, _strip(item_id, values["state"], reference, variant))
+    return Details(sections, _strip(item_id, values["state"], reference, variant))
 
 
 def _known(values: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -222,18 +207,19 @@ def _known(values: dict[str, Any], *names: str) -> dict[str, Any]:
 def _limits(values: dict[str, Any], quality: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """By threshold: its score, the value of that, the limit, and whether it passes (None: not measured)."""
     limits = {}
-    for threshold, (score, _) in THRESHOLDS.items():
-        if threshold in quality and score in values:
-            value, limit = values[score], quality[threshold]
+    for name, (threshold, _) in THRESHOLDS.items():
+        score = threshold.score
+        if name in quality and score in values:
+            value, limit = values[score], quality[name]
             passes = not (limit and value > 0) if isinstance(limit, bool) else value >= limit
-            limits[threshold] = {"score": score, "value": _known(values, score)[score], "limit": limit}
-            limits[threshold]["passes"] = None if math.isnan(value) else passes
+            limits[name] = {"score": score, "value": _known(values, score)[score], "limit": limit}
+            limits[name]["passes"] = None if math.isnan(value) else passes
     return limits
 
 
 def _why(state: str, limits: dict[str, dict[str, Any]]) -> str:
     """The state in words, with the threshold that decided it."""
-    words = STATE_WORDS.get(state, "kept out by its scores")
+    words = next((known.words for name, known in STATES.items() if name == state), "kept out by its scores")
     own = {name: limit for name, limit in limits.items() if THRESHOLDS[name][1] == state}
     missed = [name for name, limit in own.items() if limit["passes"] is False] or list(own)
     reasons = [
@@ -248,15 +234,15 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
 
-def _early(run: RunFolder, config: CompareConfig, source: int, label: int) -> dict[str, Any]:
+def _early(run: RunContext, source: int, label: int) -> dict[str, Any]:
     """How slowly the reference was learned: means over the seeds of the run, None where a class has no such cluster."""
     slow, loss, means = [], [], []
-    for number in range(config.seeds):
-        with local_file(selection_path(run, "cluster", number)) as file, np.load(file) as arrays:
-            slow.append(bool(arrays["cluster"][source] == 1))
-            means.append(arrays["mean_loss"][label])
-        with local_file(early_folder(run, number) / "outputs.npz") as file, np.load(file) as arrays:
-            loss.append(float(arrays["losses"][source]))
+    for number in range(run.config.seeds):
+        selection = run.selection("cluster", number)
+        slow.append(bool(selection["cluster"][source] == 1))
+        means.append(selection["mean_loss"][label])
+        (losses,) = run.early_arrays(number, "losses")
+        loss.append(float(losses[source]))
     of_fast, of_slow = np.array(means).T  # (seeds,) each
     return {
         "in_slow_cluster": f"{sum(slow)} of {len(slow)} seeds",

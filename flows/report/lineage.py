@@ -10,7 +10,8 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, read_config
-from latebloom.flows.stages.loaders import early_folder
+from latebloom.flows.run.records import SELECT, retrain_key
+from latebloom.flows.stages.classifiers import early_folder
 
 __all__ = ["diagram", "short"]
 
@@ -26,15 +27,15 @@ def diagram(run: RunFolder) -> str:
     data = drawn.box(config.data.source, *_data_digest(run, config))
     sets = _synthetic_sets(run, drawn, data)
     for arm in config.arms:
-        records = {o: run.record(f"retrain-{arm}-{o}") for o in config.optimizers if run.has(f"retrain-{arm}-{o}")}
+        keys = {optimizer: retrain_key(arm, optimizer) for optimizer in config.optimizers}
+        records = {optimizer: run.record(key) for optimizer, key in keys.items() if run.has(key)}
         if not records:
             continue
-        lines = [(f"{o} {_error(one['facts']['errors'])}", short(one["digest"])) for o, one in records.items()]
+        lines = [(f"{name} {_error(one.facts.errors)}", short(one.digest)) for name, one in records.items()]
         classifiers = drawn.box(arm, *itertools.chain(*lines))
         drawn.arrow(data, classifiers)
         if parse_arm(arm).kind == "synthetic":
-            # Not in what versions before there was lineage recorded.
-            for digest in dict.fromkeys(one["facts"].get("synthetic", "not recorded") for one in records.values()):
+            for digest in dict.fromkeys(one.facts.synthetic for one in records.values()):
                 if digest not in sets:
                     sets[digest] = drawn.box("earlier synthetic set", short(digest))
                 drawn.arrow(sets[digest], classifiers)
@@ -64,9 +65,9 @@ class _Drawing:
 def _synthetic_sets(run: RunFolder, drawn: _Drawing, data: str) -> dict[str, str]:
     """Draw what leads to the synthetic set; the set's box by its digest, where it is finished."""
     slow = ""
-    if run.has("select"):
-        record = run.record("select")
-        slow = drawn.box("slow examples", _several(record["facts"]["slow"]), short(record["digest"]))
+    if run.has(SELECT):
+        record = run.record(SELECT)
+        slow = drawn.box("slow examples", _several(record.facts.slow), short(record.digest))
         drawn.arrow(data, slow)
     folder = SyntheticFolder(run.path / "synthetic")
     if not (folder.path / "manifest.json").is_file():

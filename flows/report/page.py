@@ -18,8 +18,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
+from latebloom.data.states import OTHER_COLOUR, STATES
 from latebloom.data.store import write_bytes, write_json
-from latebloom.data.synthetic.folder import STATES
 from latebloom.flows.report.charts import (
     ORIGINAL,
     arm_charts,
@@ -45,16 +45,6 @@ TABLE_HEADER = [
     "generation, s",
 ]
 STRONG_HEADER = ["picked", "of them synthetic, %", "strong copies", "picking, s"]  # where an arm has strong copies
-STATE_COLOURS = {
-    "nan": "#7b3294",
-    "flat": "#0f766e",
-    "unsafe": "#be185d",
-    "off_label": "#c2410c",
-    "near_reference": "#1d4ed8",
-    "near_real": "#0369a1",
-    "duplicate": "#6b7280",
-}
-OTHER_STATE = "#b00020"
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {
     "train": "training images",
@@ -242,8 +232,7 @@ def _html(report: Report, pictures: Pictures) -> str:
         final_charts=final_charts(report.arms),
         columns=columns,
         contact=[(row, _cells(row, columns)) for row in pictures.contact],
-        state_colours=STATE_COLOURS,
-        other_state=OTHER_STATE,
+        colour_of=colour_of,
         clusters=[
             (one.class_name, cluster_svg(one.class_name, one.points, one.slow, shown)) for one in pictures.clusters
         ],
@@ -303,7 +292,7 @@ def contact_sheet(
             y = top + (tile_height - tile.height) // 2
             labels = [(row.notes[heading], "#57606a")] if heading in row.notes else []
             if state != "ok":
-                colour = STATE_COLOURS.get(state, OTHER_STATE)
+                colour = colour_of(state)
                 draw.rectangle((x - 3, y - 3, x + tile.width + 2, y + tile.height + 2), fill=colour)
                 labels += [(state.replace("_", " "), colour)]
             middle = left + place * (cell + pad) + cell / 2
@@ -312,6 +301,11 @@ def contact_sheet(
                 draw.text((middle, height), _fit(text, font, cell), colour, font, "mt")
             sheet.paste(tile, (x, y))
     return sheet
+
+
+def colour_of(state: str) -> str:
+    """The colour of a state's words and borders, also of one that another version wrote."""
+    return next((known.colour for name, known in STATES.items() if name == state), OTHER_COLOUR)
 
 
 def _columns(rows: Sequence[ContactRow]) -> list[str]:

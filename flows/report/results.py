@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from latebloom.flows.run.records import RetrainFacts
+
 __all__ = ["ArmResult", "LevelResult", "Report", "SeedSelection", "StageCost", "arm_results", "paired", "sentences"]
 
 
@@ -137,7 +139,7 @@ def paired(errors: Sequence[float], base: Sequence[float]) -> tuple[float | None
     return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
-def arm_results(facts: dict[tuple[str, str], dict[str, Any]], seconds_per_call: float) -> list[ArmResult]:
+def arm_results(facts: dict[tuple[str, str], RetrainFacts], seconds_per_call: float) -> list[ArmResult]:
     """One result per arm and optimizer.
 
     Args:
@@ -146,9 +148,9 @@ def arm_results(facts: dict[tuple[str, str], dict[str, Any]], seconds_per_call: 
     """
     results = []
     for (arm, optimizer), fact in facts.items():
-        errors = fact["errors"]
+        errors = fact.errors
         base = facts.get(("original", optimizer))
-        difference, standard_error = paired(errors, base["errors"]) if base else (None, None)
+        difference, standard_error = paired(errors, base.errors) if base else (None, None)
         results.append(
             ArmResult(
                 arm=arm,
@@ -158,12 +160,12 @@ def arm_results(facts: dict[tuple[str, str], dict[str, Any]], seconds_per_call: 
                 std=float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
                 difference=difference,
                 standard_error=standard_error,
-                images_added=float(np.mean(fact["images_added"])),
-                steps=float(np.mean(fact["steps"])),
-                train_seconds=fact["seconds"],
-                generation_seconds=float(np.mean(fact["denoiser_calls"])) * seconds_per_call,
-                train_error=fact["train_error"],
-                **fact.get("strong", {}),
+                images_added=float(np.mean(fact.images_added)),
+                steps=float(np.mean(fact.steps)),
+                train_seconds=fact.seconds,
+                generation_seconds=float(np.mean(fact.denoiser_calls)) * seconds_per_call,
+                train_error=fact.train_error,
+                **(fact.strong.model_dump() if fact.strong else {}),
             )
         )
     return results

@@ -10,14 +10,16 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import pydantic
 
 from latebloom.data.store import digest_file, digest_json, is_remote, read_json, write_json
 from latebloom.flows.config.compare import CompareConfig
 
-__all__ = ["LOCK", "Partial", "RunFolder", "Stage", "measured", "read_config"]
+__all__ = ["LOCK", "Cost", "Key", "Outcome", "Partial", "Record", "RunFolder", "Stage", "measured", "read_config"]
 
 LOCK = ".lock"  # the file in a run folder that a command at work holds
 
@@ -26,13 +28,49 @@ class Partial(RuntimeError):
     """Some of what was asked for could not be made; all else is kept, and the same command makes the rest."""
 
 
-# What makes the stages that others need.
-_HOW = {
-    "early": "run `latebloom select`",
-    "select": "run `latebloom select`",
-    "plan": "run `latebloom generate`",
-    "generate": "run `latebloom generate`",
-}
+Facts = TypeVar("Facts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Key(Generic[Facts]):
+    """Which stage a record is of: flows/run/records.py has one of each.
+
+    Attributes:
+        name: of the record's file, without .json.
+        facts: the model of what the stage found.
+        remedy: what to do where the stage is not done yet.
+    """
+
+    name: str
+    facts: type[Facts]
+    remedy: str = "run `latebloom compare` in it"
+
+
+class Record(pydantic.BaseModel, Generic[Facts], frozen=True, extra="forbid"):
+    """What a finished stage wrote down.
+
+    Attributes:
+        digest: of the stage's inputs and the version of its code.
+        outputs: SHA-256 of each file it wrote, by its path in the run folder.
+        seconds: wall-clock time when it was really run.
+        skipped: whether it was done before this time.
+    """
+
+    stage: str
+    digest: str
+    outputs: dict[str, str]
+    facts: Facts
+    seconds: float
+    peak_memory_mb: float
+    skipped: bool
+
+
+@dataclasses.dataclass
+class Cost:
+    """What a block of work took, once it has ended; the memory is that of the whole process at its highest."""
+
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +79,21 @@ class RunFolder:
 
     path: Path
 
-    def stage(self, name: str, version: int, inputs: dict[str, Any]) -> "Stage":
+    def stage(self, key: Key[Facts], version: int, inputs: dict[str, Any]) -> "Stage[Facts]":
         """A stage of this run.
 
         Args:
             version: of the code of the stage; a new one makes it run again.
             inputs: all that decides its outputs: configs and the digests of what it reads.
         """
-        return Stage(self, name, digest_json({"stage": name, "version": version, "inputs": inputs}))
+        return Stage(self, key, digest_json({"stage": key.name, "version": version, "inputs": inputs}))
 
     @contextlib.contextmanager
     def locked(self, holder: str = "") -> Iterator[None]:
         """Keep the folder, which is made, to this process for the block; one at a URL cannot be.
 
         Args:
-            holder: what others are told is at work here; empty: this command.
+            holder: the name that others are shown; empty: this command.
 
         Raises:
             ValueError: another process has it.
@@ -87,81 +125,106 @@ class RunFolder:
         except FileNotFoundError:
             return "another command"
 
-    def record(self, name: str) -> dict[str, Any]:
+    def record(self, key: Key[Facts]) -> Record[Facts]:
         """The record of a stage that is done.
 
         Raises:
-            ValueError: it is not done; the message says what to run.
+            ValueError: it is not done, or its record is damaged; the message says what to do.
         """
-        file = self.path / "stages" / f"{name}.json"
-        if not self.has(name):
+        file = self.record_path(key)
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no finished stage {key.name!r}: {key.remedy} first")
+        content = read_json(file)
+        try:
+            return _model_of(key).model_validate(content)
+        except pydantic.ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
             raise ValueError(
-                f"{self.path} has no finished stage {name!r}: {_HOW.get(name, 'run `latebloom compare` in it')} first"
-            )
-        return read_json(file)
+                f"{file} is no record of this version ({place}: {error.errors()[0]['msg']}); delete it to have it made "
+                "again"
+            ) from error
 
-    def has(self, name: str) -> bool:
+    def record_path(self, key: Key[Any]) -> Path:
+        """The file of a stage's record."""
+        return self.path / "stages" / f"{key.name}.json"
+
+    def has(self, key: Key[Any]) -> bool:
         """Whether a stage is done."""
-        return (self.path / "stages" / f"{name}.json").is_file()
+        return self.record_path(key).is_file()
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of all stages that are done, by name."""
+        """The records of all stages that are done, as their files have them, by name."""
         return [read_json(file) for file in sorted((self.path / "stages").glob("*.json"))]
 
 
+def _model_of(key: Key[Facts]) -> type[Record[Facts]]:
+    return Record[key.facts]  # type: ignore[name-defined]  # a class that pydantic makes, once a process
+
+
+class Outcome(Generic[Facts]):
+    """What the block of a stage fills in.
+
+    Attributes:
+        outputs: files in the run folder that it wrote.
+        facts: small values for the record.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: list[Path] = []
+        self.facts: Facts | None = None
+
+
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(Generic[Facts]):
     """One stage: its digest, whether it is done, and its record."""
 
     run: RunFolder
-    name: str
+    key: Key[Facts]
     digest: str
 
-    @property
-    def record_path(self) -> Path:
-        return self.run.path / "stages" / f"{self.name}.json"
-
-    def is_done(self, mark: bool = True) -> bool:
-        """Whether the record has this digest and every output is what it says. Marks it as skipped this time."""
-        try:
-            record = read_json(self.record_path)
-        except (FileNotFoundError, ValueError):
-            return False
-        if record.get("digest") != self.digest:
-            return False
-        for name, digest in record["outputs"].items():
-            file = self.run.path / name
-            if not file.is_file() or digest_file(file) != digest:
-                return False
-        if mark and not record["skipped"]:
-            write_json(self.record_path, {**record, "skipped": True})
-        return True
-
-    @contextlib.contextmanager
-    def making(self, outputs: Sequence[Path], facts: dict[str, Any] | None = None) -> Iterator[None]:
-        """Run the stage in this block; on a good end its record is written, with time and peak memory.
+    def done(self, mark: bool = True) -> Record[Facts] | None:
+        """The record where it has this digest and every output is what it says; else None: the stage is to be run.
 
         Args:
-            outputs: files in the run folder that the block writes; it may append to the list.
-            facts: small values for the record; the block may fill it.
+            mark: write down that the stage is skipped this time.
         """
-        self.record_path.unlink(missing_ok=True)
-        with measured() as cost:
-            yield
-        self.finish(outputs, facts or {}, cost)
+        try:
+            record = self.run.record(self.key)
+        except ValueError:
+            return None
+        if record.digest != self.digest:
+            return None
+        for name, digest in record.outputs.items():
+            file = self.run.path / name
+            if not file.is_file() or digest_file(file) != digest:
+                return None
+        if mark and not record.skipped:
+            record = record.model_copy(update={"skipped": True})
+            write_json(self.run.record_path(self.key), record.model_dump(mode="json"))
+        return record
 
-    def finish(self, outputs: Sequence[Path], facts: dict[str, Any], cost: dict[str, float]) -> None:
-        """Write the record: the stage is done. `cost` is what `measured` filled."""
-        record = {
-            "stage": self.name,
-            "digest": self.digest,
-            "outputs": {str(path.relative_to(self.run.path)): digest_file(path) for path in outputs},
-            "facts": facts,
-            "seconds": cost["seconds"],
-            "peak_memory_mb": cost["peak_memory_mb"],
-            "skipped": False,
-        }
-        write_json(self.record_path, record)
+    @contextlib.contextmanager
+    def making(self) -> Iterator[Outcome[Facts]]:
+        """Run the stage in this block, which fills the outcome; on a good end its record is written."""
+        self.run.record_path(self.key).unlink(missing_ok=True)
+        outcome = Outcome[Facts]()
+        with measured() as cost:
+            yield outcome
+        assert outcome.facts is not None, f"stage {self.key.name} found nothing"
+        self.finish(outcome.outputs, outcome.facts, cost)
+
+    def finish(self, outputs: list[Path], facts: Facts, cost: Cost) -> None:
+        """Write the record: the stage is done."""
+        record = _model_of(self.key)(
+            stage=self.key.name,
+            digest=self.digest,
+            outputs={str(path.relative_to(self.run.path)): digest_file(path) for path in outputs},
+            facts=facts,
+            seconds=cost.seconds,
+            peak_memory_mb=cost.peak_memory_mb,
+            skipped=False,
+        )
+        write_json(self.run.record_path(self.key), record.model_dump(mode="json"))
 
 
 def read_config(run: Path) -> CompareConfig:
@@ -177,14 +240,14 @@ def read_config(run: Path) -> CompareConfig:
 
 
 @contextlib.contextmanager
-def measured() -> Iterator[dict[str, float]]:
-    """Wall-clock `seconds` and `peak_memory_mb` (of the whole process) of the block, filled in at its end."""
+def measured() -> Iterator[Cost]:
+    """The cost of the block, filled in at its end."""
     _reset_peak_memory()
-    cost: dict[str, float] = {}
+    cost = Cost()
     begin = time.perf_counter()
     yield cost
-    cost["seconds"] = round(time.perf_counter() - begin, 3)
-    cost["peak_memory_mb"] = round(_peak_memory_mb(), 1)
+    cost.seconds = round(time.perf_counter() - begin, 3)
+    cost.peak_memory_mb = round(_peak_memory_mb(), 1)
 
 
 def _reset_peak_memory() -> None:

@@ -22,7 +22,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from latebloom.data.store import digest_json, is_remote
-from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.data.synthetic.folder import PartRecord, SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import say, warn
@@ -214,12 +214,12 @@ class PartRuns:
         """The parts that are there. A part with failed images counts once the run is done: before, it may be older."""
         for number in list(asked.numbers):
             record = self._folder.kept_part(number, self._keys[number])
-            if record and (done or not record["failures"]):
+            if record and (done or not record.failures):
                 asked.numbers.remove(number)
-                asked.seconds += record["cost"]["seconds"]
+                asked.seconds += record.seconds
                 yield number, partial(_given, record)
 
-    def _last_word(self, number: int, asked: _Asked, how: str) -> dict[str, Any]:
+    def _last_word(self, number: int, asked: _Asked, how: str) -> PartRecord:
         record = self._folder.kept_part(number, self._keys[number])
         if record is None:
             raise RuntimeError(f"{asked.attempts} runs of {self._parts.deployment} did not make it; the last {how}")
@@ -254,7 +254,7 @@ class PartRuns:
         return now - asked.beat_since > MISSED_BEATS * max(apart, 30.0)
 
 
-def _given(record: dict[str, Any]) -> dict[str, Any]:
+def _given(record: PartRecord) -> PartRecord:
     return record
 
 

@@ -23,6 +23,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from latebloom.data.store import as_path, not_installed
+from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.config.compare import CompareConfig, PartsConfig
 from latebloom.flows.run.budget import Deadline, Unfinished
 from latebloom.flows.run.folder import Partial, RunFolder, read_config
@@ -33,22 +34,22 @@ from latebloom.flows.runners.limits import slots
 from latebloom.flows.runners.queue import Made, PartQueue
 from latebloom.flows.runners.retries import RETRIES
 from latebloom.flows.stages import synthesis
-from latebloom.flows.stages.loaders import device_of, forget_generator
+from latebloom.flows.stages.context import forget_models
+from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.planning import generator_processes
 
 __all__ = ["make_numbered", "make_part", "make_part_there", "make_parts"]
 
 
 @task(task_run_name="make part {number}", cache_policy=NO_CACHE, **RETRIES)
-def make_part(run: Path, config: CompareConfig, number: int, place: Any) -> dict[str, Any]:
+def make_part(run: Path, config: CompareConfig, number: int, place: Any) -> PartRecord:
     """Make one part of the synthetic data set: minutes of work, kept once it is done. Its record."""
     assert isinstance(place, Devices)
-    synthesis.check_space(RunFolder(run), config, number)
     return place.call(synthesis.make_one_part, RunFolder(run), config, number)
 
 
 @task(task_run_name="make part {number}", cache_policy=NO_CACHE, **RETRIES)
-def make_part_there(run: Path, config: CompareConfig, number: int) -> dict[str, Any]:
+def make_part_there(run: Path, config: CompareConfig, number: int) -> PartRecord:
     """The same in a worker of Dask or Ray, where it is the process that has a device."""
     return _make_there(run, config, number)
 
@@ -56,9 +57,8 @@ def make_part_there(run: Path, config: CompareConfig, number: int) -> dict[str, 
 _one_at_a_time = threading.Lock()  # a Dask worker may have several threads, and one device
 
 
-def _make_there(run: Path, config: CompareConfig, number: int) -> dict[str, Any]:
+def _make_there(run: Path, config: CompareConfig, number: int) -> PartRecord:
     with _one_at_a_time, slots(config.parts.limit, 1):
-        synthesis.check_space(RunFolder(run), config, number)
         return synthesis.make_one_part(RunFolder(run), config, number, _uncounted)
 
 
@@ -144,9 +144,9 @@ def _collected(made: Made, queue: PartQueue, bar: Meter) -> dict[str, str]:
                 failed[f"part {number}"] = f"{type(error).__name__}: {error}\n{''.join(format_exception(error))}"
             else:
                 in_a_row = 0
-                queue.took(record["cost"]["seconds"])
-                bar.add(0, record["states"])
-                failed |= record["failures"]
+                queue.took(record.seconds)
+                bar.add(0, record.states)
+                failed |= record.failures
     return failed
 
 
@@ -171,7 +171,7 @@ def _on_devices(
     count = min(count, len(queue.left))
     gpus = _gpus(config)
     if count > 1 or apart:
-        forget_generator()  # each process loads its own
+        forget_models()  # each process loads its own
     with ExitStack() as held:
         try:
             held.enter_context(slots(config.parts.limit, count, queue.seconds_left))
@@ -195,10 +195,10 @@ def _one_by_one(run: Path, config: CompareConfig, queue: PartQueue, place: Devic
         yield taken[0], partial(make_part, run, config, taken[0], place)
 
 
-def _side_by_side(submit: Callable[[int], PrefectFuture[dict[str, Any]]], width: int, queue: PartQueue) -> Made:
+def _side_by_side(submit: Callable[[int], PrefectFuture[PartRecord]], width: int, queue: PartQueue) -> Made:
     """So many parts at a time; each when it is done."""
-    flying: dict[PrefectFuture[dict[str, Any]], int] = {}
-    done: SimpleQueue[PrefectFuture[dict[str, Any]]] = SimpleQueue()
+    flying: dict[PrefectFuture[PartRecord], int] = {}
+    done: SimpleQueue[PrefectFuture[PartRecord]] = SimpleQueue()
     while True:
         while len(flying) < width and (taken := queue.take()):
             future = submit(taken[0])
@@ -218,7 +218,7 @@ def _on_dask(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> 
     if address:
         runner = prefect_dask.DaskTaskRunner(address=address)
     else:
-        forget_generator()
+        forget_models()
         runner = prefect_dask.DaskTaskRunner(
             cluster_class=distributed.SpecCluster, cluster_kwargs=_local_dask(distributed, count, _gpus(config))
         )
@@ -256,7 +256,7 @@ def _on_ray(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> M
         runner = prefect_ray.RayTaskRunner(address=address)
     else:
         count = min(generator_processes(config), len(queue.left))
-        forget_generator()
+        forget_models()
         runner = prefect_ray.RayTaskRunner(
             init_kwargs={
                 "num_cpus": count,
@@ -276,8 +276,8 @@ def _on_ray(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> M
 def _on_workers(
     run: Path, config: CompareConfig, queue: PartQueue, bar: Meter, runner: TaskRunner[Any], width: int
 ) -> Made:
-    def submit(number: int) -> PrefectFuture[dict[str, Any]]:
-        future: PrefectFuture[dict[str, Any]] = runner.submit(
+    def submit(number: int) -> PrefectFuture[PartRecord]:
+        future: PrefectFuture[PartRecord] = runner.submit(
             make_part_there, {"run": run, "config": config, "number": number}
         )
         return future
@@ -286,9 +286,9 @@ def _on_workers(
         yield number, partial(_counted, result, bar)
 
 
-def _counted(result: Callable[[], dict[str, Any]], bar: Meter) -> dict[str, Any]:
+def _counted(result: Callable[[], PartRecord], bar: Meter) -> PartRecord:
     record = result()
-    bar.add(record["rows"])
+    bar.add(record.rows)
     return record
 
 

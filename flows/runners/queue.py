@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Generator, Sequence
 from math import isinf
-from typing import Any
 
+from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.run.budget import Deadline
 
 __all__ = ["Made", "PartQueue"]
 
 # A part's number, and what gives its record or raises what went wrong.
-Made = Generator[tuple[int, Callable[[], dict[str, Any]]], None, None]
+Made = Generator[tuple[int, Callable[[], PartRecord]], None, None]
 
 
 class PartQueue:

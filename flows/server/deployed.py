@@ -17,9 +17,9 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 from rich.console import Console
 
+from latebloom.data.states import State
 from latebloom.data.store import as_path, digest_json, is_remote, read_json
 from latebloom.data.synthetic.export import ExportFormat
-from latebloom.data.synthetic.folder import State
 from latebloom.flows import pipeline
 from latebloom.flows.artifacts import publish
 from latebloom.flows.config.compare import CompareConfig, RunConfig, demo_config, one_setting, preset

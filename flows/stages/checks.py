@@ -10,18 +10,14 @@ from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import warn
-from latebloom.flows.stages.arm_rows import Pool
-from latebloom.flows.stages.coreset_file import check_pictures, given_to, read_picks
-from latebloom.flows.stages.loaders import (
-    device_of,
-    generator_of,
-    images_of,
-    named_scorers,
-    new_classifiers,
-    perturbed,
-)
+from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
+from latebloom.flows.stages.classifiers import new_classifiers
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
+from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
+from latebloom.flows.stages.scorers import check_named
 from latebloom.flows.stages.synthesis import check_made
-from latebloom.flows.stages.training import check_picks
+from latebloom.flows.stages.training_sets import check_coreset_file
 from latebloom.synth.generators.load import kind_of
 from latebloom.synth.prompts import PromptConfig, lint, names_of
 from latebloom.synth.scoring.quality import check_scorers
@@ -43,7 +39,7 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
     """
     run = RunFolder(as_path(out))
     if not is_remote(run.path):  # storage has no half-written files
-        for pattern in (".*", "synthetic/.*", "synthetic/.parts/.*", "synthetic/.spare/.*", *_OWN_TREES):
+        for pattern in (".*", "synthetic/.*", "synthetic/.parts/.*", "synthetic/.cache/.*", *_OWN_TREES):
             for stray in run.path.glob(f"{pattern}.tmp"):
                 if _STRAY.fullmatch(stray.name):  # other files may be a person's
                     stray.unlink(missing_ok=True)
@@ -64,7 +60,7 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     """Everything that can be wrong with data, classifier and generator, before anything is trained or written.
 
     Args:
-        kind: the name of the flow: the generator is looked at where images will be made.
+        kind: the name of the flow: the generator is checked where images will be made.
 
     Raises:
         ValueError: the first thing that is.
@@ -72,11 +68,11 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     splits = images_of(config)
     train = splits.train
     device_of(config.device)
-    new_classifiers(config.model_copy(update={"seeds": 1}), train)
+    new_classifiers(config, train, count=1)
     for arm in config.parsed_arms:
-        if arm.selector != "none":  # its budget or its picks, and its policy
-            given = _given(config, arm, train) if arm.selector == "file" else None
-            Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, given)
+        if arm.selector != "none":  # its budget or its coreset, and its policy
+            coreset = _coreset_of(config, arm, train) if arm.selector == "file" else None
+            Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, coreset)
     epochs = config.train.total_epochs(len(train))
     early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
     if early and config.slow.separating_epoch > epochs:
@@ -88,13 +84,13 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
         len(part.sha256)
 
 
-def _given(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
-    """What an arm has of the coreset in its file; of one with synthetic images only the real ones are looked at."""
-    pool, rows, synthetic = Pool(len(train), {}, {}), np.arange(len(train)), arm.kind == "synthetic"
-    picks = read_picks(config.strong.file)
-    given = given_to(f"arm {arm.name}", picks, train.labels, pool, rows, real_alone=synthetic)
-    check_pictures(picks, train)
-    return given
+def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
+    """What an arm has of the coreset in its file; the synthetic images of an arm are not made yet."""
+    selected = read_selected(config.strong.file)
+    items: dict[str, int] | None = None if arm.kind == "synthetic" else {}
+    coreset = as_coreset(f"arm {arm.name}", selected, train.labels, np.arange(len(train)), len(train), items)
+    check_images(selected, train)
+    return coreset
 
 
 def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
@@ -102,7 +98,7 @@ def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
     generator.check(train.class_names)
     check_channels(train.image_shape[2], generator.channels)
     check_scorers(config.quality, clip=bool(config.scores.clip), safety=config.scores.safety)
-    named_scorers(config)
+    check_named(config)
     names = names_of(config.prompts, train.class_names)
     for arm in config.parsed_arms:
         for level in config.levels(arm):
@@ -135,26 +131,32 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
     Raises:
         ValueError: the first thing that is wrong.
     """
-    run = RunFolder(as_path(out))
-    above = () if is_remote(run.path) else run.path.absolute().parents  # storage needs no folder above
-    for path in (run.path, *above):
+    folder = RunFolder(as_path(out))
+    above = () if is_remote(folder.path) else folder.path.absolute().parents  # storage needs no folder above
+    for path in (folder.path, *above):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, so {run.path} cannot be a run folder; give another one with --out")
+            raise ValueError(f"{path} is a file, so {folder.path} cannot be a run folder; give another one with --out")
     if kind in ("plan", "generate") and not config.wants_synthetic:
         raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
     if kind in ("retrain", "report") and config.wants_slow:  # the others train from the real images as they are
-        for name in ("early", "select", *(["plan", "generate"] if config.wants_synthetic else [])):
-            run.record(name)
-        made = len(run.record("early")["facts"]["errors"])
-        if config.seeds > made:
-            raise ValueError(
-                f"{run.path} was made for {made} seeds, not {config.seeds}; run `latebloom compare` in it first"
-            )
-        if config.wants_synthetic:
-            check_made(run, config)
-            if kind == "retrain":
-                check_picks(run, config)
+        _check_earlier_stages(RunContext(folder, config), kind)
     if kind == "report":
         for arm in config.arms:
             for optimizer in config.optimizers:
-                run.record(f"retrain-{arm}-{optimizer}")
+                folder.record(retrain_key(arm, optimizer))
+
+
+def _check_earlier_stages(run: RunContext, kind: str) -> None:
+    """What retraining and the report need of the stages before them."""
+    config = run.config
+    made = len(run.early.facts.errors)
+    for key in (SELECT, *((PLAN, GENERATE) if config.wants_synthetic else ())):
+        run.folder.record(key)
+    if config.seeds > made:
+        raise ValueError(
+            f"{run.path} was made for {made} seeds, not {config.seeds}; run `latebloom compare` in it first"
+        )
+    if config.wants_synthetic:
+        check_made(run)
+        if kind == "retrain":
+            check_coreset_file(run)

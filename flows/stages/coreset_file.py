@@ -4,22 +4,22 @@ import dataclasses
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.store import as_path
-from latebloom.flows.stages.arm_rows import Pool
 from latebloom.train.selection.coreset import Coreset
 
-__all__ = ["Picks", "check_pictures", "given_to", "read_picks"]
+__all__ = ["SelectedExamples", "as_coreset", "check_images", "read_selected"]
 
 _KINDS = {"indices": "iu", "labels": "iu", "weights": "fiu", "source": "U"}  # NumPy's, of each array
 
 
 @dataclasses.dataclass(frozen=True)
-class Picks:
-    """The B picks of a file, as `coreset.pick_coreset` describes them.
+class SelectedExamples:
+    """The B selected examples of a file, as `coreset.pick_coreset` describes them.
 
     Attributes:
         file: where they come from, for messages.
@@ -27,7 +27,7 @@ class Picks:
         labels: int64 (B,).
         weights: float32 (B,), finite, at least 0 and not all 0.
         source: str (B,): "real", or the item id of a synthetic image.
-        sha256: str (B,): `LabeledImages.sha256` of the picked pictures; "" in a file that does not tell.
+        sha256: str (B,): `LabeledImages.sha256` of the selected images; "" in a file that has none.
     """
 
     file: str
@@ -38,8 +38,8 @@ class Picks:
     sha256: np.ndarray
 
 
-def read_picks(file: str) -> Picks:
-    """The picks in a file, path or URL.
+def read_selected(file: str) -> SelectedExamples:
+    """The selected examples in a file, path or URL.
 
     Raises:
         ValueError: there is none, it is no coreset, or it has weights that cannot be trained with.
@@ -65,83 +65,89 @@ def read_picks(file: str) -> Picks:
         if array.ndim != 1 or array.dtype.kind not in kinds or len(array) != len(arrays["indices"]):
             raise ValueError(
                 f"{path}: {name} is {array.dtype}{array.shape} beside {arrays['indices'].shape} of indices; expected "
-                "one value a pick, as `latebloom coreset` writes"
+                "one value an example, as `latebloom coreset` writes"
             )
-    with np.errstate(over="ignore"):  # told below
+    with np.errstate(over="ignore"):  # refused below
         weights = arrays["weights"].astype(np.float32)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise ValueError(
-            f"{path}: pick {bad[0]} has weight {weights[bad[0]]} ({len(bad)} such picks); expected finite ones of at "
-            "least 0"
+            f"{path}: example {bad[0]} has weight {weights[bad[0]]} ({len(bad)} such examples); expected finite ones "
+            "of at least 0"
         )
     if not weights.any():
         raise ValueError(
-            f"{path} has {len(weights)} picks, none with a weight above 0, so there is nothing to train on"
+            f"{path} has {len(weights)} examples, none with a weight above 0, so there is nothing to train on"
         )
     indices, labels = (arrays[name].astype(np.int64) for name in ("indices", "labels"))
-    return Picks(str(path), indices, labels, weights, arrays["source"], arrays["sha256"])
+    return SelectedExamples(str(path), indices, labels, weights, arrays["source"], arrays["sha256"])
 
 
-def check_pictures(picks: Picks, train: LabeledImages) -> None:
-    """Refuse picks of real images that are other pictures here, as where an image was added to a folder before them.
+def check_images(selected: SelectedExamples, train: LabeledImages) -> None:
+    """Refuse examples that are other images here, as where an image was added to a folder before them.
 
     Raises:
         ValueError: of another data set.
     """
     here = np.array(train.sha256)
-    told = np.flatnonzero((picks.source == "real") & (picks.sha256 != ""))
-    differ = told[here[picks.indices[told]] != picks.sha256[told]]
+    known = np.flatnonzero((selected.source == "real") & (selected.sha256 != ""))
+    differ = known[here[selected.indices[known]] != selected.sha256[known]]
     if len(differ):
         raise ValueError(
-            f"{picks.file} is of another data set: its pick {differ[0]} is another picture than image "
-            f"{picks.indices[differ[0]]} here ({len(differ)} such picks)"
+            f"{selected.file} is of another data set: its example {differ[0]} is another image than image "
+            f"{selected.indices[differ[0]]} here ({len(differ)} such examples)"
         )
 
 
-def given_to(
-    whose: str, picks: Picks, labels: np.ndarray, pool: Pool, rows: np.ndarray, *, real_alone: bool = False
+def as_coreset(
+    whose: str,
+    selected: SelectedExamples,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    n_real: int,
+    items: Mapping[str, int] | None = None,
 ) -> Coreset:
-    """The picks as rows of a classifier's training set; of an image that is in it several times, the first.
+    """Selected examples as rows of a classifier's training set; of an image that is in it several times, the first.
 
     Args:
         whose: names it in messages.
-        labels: int64, of all images of the pool, real and synthetic.
+        labels: int64, of all images, real ones first.
         rows: int64 (n,), which of them the training set has.
-        real_alone: leave the synthetic picks out, as where their images are not made yet.
+        n_real: how many real images there are.
+        items: by item id, the row of a synthetic image; None: they are not made yet, and synthetic examples left out.
 
     Raises:
-        ValueError: picks of another data set, one that is picked twice, or synthetic ones that are not in the rows.
+        ValueError: examples of another data set, one that is there twice, or synthetic ones that are not in the rows.
     """
-    is_real = picks.source == "real"
-    outside = np.flatnonzero(is_real & ((picks.indices < 0) | (picks.indices >= pool.n_real)))
+    file, is_real = selected.file, selected.source == "real"
+    outside = np.flatnonzero(is_real & ((selected.indices < 0) | (selected.indices >= n_real)))
     if len(outside):
         raise ValueError(
-            f"{picks.file} is of another data set: its pick {outside[0]} is image {picks.indices[outside[0]]}, here "
-            f"there are {pool.n_real} training images ({len(outside)} such picks)"
+            f"{file} is of another data set: its example {outside[0]} is image {selected.indices[outside[0]]}, here "
+            f"there are {n_real} training images ({len(outside)} such examples)"
         )
     place = np.full(len(labels), -1)  # of each image, in `rows`
     place[rows[::-1]] = np.arange(len(rows))[::-1]
-    found = np.array([pool.items.get(name, -1) for name in picks.source.tolist()], np.int64)
-    found = np.where(is_real, picks.indices, found)  # rows of the pool
+    found = np.array([(items or {}).get(name, -1) for name in selected.source.tolist()], np.int64)
+    found = np.where(is_real, selected.indices, found)
     known = np.flatnonzero(found >= 0)
-    differ = known[labels[found[known]] != picks.labels[known]]
+    differ = known[labels[found[known]] != selected.labels[known]]
     if len(differ):
-        pick = differ[0]
+        one = differ[0]
         raise ValueError(
-            f"{picks.file} is of another data set: its pick {pick}, image {picks.indices[pick]}, has label "
-            f"{picks.labels[pick]} there and {labels[found[pick]]} here ({len(differ)} such picks)"
+            f"{file} is of another data set: its example {one}, image {selected.indices[one]}, has label "
+            f"{selected.labels[one]} there and {labels[found[one]]} here ({len(differ)} such examples)"
         )
-    indices, weights = np.where(found >= 0, place[found], -1), picks.weights
-    if real_alone:
+    indices, weights = np.where(found >= 0, place[found], -1), selected.weights
+    if items is None:
         indices, weights = indices[is_real], weights[is_real]
     missing = np.count_nonzero(indices < 0)
     if missing:
         raise ValueError(
-            f"{whose} has not {missing} of the {len(indices)} picks of {picks.file}: they are synthetic images that it "
-            "does not train on; pick from the images of this arm, or name an arm that has them, such as all-5+file"
+            f"{missing} of the {len(indices)} examples of {file} are synthetic images that {whose} does not train on; "
+            "select from the images of this arm, or name an arm that has them, such as all-5+file"
         )
     again = len(indices) - len(np.unique(indices))
     if again:
-        raise ValueError(f"{picks.file} picks {again} images a second time; each may be there once, weighted instead")
+        raise ValueError(f"{file} has {again} images a second time; each may be there once, with a larger weight")
     return Coreset(indices, weights)

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
 from latebloom.data.store import write_json
-from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.run.folder import RunFolder, read_config
-from latebloom.flows.stages.loaders import device_of, images_of, judges
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare
 from latebloom.train.evaluate import features_of
 
@@ -32,7 +32,7 @@ def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str
     they were chosen: their row is what perfect copies of them would get, and what the others are to be read against.
 
     Args:
-        inception_weights: torch-fidelity's file, for scores on Inception's features beside those on the judge's.
+        inception_weights: torch-fidelity's file, for scores on Inception's features too.
 
     Returns:
         What is in the file: `dataset` (digest), images `per_class`, and `rows`: `features` (whose), `images` (which)
@@ -41,17 +41,17 @@ def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str
     Raises:
         ValueError: no run folder, no finished synthetic set, no usable image in it, unusable Inception weights.
     """
-    config = read_config(run_folder)
-    device = device_of(config.device)
-    folder = SyntheticFolder(run_folder / "synthetic")
-    train = images_of(config).train
+    run = RunContext(RunFolder(run_folder), read_config(run_folder))
+    config, folder, train = run.config, run.synthetic, run.splits.train
     rows = folder.rows()
     rows = rows.filter(pc.equal(rows["state"], "ok"))
     synthetic = folder.images(rows, train)
-    judge = judges(RunFolder(run_folder), config)[0]
-    features_in: dict[str, Callable[[LabeledImages], np.ndarray]] = {"judge": lambda data: features_of(judge, data)[1]}
+    reference = run.reference[0]
+    features_in: dict[str, Callable[[LabeledImages], np.ndarray]] = {
+        "reference classifier": lambda data: features_of(reference, data)[1]
+    }
     if inception_weights:
-        features_in["inception"] = InceptionFeatures.load(inception_weights, device)
+        features_in["inception"] = InceptionFeatures.load(inception_weights, device_of(config.device))
 
     real = train.subset(_drawn(np.arange(len(train)), config.seed, "real"))
     references = train.subset(_drawn(np.unique(rows["source_index"].to_numpy()), config.seed, "references"))

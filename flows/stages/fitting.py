@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 from torch import nn
 
 from latebloom.data.images import LabeledImages
@@ -26,13 +25,6 @@ __all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "str
 CHECKPOINT_SECONDS = 30.0
 # What only one optimizer reads. Elsewhere it stands at its default: changing it must not train the others again.
 _OF_ONE = {"sam": ("rho", "sam_batchnorm", "sam_sync")}
-# Settings that digests named from the start. Later ones are named where they differ from their defaults, which leave
-# all as it was: so what was trained before there were any is still found.
-_FIRST_FIT = {
-    "optimizer", "epochs", "steps", "batch_size", "lr", "momentum", "weight_decay", "rho", "sam_batchnorm", "schedule",
-    "milestones", "lr_decay", "warmup", "crop_padding", "flip",
-}  # fmt: skip
-_FIRST_CLASSIFIER = {"model", "width"}
 
 
 def fit_config_of(config: FitConfig, optimizer: str) -> FitConfig:
@@ -44,24 +36,19 @@ def fit_config_of(config: FitConfig, optimizer: str) -> FitConfig:
 
 def fit_key(config: FitConfig) -> dict[str, Any]:
     """What a digest names of how a classifier is trained."""
-    return _named(config, _FIRST_FIT)
+    return config.model_dump(mode="json")
 
 
 def classifier_key(config: ClassifierConfig) -> dict[str, Any]:
     """What a digest names of a classifier: of weights from a file, what is in the file."""
-    key = _named(config, _FIRST_CLASSIFIER)
-    return key | ({"weights": digest_file(as_path(config.weights))} if config.weights else {})
+    weights = digest_file(as_path(config.weights)) if config.weights else ""
+    return {**config.model_dump(mode="json"), "weights": weights}
 
 
 def strong_key(config: StrongConfig) -> dict[str, Any]:
     """What a digest names of an arm's strong augmentation: of a coreset from a file, what is in the file."""
-    key = config.model_dump(mode="json", exclude={"file"})
-    return key | ({"file": digest_file(as_path(config.file))} if config.file else {})
-
-
-def _named(config: pydantic.BaseModel, first: set[str]) -> dict[str, Any]:
-    values, changed = config.model_dump(mode="json"), config.model_dump(mode="json", exclude_defaults=True)
-    return {name: value for name, value in values.items() if name in first or name in changed}
+    file = digest_file(as_path(config.file)) if config.file else ""
+    return {**config.model_dump(mode="json"), "file": file}
 
 
 class Logs:

@@ -1,5 +1,6 @@
 """What will be made, and what it costs: the plan of a synthetic data set. No Prefect in here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,21 @@ import pydantic
 import torch
 from rich.filesize import decimal
 
-from latebloom.data.store import atomic_path, read_table, write_json
+from latebloom.data.store import atomic_path, write_json
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration, say
-from latebloom.flows.stages.loaders import device_of, generator_of, images_of, selected
+from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import device_of, generator_of
 from latebloom.synth.generate import probe
 from latebloom.synth.generators.load import kind_of
 from latebloom.synth.memory import BatchSizes
-from latebloom.synth.plan import PLAN_SCHEMA, Forecast, forecast, make_plan, requests
+from latebloom.synth.plan import Forecast, forecast, make_plan, requests
 from latebloom.synth.prompts import PromptConfig, names_of, prompt_of
 from latebloom.synth.sampling.denoiser import Generator
 
-__all__ = ["batch_sizes", "distinct_prompts", "generator_config", "generator_processes", "plan_images", "read_plan"]
+__all__ = ["batch_sizes", "distinct_prompts", "generator_config", "generator_processes", "plan_images"]
 
 
 _SIZES = pydantic.TypeAdapter(dict[str, dict[str, pydantic.PositiveInt]])
@@ -33,15 +36,16 @@ def generator_processes(config: CompareConfig) -> int:
     return config.generate.processes or max(1, gpus)
 
 
-def plan_images(run: RunFolder, config: CompareConfig) -> None:
+def plan_images(folder: RunFolder, config: CompareConfig) -> None:
     """Write plan.parquet: one row per image that any arm of any seed wants. Forecast its cost from a short probe."""
-    train = images_of(config).train
+    run = RunContext(folder, config)
+    train = run.splits.train
     generator = generator_of(config)
     wants = [(arm.method, config.levels(arm)) for arm in config.parsed_arms if arm.kind == "synthetic"]
     prompts = _prompts(config)
     names = names_of(prompts, train.class_names)
     inputs: dict[str, Any] = {
-        "selection": run.record("select")["digest"],
+        "selection": run.select.digest,
         "wants": wants,
         "sample": config.sample.model_dump(mode="json"),
         "sizes": config.sizes.model_dump(mode="json"),
@@ -50,32 +54,28 @@ def plan_images(run: RunFolder, config: CompareConfig) -> None:
         "generator": generator.digest,
         "seed": config.seed,
     }
-    stage = run.stage("plan", 2, inputs)
-    if stage.is_done():
+    stage = folder.stage(PLAN, 2, inputs)
+    if stage.done():
         say("plan: done before")
         return
-    facts: dict[str, Any] = {}
-    file = run.path / "plan.parquet"
-    with stage.making([file], facts):
+    with stage.making() as outcome:
         wanted = [
             request
             for method, levels in wants
             for number in range(config.seeds)
-            for request in requests(selected(run, method, number), levels)
+            for request in requests(run.selected(method, number), levels)
         ]
         plan = make_plan(
-            wanted,
-            train,
-            config.sample.grid,
-            config.seed,
-            lambda label, seed: prompt_of(prompts, names[label], seed),
+            wanted, train, config.sample.grid, config.seed, lambda label, seed: prompt_of(prompts, names[label], seed)
         )
+        file = run.path / "plan.parquet"
         with atomic_path(file) as temporary:
             pq.write_table(plan, temporary)
+        outcome.outputs.append(file)
         generator.prepare(distinct_prompts(plan))
-        measured = probe(generator, train, plan, config.sizes, batch_sizes(run, config, generator))
-        levels = {steps: generator.level(steps) for steps in sorted(set(plan["level_steps"].to_pylist()))}
-        calls = {steps: level.calls * generator.calls_a_step for steps, level in levels.items()}
+        measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
+        steps = sorted(set(plan["level_steps"].to_pylist()))
+        calls = {step: generator.level(step).calls * generator.calls_a_step for step in steps}
         cost = forecast(
             plan,
             train,
@@ -84,31 +84,43 @@ def plan_images(run: RunFolder, config: CompareConfig) -> None:
             bytes_per_image=measured.bytes_per_image,
             processes=generator_processes(config),
         )
-        facts["forecast"] = vars(cost)
-        facts["calls"] = {str(steps): count for steps, count in calls.items()}
-        facts["generator"] = {
-            "name": generator.name,
-            "digest": generator.digest,
-            "licence": generator.licence,
-            "trained_on": generator.trained_on_words,
-            # None where it does not say.
-            "seen": sum(digest in generator.trained_on for digest in train.sha256) if generator.trained_on else None,
-            "only_these": bool(generator.trained_on) and generator.trained_on <= set(train.sha256),
-            "config": generator_config(config),
-        }
-        facts["templates"] = prompts.templates
+        outcome.facts = PlanFacts(
+            forecast=cost,
+            calls=calls,
+            generator=_generator_facts(generator, train.sha256, config),
+            templates=prompts.templates,
+        )
     say(_describe(cost))
 
 
+def _generator_facts(generator: Generator, train: Sequence[str], config: CompareConfig) -> GeneratorFacts:
+    """What the plan says of its generator.
+
+    Args:
+        train: SHA-256 of the training images.
+    """
+    known = generator.trained_on
+    return GeneratorFacts(
+        name=generator.name,
+        digest=generator.digest,
+        licence=generator.licence,
+        trained_on=generator.trained_on_words,
+        seen=sum(digest in known for digest in train) if known else None,
+        only_these=bool(known) and known <= set(train),
+        config=generator_config(config),
+    )
+
+
 def _prompts(config: CompareConfig) -> PromptConfig:
-    """DiffuseMix edits by a style, whatever the class; the others are told the class."""
+    """DiffuseMix edits by a style, whatever the class; the prompts of the others name the class."""
     if kind_of(config.generate) == "diffusemix":
         return PromptConfig.model_construct(templates=config.diffusemix.prompts)
     return config.prompts
 
 
 def distinct_prompts(plan: pa.Table) -> list[str]:
-    return sorted(set(plan["prompt"].to_pylist()))
+    """The prompts of a plan, sorted."""
+    return sorted(plan["prompt"].unique().to_pylist())
 
 
 def _describe(cost: Forecast) -> str:
@@ -142,14 +154,9 @@ def _read_sizes(file: Path) -> dict[str, dict[str, int]]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        say(f"generate: {file} was damaged and is removed; which batches fit is found out again")
+        say(f"generate: {file} was damaged and is removed; which batches fit is measured again")
         file.unlink(missing_ok=True)
         return {}
-
-
-def read_plan(run: RunFolder) -> pa.Table:
-    run.record("plan")
-    return read_table(run.path / "plan.parquet", schema=PLAN_SCHEMA)
 
 
 def generator_config(config: CompareConfig) -> dict[str, Any]:

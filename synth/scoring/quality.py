@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from latebloom.data.synthetic.folder import State
+from latebloom.data.states import STATES, THRESHOLDS, State, Threshold
 from latebloom.synth.config import QualityConfig
 
 __all__ = [
@@ -34,9 +34,6 @@ _REAL_BLOCK = 8192  # real images compared at once
 _FINGERPRINT_BLOCK = 2048  # fingerprints compared at once, on both sides
 _PIXEL_BLOCK = 1 << 24  # pixel values in float64 at once: 128 MiB
 _FINGERPRINT_SIDE = 8
-
-_NEEDS_CLIP = "name a CLIP model in scores.clip"
-_NEEDS_CHECKER = "turn scores.safety on with a generator that ships a safety checker"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,65 +162,53 @@ def check_scorers(config: QualityConfig, *, clip: bool, safety: bool) -> None:
     Args:
         clip, safety: whether there are scorers of these kinds.
     """
-    for threshold in ("min_clip_score", "min_clip_margin"):
-        if not clip and _is_on(config, threshold):
-            raise ValueError(f"{_asked(config, threshold)}: {_NEEDS_CLIP}, or set it to {_off(threshold)}")
-    if not safety and _is_on(config, "drop_unsafe"):
-        raise ValueError(f"{_asked(config, 'drop_unsafe')}: {_NEEDS_CHECKER}, or set it to {_off('drop_unsafe')}")
+    measured = {"clip_score": clip, "clip_margin": clip, "unsafe": safety}
+    for threshold, _ in THRESHOLDS.values():
+        if not measured.get(threshold.score, True) and _is_on(config, threshold):
+            raise ValueError(f"{_asked(config, threshold)}: {threshold.remedy}, or set it to {_off(threshold)}")
 
 
 def states(scores: Scores, config: QualityConfig) -> list[State]:
-    """The state of each image: the first of nan, flat, unsafe, off_label, near_reference, near_real, duplicate, or ok.
+    """The state of each image: the first of `STATES` (data/states.py) with a threshold that it fails, else ok.
 
     Raises:
         ValueError: a threshold is on whose score was not measured.
     """
-
-    def below(values: np.ndarray, threshold: str, remedy: str) -> np.ndarray:
-        """Whether an optional score is below its threshold, which is off by default."""
-        if not _is_on(config, threshold):
-            return np.zeros(len(values), bool)
-        _check_measured(values, config, threshold, remedy)
-        return values < getattr(config, threshold)
-
-    unsafe = np.zeros(len(scores.unsafe), bool)
-    if config.drop_unsafe:
-        _check_measured(scores.unsafe, config, "drop_unsafe", _NEEDS_CHECKER)
-        unsafe = scores.unsafe > 0
-    # A NaN score must not pass: hence "not at least" instead of "below".
-    conditions: dict[State, np.ndarray] = {
-        "nan": ~scores.finite,
-        "flat": ~(scores.contrast >= config.min_contrast),
-        "unsafe": unsafe,
-        "off_label": ~(scores.label_probability >= config.min_label_probability)
-        | below(scores.clip_score, "min_clip_score", _NEEDS_CLIP)
-        | below(scores.clip_margin, "min_clip_margin", _NEEDS_CLIP),
-        "near_reference": ~(scores.reference_distance >= config.min_distance),
-        "near_real": below(scores.nearest_real_distance, "min_real_distance", "score with a reference classifier"),
-        "duplicate": below(scores.duplicate_distance, "min_duplicate_distance", "measure it over the whole set"),
-    }
+    conditions: dict[State, np.ndarray] = {}
+    for name, state in STATES.items():
+        if name == "nan":
+            conditions[name] = ~scores.finite
+        elif state.thresholds:
+            conditions[name] = np.any([_fails(scores, config, threshold) for threshold in state.thresholds], 0)
     return np.select(list(conditions.values()), list(conditions), "ok").tolist()
 
 
-def _off(threshold: str) -> object:
-    return QualityConfig.model_fields[threshold].default
-
-
-def _is_on(config: QualityConfig, threshold: str) -> bool:
-    return getattr(config, threshold) != _off(threshold)
-
-
-def _asked(config: QualityConfig, threshold: str) -> str:
-    return f"quality.{threshold} is {getattr(config, threshold)}"
-
-
-def _check_measured(values: np.ndarray, config: QualityConfig, threshold: str, remedy: str) -> None:
+def _fails(scores: Scores, config: QualityConfig, threshold: Threshold) -> np.ndarray:
+    """bool (n,): which images fail a threshold."""
+    values, limit = getattr(scores, threshold.score), getattr(config, threshold.name)
+    if not threshold.remedy:
+        return ~(values >= limit)  # a NaN score is no pass: hence "not at least" where one might write "below"
+    if not _is_on(config, threshold):
+        return np.zeros(len(values), bool)
     missing = int(np.isnan(values).sum())
     if missing:
         raise ValueError(
-            f"{_asked(config, threshold)}, but {missing} of {len(values)} images have no such score: {remedy}, or set "
-            f"it to {_off(threshold)}"
+            f"{_asked(config, threshold)}, but {missing} of {len(values)} images have no such score: "
+            f"{threshold.remedy}, or set it to {_off(threshold)}"
         )
+    return values > 0 if isinstance(limit, bool) else values < limit
+
+
+def _off(threshold: Threshold) -> object:
+    return QualityConfig.model_fields[threshold.name].default
+
+
+def _is_on(config: QualityConfig, threshold: Threshold) -> bool:
+    return bool(getattr(config, threshold.name) != _off(threshold))
+
+
+def _asked(config: QualityConfig, threshold: Threshold) -> str:
+    return f"quality.{threshold.name} is {getattr(config, threshold.name)}"
 
 
 def contrast(images: np.ndarray) -> np.ndarray:

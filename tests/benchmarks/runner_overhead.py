@@ -69,7 +69,6 @@ if __name__ == "__main__":
         try:
             with (
                 server.used(),
-                mock.patch.object(synthesis, "check_space", nothing),
                 mock.patch.object(synthesis, "make_one_part", nothing),
                 mock.patch.object(runners, "make_part_there", nothing_there),
             ):

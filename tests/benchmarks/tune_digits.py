@@ -19,7 +19,7 @@ from latebloom.data.seeds import child_seed, numpy_rng
 from latebloom.data.sources.load import DataConfig, digits_split, load
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import preset
-from latebloom.flows.stages.arm_rows import Pool, arm_rows
+from latebloom.flows.stages.training_sets import Pool, arm_rows
 from latebloom.synth.fit import TRAIN_TIMESTEPS, GeneratorConfig, fit_generator
 from latebloom.synth.generate import draw
 from latebloom.synth.generators.pixel import PixelDenoiser

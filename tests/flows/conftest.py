@@ -95,7 +95,7 @@ def make_images(run: RunFolder, config: CompareConfig, *, backwards: bool = Fals
     todo = synthesis.open_parts(run, config)
     with meter("generate", todo.images, "images", todo.images_done) as bar:
         for number in reversed(todo.parts) if backwards else todo.parts:
-            bar.add(0, synthesis.make_one_part(run, config, number, bar.add)["states"])
+            bar.add(0, synthesis.make_one_part(run, config, number, bar.add).states)
     synthesis.finish_synthetic(run, config)
     return todo.parts
 

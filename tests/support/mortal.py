@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.stages import synthesis
@@ -25,9 +26,7 @@ def deaths(run: RunFolder, number: int) -> Path:
     return run.path.with_name(f"{run.path.name}-deaths-{number}")
 
 
-def make_one_part(
-    run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
-) -> dict[str, Any]:
+def make_one_part(run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]) -> PartRecord:
     """`latebloom.flows.stages.synthesis.make_one_part`, killed after its first batch where a death is due."""
 
     def report(images: int) -> None:
@@ -42,7 +41,7 @@ def make_one_part(
 
 def make_one_part_slowly(
     run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
-) -> dict[str, Any]:
+) -> PartRecord:
     """`latebloom.flows.stages.synthesis.make_one_part`, a second later."""
     time.sleep(1)
     return _make_one_part(run, config, number, on_images)

@@ -3,7 +3,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,12 @@ from PIL import Image
 
 from latebloom.data.images import LabeledImages, encode_png
 from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.states import STATES, State
 from latebloom.data.store import digest_file
 from latebloom.data.synthetic import export as module
-from latebloom.data.synthetic.card import STATE_WORDS, Contents, Summary, card, score_names, summarise
+from latebloom.data.synthetic.card import Contents, Summary, card, score_names, summarise
 from latebloom.data.synthetic.export import EXPORT_FORMATS, ExportFormat, export
-from latebloom.data.synthetic.folder import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, SyntheticFolder
 
 NAMES = ("cat", "dog", "F/A-18")
 FORMATS = pytest.mark.parametrize("kind", EXPORT_FORMATS)
@@ -386,7 +387,7 @@ def test_the_card_tells_what_is_there(folder: SyntheticFolder, tmp_path: Path) -
     assert "| cat | 3 | 2 | 1 | 0 | 2 |" in body
     assert "| F/A-18 | 2 | 1 | 0 | 1 | 1 |" in body
     assert "| 20 of 20 | 1 | 1 | 0 | 0 | 1 |" in body
-    assert f"| off_label | 1 | {STATE_WORDS['off_label']} |" in body
+    assert f"| off_label | 1 | {STATES['off_label'].words} |" in body
     assert "| `contrast` | 0 | 0.015 | 0.075 | 0.15 | 0.25 | 0.37 | 0.4 |" in body  # of 0, .1, .2 and .4
     assert "3 prompts: a photo of a cat, a photo of a dog, a photo of a F/A-18" in body
     assert "| `templates` | a photo of a {name} |" in body
@@ -471,4 +472,4 @@ def test_scores_are_the_numbers_that_say_nothing_of_the_making() -> None:
 
 
 def test_every_state_is_explained() -> None:
-    assert set(STATE_WORDS) >= set(STATES)
+    assert set(get_args(State)) == set(STATES)

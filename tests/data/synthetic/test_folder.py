@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
+from latebloom.data.states import STATES
 from latebloom.data.store import digest_file, write_json
-from latebloom.data.synthetic.folder import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, SyntheticFolder
 
 NAMES = ("cat", "dog")
 
@@ -21,7 +22,7 @@ def picture(i: int) -> np.ndarray:
 
 
 def table(first: int = 0, n: int = 3, **changes: Any) -> pa.Table:
-    """Rows first..first+n-1: image i is all of value i, its label i % 2, its state `STATES[i % 5]`."""
+    """Rows first..first+n-1: image i is all of value i, its label i % 2, its state `i % 5` of `STATES`."""
     numbers = range(first, first + n)
     columns: dict[str, Any] = {
         "image": [{"bytes": encode_png(picture(i)), "path": f"{i}.png"} for i in numbers],
@@ -53,7 +54,7 @@ def table(first: int = 0, n: int = 3, **changes: Any) -> pa.Table:
         "nearest_real_distance": [0.2] * n,
         "nearest_real_index": [4] * n,
         **{name: [float("nan")] * n for name in ("clip_score", "clip_margin", "unsafe", "duplicate_distance")},
-        "state": [STATES[i % 5] for i in numbers],
+        "state": [list(STATES)[i % 5] for i in numbers],
     }
     return pa.table(columns | changes, schema=SYNTHETIC_SCHEMA)
 
@@ -202,9 +203,9 @@ def test_what_making_a_part_cost_is_no_part_of_the_data_set(tmp_path: Path) -> N
     digests = []
     for seconds in (1.0, 2.0):
         folder = SyntheticFolder(tmp_path / str(seconds))
-        record = folder.write_part(0, table(), NAMES, "key", {"seconds": seconds})
+        record = folder.write_part(0, table(), NAMES, "key", seconds=seconds)
         assert folder.kept_part(0, "key") == record
-        assert record["cost"] == {"seconds": seconds}
+        assert record.seconds == seconds
         digests.append((folder.write_manifest({}, NAMES, [record]), digest_file(folder.part_path(0))))
     assert digests[0] == digests[1]
 
@@ -212,10 +213,10 @@ def test_what_making_a_part_cost_is_no_part_of_the_data_set(tmp_path: Path) -> N
 def test_a_part_with_failures_is_kept_with_them(tmp_path: Path) -> None:
     folder = SyntheticFolder(tmp_path)
     record = folder.write_part(0, table(), NAMES, "key", failures={"item 9": "its reference: gone"})
-    assert record["failures"] == {"item 9": "its reference: gone"}
+    assert record.failures == {"item 9": "its reference: gone"}
     assert folder.kept_part(0, "key") == record
     whole = folder.write_part(0, table(), NAMES, "key")
-    assert whole["failures"] == {}
+    assert whole.failures == {}
     assert folder.kept_part(0, "key") == whole
 
 
@@ -327,9 +328,9 @@ def test_a_part_made_again_mends_the_data_set(tmp_path: Path) -> None:
 def test_a_finished_part_is_its_record(tmp_path: Path) -> None:
     folder = SyntheticFolder(tmp_path)
     record = folder.write_part(3, table(), NAMES, "key")
-    assert (record["key"], record["file"], record["rows"]) == ("key", "part-00003.parquet", 3)
-    assert record["sha256"] == digest_file(tmp_path / "part-00003.parquet")
-    assert record["states"] == {"ok": 1, "nan": 1, "flat": 1}
+    assert (record.key, record.file, record.rows) == ("key", "part-00003.parquet", 3)
+    assert record.sha256 == digest_file(tmp_path / "part-00003.parquet")
+    assert record.states == {"ok": 1, "nan": 1, "flat": 1}
     assert folder.kept_part(3, "key") == record
 
 
@@ -345,15 +346,6 @@ def test_a_part_with_a_broken_record_is_not_finished(tmp_path: Path, content: st
     folder = SyntheticFolder(tmp_path)
     folder.write_part(0, table(), NAMES, "key")
     (tmp_path / ".parts" / "part-00000.json").write_text(content)
-    assert folder.kept_part(0, "key") is None
-
-
-def test_a_part_of_the_version_before_is_made_again(tmp_path: Path) -> None:
-    # Its record knew no failures, and its rows had fewer columns.
-    folder = SyntheticFolder(tmp_path)
-    record = folder.write_part(0, table(), NAMES, "key")
-    del record["failures"]
-    write_json(tmp_path / ".parts" / "part-00000.json", record)
     assert folder.kept_part(0, "key") is None
 
 
@@ -411,7 +403,7 @@ def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
         folder.rows()
 
 
-def test_parts_set_aside_are_found_again_by_item(tmp_path: Path) -> None:
+def test_parts_in_the_cache_are_found_again_by_item(tmp_path: Path) -> None:
     folder = written(tmp_path)
     everything = folder.rows()
     items = everything["item_id"].to_pylist()
@@ -420,16 +412,16 @@ def test_parts_set_aside_are_found_again_by_item(tmp_path: Path) -> None:
     for number, record in records.items():
         assert record is not None
         rows = pq.read_table(folder.part_path(number))
-        folder.write_part(number, rows, NAMES, record["key"], made="a" * 64)
-    assert folder.set_aside("b" * 64, []) == 0  # of other settings: not worth it
-    assert folder.set_aside("a" * 64, [1]) == records[0]["rows"]
-    assert folder.set_aside("a" * 64, [1]) == records[0]["rows"]  # twice is once
-    found = folder.spare("a" * 64, [items[1], "another item"])
+        folder.write_part(number, rows, NAMES, record.key, made="a" * 64)
+    assert folder.cache_parts("b" * 64, []) == 0  # of other settings: not worth it
+    assert folder.cache_parts("a" * 64, [1]) == records[0].rows
+    assert folder.cache_parts("a" * 64, [1]) == records[0].rows  # twice is once
+    found = folder.cached("a" * 64, [items[1], "another item"])
     assert found["item_id"].to_pylist() == [items[1]]
     assert found["image"].to_pylist() == everything.slice(1, 1)["image"].to_pylist()
-    assert folder.spare("b" * 64, items).num_rows == 0
-    (spare,) = (tmp_path / ".spare").iterdir()
-    spare.write_bytes(spare.read_bytes()[:-9] + b"x" * 9)
+    assert folder.cached("b" * 64, items).num_rows == 0
+    (cached,) = (tmp_path / ".cache").iterdir()
+    cached.write_bytes(cached.read_bytes()[:-9] + b"x" * 9)
     with pytest.raises((ValueError, OSError)):
-        pq.read_table(spare)
-    assert folder.spare("a" * 64, items).num_rows == 0  # damaged: drawn again
+        pq.read_table(cached)
+    assert folder.cached("a" * 64, items).num_rows == 0  # damaged: drawn again

@@ -20,6 +20,7 @@ from latebloom.flows.artifacts.pages import (
 )
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import EARLY, PLAN, SELECT, retrain_key
 
 
 def rows(markdown: str) -> dict[str, str]:
@@ -38,7 +39,7 @@ def test_a_stage_says_what_it_made_and_where_and_what_it_cost(finished: RunFolde
     record = {**read_json(file), "seconds": 4.24, "peak_memory_mb": 1234.4, "skipped": False}
     record["facts"]["slow"] = [31, 1028]
     write_json(file, record)
-    page = stage_page(finished, "select")
+    page = stage_page(finished, SELECT)
     assert page.startswith("# Slow examples\n")
     assert rows(page) == {
         "run folder": f"`{finished.path}`",
@@ -54,16 +55,16 @@ def test_a_stage_says_what_it_made_and_where_and_what_it_cost(finished: RunFolde
 def test_a_stage_that_was_skipped_says_so(finished: RunFolder) -> None:
     file = finished.path / "stages" / "early.json"
     write_json(file, {**read_json(file), "seconds": 100, "skipped": True})
-    found = rows(stage_page(finished, "early"))
+    found = rows(stage_page(finished, EARLY))
     assert found["this time"].startswith("skipped")
     assert found["took"] == "2 min when it was made"
     assert found["separating epoch"] == "1, as given"
 
 
 def test_the_plan_says_what_it_will_cost(finished: RunFolder) -> None:
-    found = rows(stage_page(finished, "plan"))
-    forecast = finished.record("plan")["facts"]["forecast"]
-    assert found["images to make"] == f"{forecast['images']:,}"
+    found = rows(stage_page(finished, PLAN))
+    forecast = finished.record(PLAN).facts.forecast
+    assert found["images to make"] == f"{forecast.images:,}"
     assert re.fullmatch(r"\d+ at 3 of 10, \d+ at 5 of 10", found["of each level"])
     assert found["generator"].startswith("tiny, digest `")
 
@@ -73,7 +74,7 @@ def test_an_arm_says_its_error_and_where_it_came_from(finished: RunFolder) -> No
     record = read_json(file)
     record["facts"] |= {"errors": [0.1, 0.2], "images_added": [40, 50], "steps": [1000, 1001]}
     write_json(file, record)
-    page = stage_page(finished, "retrain-ours-3-sgd")
+    page = stage_page(finished, retrain_key("ours-3", "sgd"))
     assert page.startswith("# Classifiers of ours-3-sgd\n")
     # The standard deviation of 10 and 20 is 10 / sqrt(2).
     assert rows(page)["test error"] == "15.00 ± 7.07 %, n = 2 seeds"
@@ -84,7 +85,7 @@ def test_an_arm_says_its_error_and_where_it_came_from(finished: RunFolder) -> No
 def test_a_stage_that_is_not_done_has_no_page(finished: RunFolder) -> None:
     (finished.path / "stages" / "plan.json").unlink()
     with pytest.raises(ValueError, match="no finished stage 'plan'"):
-        stage_page(finished, "plan")
+        stage_page(finished, PLAN)
 
 
 def test_the_synthetic_set_shows_its_counts_and_a_contact_sheet(

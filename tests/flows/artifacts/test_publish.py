@@ -23,6 +23,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run import progress
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import Meter, meter
+from latebloom.flows.run.records import SELECT
 
 
 class Sent(list[tuple[float, str]]):
@@ -176,7 +177,7 @@ def test_without_a_server_that_stays_nothing_is_shown(finished: RunFolder, monke
     monkeypatch.setattr(publish, "create_markdown_artifact", lambda *_: pytest.fail("an artifact was made"))
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert not server_stays()
-        publish.stage_done(finished, "select")
+        publish.stage_done(finished, SELECT)
         publish.report_done(finished)
         with shown_progress(), meter("train", 1, "steps") as bar:
             assert type(bar) is Meter

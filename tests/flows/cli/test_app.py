@@ -20,6 +20,7 @@ from latebloom.flows.config.presets import PRESETS, Preset
 from latebloom.flows.run.budget import Budget
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
+from latebloom.flows.run.records import PLAN
 from latebloom.flows.stages import checks, fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 from latebloom.synth.config import GeneratorConfig, PlanConfig, SampleConfig
@@ -47,7 +48,9 @@ def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
     monkeypatch.setattr(tables, "print_report", lambda *_: None)
     monkeypatch.setattr(tables, "print_forecast", lambda *_: None)
     monkeypatch.setattr(tables, "print_errors", lambda *_: None)
-    monkeypatch.setattr(RunFolder, "record", lambda *_: {"facts": {"forecast": {}}})
+    monkeypatch.setattr(
+        RunFolder, "record", lambda *_: SimpleNamespace(facts=SimpleNamespace(forecast=SimpleNamespace()))
+    )
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -469,16 +472,16 @@ def test_a_plan_for_people_has_the_forecast(
 ) -> None:
     fake_flows.plan = lambda _, out: f"{out}/plan.parquet"
     out = run_command("plan", "--out", pristine.path).out
-    forecast = pristine.record("plan")["facts"]["forecast"]
+    forecast = pristine.record(PLAN).facts.forecast
     lines = [line.split() for line in out.splitlines()]
-    for level, count in forecast["per_level"].items():
+    for level, count in forecast.per_level.items():
         assert ["level", *level.split(), str(count)] in lines
-    for name, count in forecast["per_class"].items():
+    for name, count in forecast.per_class.items():
         assert ["class", name, str(count)] in lines
-    assert ["in", "all", str(forecast["images"])] in lines
-    cost = f"{forecast['denoiser_calls']:,} denoiser calls, about {duration(forecast['seconds'])} on this device and "
-    assert out.splitlines()[-2] == cost + decimal(forecast["bytes"])
-    assert len(lines) == 5 + len(forecast["per_level"]) + len(forecast["per_class"])  # title, head, total, cost, path
+    assert ["in", "all", str(forecast.images)] in lines
+    cost = f"{forecast.denoiser_calls:,} denoiser calls, about {duration(forecast.seconds)} on this device and "
+    assert out.splitlines()[-2] == cost + decimal(forecast.bytes)
+    assert len(lines) == 5 + len(forecast.per_level) + len(forecast.per_class)  # title, head, total, cost, path
     assert out.splitlines()[-1] == f"{pristine.path}/plan.parquet"
 
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 from latebloom.data.images import LabeledImages, decode, encode_png
 from latebloom.data.sources.load import load
+from latebloom.data.states import STATES, THRESHOLDS
 from latebloom.data.store import write_json
 from latebloom.data.synthetic.export import EXPORT_FORMATS
-from latebloom.data.synthetic.folder import STATES, SYNTHETIC_SCHEMA, SyntheticFolder
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, SyntheticFolder
 from latebloom.flows.report import inspect
-from latebloom.flows.report.inspect import THRESHOLDS, sheet
+from latebloom.flows.report.inspect import sheet
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.synth.scoring.quality import QualityConfig
 
@@ -271,7 +272,7 @@ def test_a_synthetic_folder_alone_has_no_references(run_command: RunCommand, pri
 
 def test_every_threshold_is_known_with_its_score_and_state() -> None:
     assert set(THRESHOLDS) == set(QualityConfig.model_fields)
-    assert {score for score, _ in THRESHOLDS.values()} <= set(SYNTHETIC_SCHEMA.names)
+    assert {threshold.score for threshold, _ in THRESHOLDS.values()} <= set(SYNTHETIC_SCHEMA.names)
     assert {state for _, state in THRESHOLDS.values()} <= set(STATES)
 
 

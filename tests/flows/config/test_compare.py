@@ -18,8 +18,8 @@ from latebloom.flows.config.compare import (
     setting_of,
 )
 from latebloom.flows.run.folder import RunFolder, read_config
-from latebloom.flows.stages.arm_rows import Pool, arm_rows
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
+from latebloom.flows.stages.training_sets import Pool, arm_rows
 from latebloom.synth.sampling.sample import SampleConfig
 from latebloom.train.config import FitConfig
 

@@ -1,7 +1,6 @@
 import copy
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +10,15 @@ import pytest
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.load import load
-from latebloom.data.store import read_json, write_arrays
+from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import EARLY, GENERATE, PLAN, SELECT, EarlyFacts, retrain_key
 from latebloom.flows.stages import planning
-from latebloom.flows.stages.loaders import generator_of, images_of, selected, selection_path
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import generator_of, images_of
 
 Tiny = Callable[..., CompareConfig]
 
@@ -47,13 +48,13 @@ def test_one_seed_overlaps_with_nothing() -> None:
 
 
 def test_chance_keeps_to_the_classes() -> None:
-    # Both of a; both of a and both of b: whatever the lot, they share 2 of 4.
+    # Both of a; both of a and both of b: whatever is drawn, they share 2 of 4.
     assert gather._chance_jaccard(sets([0, 1], [0, 1, 2, 3]), images([2, 2]), 0) == 0.5
-    # One of the single a, whatever the lot: 1 of 1.
+    # One of the single a, whatever is drawn: 1 of 1.
     assert gather._chance_jaccard(sets([0], [0]), images([1, 50]), 0) == 1.0
 
 
-def test_chance_is_what_sets_by_lot_share() -> None:
+def test_chance_is_what_sets_at_random_share() -> None:
     # Half of 1,000 twice: 250 shared of 750. A drawing is off by 0.01, the mean of 20 by 0.003.
     rows = list(range(500))
     chance = gather._chance_jaccard(sets(rows, rows), images([1000, 1]), 0)
@@ -64,18 +65,10 @@ def test_chance_is_what_sets_by_lot_share() -> None:
 # ------------------------------------------------------------------------------------------------- classes, levels
 
 
-def write_selection(run: RunFolder, number: int, mean_loss: list[list[float]]) -> None:
-    nothing = np.empty(0, np.int64)
-    file = selection_path(run, "cluster", number)
-    write_arrays(file, indices=nothing, cluster=nothing, mean_loss=np.array(mean_loss))
-
-
-def test_losses_of_a_class_are_means_over_the_seeds_that_have_them(tmp_path: Path) -> None:
-    run, nan = RunFolder(tmp_path), float("nan")
-    write_selection(run, 0, [[0.2, 1.0], [0.5, nan], [0.4, nan]])
-    write_selection(run, 1, [[0.4, 2.0], [0.7, 3.0], [0.6, nan]])
-    chosen = sets([0, 1], [1, 2])
-    rows = gather._classes(run, chosen, images([2, 2, 1]))
+def test_losses_of_a_class_are_means_over_the_seeds_that_have_them() -> None:
+    nan = float("nan")
+    losses = [[[0.2, 1.0], [0.5, nan], [0.4, nan]], [[0.4, 2.0], [0.7, 3.0], [0.6, nan]]]
+    rows = gather._classes(images([2, 2, 1]), sets([0, 1], [1, 2]), [np.array(one) for one in losses])
     assert rows == [
         # name, images, slow images (mean over seeds), mean loss of the fast, of the slow
         ["a", 2, 1.5, pytest.approx(0.3), pytest.approx(1.5)],
@@ -100,34 +93,21 @@ def test_a_level_is_summed_up_by_hand() -> None:
     assert (noise.level, noise.log_snr, noise.states) == ("20 of 20", None, {"off_label": 1})
 
 
-def test_errors_of_slow_and_fast_are_of_the_early_classifier(pristine: RunFolder) -> None:
-    for number in (0, 1):
-        chosen = selected(pristine, "cluster", number)
-        with np.load(pristine.path / f"early/seed-{number}/outputs.npz") as outputs:
-            wrong = outputs["logits"].argmax(1) != outputs["labels"]
-        fast = [row for row in range(60) if row not in set(chosen.tolist())]
-        found = gather._selection(pristine, number, chosen)
-        assert (found.seed, found.count) == (number, len(chosen))
-        assert found.fraction == pytest.approx(len(chosen) / 60)
-        assert found.slow_error == pytest.approx(wrong[chosen].mean())
-        assert found.fast_error == pytest.approx(wrong[fast].mean())
-
-
-def test_an_empty_half_has_no_error(pristine: RunFolder) -> None:
-    with np.load(pristine.path / "early/seed-0/outputs.npz") as outputs:
-        wrong = float((outputs["logits"].argmax(1) != outputs["labels"]).mean())
-    none, everything = (gather._selection(pristine, 0, rows) for rows in sets([], list(range(60))))
-    assert (none.fraction, none.slow_error, none.fast_error) == (0, 0, wrong)
-    assert (everything.fraction, everything.slow_error, everything.fast_error) == (1, wrong, 0)
+def test_errors_of_slow_and_fast_are_shares_of_each() -> None:
+    wrong = np.array([True, True, False, False, True])
+    found = gather._selection(1, np.array([0, 2]), wrong)
+    assert (found.seed, found.count, found.fraction) == (1, 2, 0.4)
+    assert (found.slow_error, found.fast_error) == (pytest.approx(1 / 2), pytest.approx(2 / 3))
+    none, everything = (gather._selection(0, rows, wrong) for rows in sets([], list(range(5))))
+    assert (none.fraction, none.slow_error, none.fast_error) == (0, 0, 0.6)  # an empty half has no error
+    assert (everything.fraction, everything.slow_error, everything.fast_error) == (1, 0.6, 0)
 
 
 # ------------------------------------------------------------------------------------------------- warnings
 
-FEW_EPOCHS = {"separating_epoch": 1, "errors": [[0.5], [0.5]]}
 
-
-def warnings(run: RunFolder, config: CompareConfig, seen: int | None, early: dict[str, Any] = FEW_EPOCHS) -> list[str]:
-    return gather._warnings(run, config, seen, early)
+def generator_warnings(run: RunFolder, config: CompareConfig) -> list[str]:
+    return gather._generator_warnings(config, run.record(PLAN).facts.generator)
 
 
 @pytest.mark.parametrize(
@@ -144,18 +124,15 @@ def test_a_generator_that_saw_the_training_images_only_is_warned_of(
     monkeypatch.setattr(planning, "generator_of", lambda _: fake)
     (finished.path / "stages" / "plan.json").unlink()
     planning.plan_images(finished, tiny())
-    assert finished.record("plan")["facts"]["generator"]["seen"] == own
-    lines = warnings(finished, tiny(), own)
+    assert finished.record(PLAN).facts.generator.seen == own
+    lines = generator_warnings(finished, tiny())
     assert len(lines) == warned
     assert all("seen only the classifier's own training images: no gain is to be expected" in line for line in lines)
 
 
-def test_a_generator_that_does_not_say_what_it_saw_is_not_warned_of(pristine: RunFolder, tiny: Tiny) -> None:
-    assert warnings(pristine, tiny(), None) == []
-
-
 def test_the_shipped_generator_is_said_to_stand_in_for_a_pretrained_one(pristine: RunFolder, tiny: Tiny) -> None:
-    (line,) = warnings(pristine, tiny({"generate.generator": "digits"}), None)
+    assert generator_warnings(pristine, tiny()) == []
+    (line,) = generator_warnings(pristine, tiny({"generate.generator": "digits"}))
     assert "trained by this project on 800 digits that are neither training nor test images" in line
 
 
@@ -168,9 +145,10 @@ def test_the_shipped_generator_is_said_to_stand_in_for_a_pretrained_one(pristine
     ],
 )
 def test_early_classifiers_that_know_too_much_already_are_warned_of(
-    errors: list[list[float]], epoch: int, warned: str | None, pristine: RunFolder, tiny: Tiny
+    errors: list[list[float]], epoch: int, warned: str | None
 ) -> None:
-    lines = warnings(pristine, tiny(), None, {"separating_epoch": epoch, "errors": errors})
+    early = EarlyFacts(separating_epoch=epoch, by_knee=False, errors=errors, losses=[])
+    lines = gather._early_warnings(early)
     assert len(lines) == (warned is not None)
     assert all(f"a training error of {warned} at the separating epoch" in line for line in lines)
 
@@ -199,13 +177,13 @@ def test_a_report_gathers_what_the_stages_recorded(reported: SimpleNamespace) ->
     }
     assert [arm["arm"] for arm in report["arms"]] == list(reported.config.arms)
     for arm in report["arms"]:
-        facts = run.record(f"retrain-{arm['arm']}-sgd")["facts"]
-        assert (arm["errors"], arm["train_error"]) == (facts["errors"], facts["train_error"])
-        assert arm["images_added"] == np.mean(facts["images_added"])
-    early = run.record("early")["facts"]
+        facts = run.record(retrain_key(arm["arm"], "sgd")).facts
+        assert (arm["errors"], arm["train_error"]) == (facts.errors, facts.train_error)
+        assert arm["images_added"] == np.mean(facts.images_added)
+    early = run.record(EARLY).facts
     assert (report["separating_epoch"], report["separating_epoch_chosen"]) == (1, False)
-    assert report["early_errors"] == early["errors"]
-    assert [one["count"] for one in report["selections"]] == run.record("select")["facts"]["slow"]
+    assert report["early_errors"] == early.errors
+    assert [one["count"] for one in report["selections"]] == run.record(SELECT).facts.slow
     assert report["config"] == reported.config.model_dump(mode="json")
     assert [stage["stage"] for stage in report["stages"]] == [
         "early",
@@ -217,7 +195,7 @@ def test_a_report_gathers_what_the_stages_recorded(reported: SimpleNamespace) ->
 
 
 def test_a_report_says_what_was_made_and_what_it_cost(reported: SimpleNamespace) -> None:
-    made, report = reported.run.record("generate"), reported.json
+    made, report = reported.run.record(GENERATE), reported.json
     folder = SyntheticFolder(reported.run.path / "synthetic")
     manifest = folder.manifest()
     assert report["synthetic"] == {
@@ -225,13 +203,13 @@ def test_a_report_says_what_was_made_and_what_it_cost(reported: SimpleNamespace)
         "states": manifest["states"],
         "digest": manifest["digest"],
         "bytes": sum(file.stat().st_size for file in folder.path.glob("*.parquet")),
-        "denoiser_calls": made["facts"]["denoiser_calls"],
-        "seconds": made["seconds"],
+        "denoiser_calls": made.facts.denoiser_calls,
+        "seconds": made.seconds,
     }
     by_arm = {arm["arm"]: arm["generation_seconds"] for arm in report["arms"]}
-    calls = {arm: np.mean(reported.run.record(f"retrain-{arm}-sgd")["facts"]["denoiser_calls"]) for arm in by_arm}
+    calls = {arm: np.mean(reported.run.record(retrain_key(arm, "sgd")).facts.denoiser_calls) for arm in by_arm}
     for arm, seconds in by_arm.items():
-        assert seconds == pytest.approx(made["seconds"] * calls[arm] / made["facts"]["denoiser_calls"]), arm
+        assert seconds == pytest.approx(made.seconds * calls[arm] / made.facts.denoiser_calls), arm
     assert by_arm["original"] == by_arm["upsample-3"] == 0
 
 
@@ -251,9 +229,10 @@ def test_a_report_says_whether_the_generator_saw_the_training_images(reported: S
 
 def test_the_pictures_are_of_the_first_seeds_slow_and_fast_images(reported: SimpleNamespace) -> None:
     train = load(reported.config.data).train
-    slow = selected(reported.run, "cluster", 0)
+    run = RunContext(reported.run, reported.config)
+    slow = run.selected("cluster", 0)
     table = SyntheticFolder(reported.run.path / "synthetic").rows()
-    pictures = gather._pictures(reported.run, train, slow, table, 0)
+    pictures = gather._pictures(run, slow, table)
     is_slow = {train.pixels(np.array([row]))[0].tobytes() for row in slow}
     assert len(pictures.slow) == len(pictures.fast) == 24
     assert all(image.tobytes() in is_slow for _, image in pictures.slow)

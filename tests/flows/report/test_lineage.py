@@ -6,6 +6,7 @@ import pytest
 from latebloom.data.store import read_json, write_json
 from latebloom.flows.report.lineage import diagram, short
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import SELECT, retrain_key
 
 
 def boxes(source: str) -> dict[str, list[str]]:
@@ -22,11 +23,11 @@ def arrows(source: str) -> set[tuple[str, str]]:
 
 def test_every_node_has_the_digest_of_what_it_stands_for(finished: RunFolder) -> None:
     manifest = read_json(finished.path / "synthetic" / "manifest.json")
-    original, ours = (finished.record(f"retrain-{arm}-sgd")["digest"] for arm in ("original", "ours-3"))
+    original, ours = (finished.record(retrain_key(arm, "sgd")).digest for arm in ("original", "ours-3"))
     found = boxes(diagram(finished))
     assert set(found) == {"digits", "slow examples", "synthetic set", "generator tiny", "original", "ours-3"}
     assert found["digits"] == [manifest["about"]["data"][:12]]
-    assert found["slow examples"][-1] == short(finished.record("select")["digest"])
+    assert found["slow examples"][-1] == short(finished.record(SELECT).digest)
     assert found["generator tiny"] == [manifest["about"]["generator_digest"][:12]]
     rows, ok = manifest["rows"], manifest["states"]["ok"]
     assert found["synthetic set"] == [f"{rows} images", f"{ok} ok", manifest["digest"][:12]]

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latebloom.data.states import STATES
 from latebloom.data.store import read_json
-from latebloom.data.synthetic.folder import STATES
 from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts
 from latebloom.flows.report.page import (
-    STATE_COLOURS,
     Cluster,
     ContactRow,
     Pictures,
@@ -238,16 +237,16 @@ def test_the_page_shows_every_section_with_its_numbers(tmp_path: Path) -> None:
 
 
 def test_every_state_has_its_column_its_colour_and_its_name(tmp_path: Path) -> None:
-    assert set(STATE_COLOURS) == set(STATES) - {"ok"}
-    assert len(set(STATE_COLOURS.values())) == len(STATE_COLOURS)
+    colours = {name: state.colour for name, state in STATES.items() if name != "ok"}
+    assert len(set(colours.values())) == len(colours)
     counts = {state: 100 + place for place, state in enumerate(STATES)}
-    variants = [(f"{place + 1} of 20", state, flat(BLUE)) for place, state in enumerate(STATE_COLOURS)]
+    variants = [(f"{place + 1} of 20", state, flat(BLUE)) for place, state in enumerate(colours)]
     shown = Pictures([], [], [ContactRow("x", flat(RED), variants)], [])
     html = written(tmp_path, report(levels=[LevelResult("8 of 20", 0.6, 828, counts, 0.9, 25.3)]), shown)
     text = " ".join(" ".join(Page(html).texts).split())
     assert " ".join(f"{state.replace('_', ' ')}, images" for state in STATES) in text
     assert " ".join(map(str, counts.values())) in text
-    for state, colour in STATE_COLOURS.items():
+    for state, colour in colours.items():
         assert re.search(f'--state: {colour}">.*<span>{state.replace("_", " ")}</span>', html), state
 
 

@@ -16,6 +16,7 @@ from latebloom.flows.report.results import (
     sentences,
 )
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import RetrainFacts
 
 
 def result(arm: str, errors: Sequence[float], optimizer: str = "sgd", images_added: float = 0.0) -> ArmResult:
@@ -56,7 +57,7 @@ def test_one_pair_has_a_difference_and_no_standard_error() -> None:
     assert paired([0.25], [0.5]) == (-0.25, None)
 
 
-def facts(errors: list[float], **changes: object) -> dict[str, object]:
+def facts(errors: list[float], **changes: object) -> RetrainFacts:
     plain: dict[str, object] = {
         "errors": errors,
         "images_added": [10, 20],
@@ -65,7 +66,7 @@ def facts(errors: list[float], **changes: object) -> dict[str, object]:
         "denoiser_calls": [1000, 3000],
         "train_error": [0.5, 0.1],
     }
-    return plain | changes
+    return RetrainFacts.model_validate(plain | changes)
 
 
 def test_an_arm_is_summed_up_over_its_seeds() -> None:

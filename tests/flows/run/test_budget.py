@@ -1,5 +1,6 @@
 """When a generation has to stop: by the clock of a place, by seconds, at the end of a part."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -200,7 +201,7 @@ def test_a_generation_stops_at_a_parts_end_and_the_next_one_ends_with_the_same_d
         made.append(number)
         seconds = next(durations)
         now[0] += seconds
-        return real(run, config, number, on_images) | {"cost": {"seconds": seconds}}
+        return dataclasses.replace(real(run, config, number, on_images), seconds=seconds)
 
     monkeypatch.setattr(synthesis, "make_one_part", timed)
     monkeypatch.setattr(Deadline, "of", lambda *_: Deadline(100.0, lambda: now[0]))

@@ -20,8 +20,9 @@ from latebloom.data.store import files as store
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, read_config
+from latebloom.flows.run.records import retrain_key
 from latebloom.flows.stages import fitting, training
-from latebloom.flows.stages.loaders import selection_path
+from latebloom.flows.stages.context import selection_path
 from latebloom.train.loop.fit import FitState
 
 Tiny = Callable[..., CompareConfig]
@@ -141,13 +142,13 @@ def test_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     monkeypatch.setattr(fitting, "load_fit", load_fit)
     training.retrain_arm(run, config, "ours-3", "sam")
     # Seeds have sets of other sizes: an epoch ends when the longest does.
-    steps = max(run.record("retrain-ours-3-sam")["facts"]["steps"])
+    steps = max(run.record(retrain_key("ours-3", "sam")).facts.steps)
     assert started == [steps * 2 // 3]
     folder = Path("retrained/ours-3-sam")
     assert story.contents(run.path / folder) == story.contents(finished.path / folder)  # and no checkpoint is left
-    ours, theirs = (r.record("retrain-ours-3-sam")["facts"] for r in (run, finished))
-    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}  # errors, and the curve of all three epochs
-    assert len(ours["train_error"]) == 3
+    ours, theirs = (r.record(retrain_key("ours-3", "sam")).facts for r in (run, finished))
+    assert ours == theirs.model_copy(update={"seconds": ours.seconds})  # errors, and the curve of all three epochs
+    assert len(ours.train_error) == 3
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_no_half_checkpoint_and_no_result(
     left = {file.name for file in (finished.path / "retrained/original-sam").iterdir()}
     assert left == {"checkpoint-0.safetensors", "log"}
     training.retrain_arm(finished, tiny(), "original", "sam")
-    assert finished.record("retrain-original-sam")["facts"]["steps"] == [9, 9]
+    assert finished.record(retrain_key("original", "sam")).facts.steps == [9, 9]
 
 
 # ------------------------------------------------------------------------------------------------- no permission

@@ -16,10 +16,12 @@ from latebloom.data.store import digest_file, read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import coreset_key
 from latebloom.flows.run.resolve import resolve_coreset
 from latebloom.flows.stages import coreset
+from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, pick_coreset
-from latebloom.flows.stages.loaders import early_classifiers, images_of
+from latebloom.flows.stages.loaders import images_of
 from latebloom.train.evaluate import features_of
 from latebloom.train.selection.coreset import CoresetConfig, Evidence, select_coreset
 
@@ -52,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """CRAIG by a classifier that was trained for it."""
     run, config = RunFolder(tmp_path_factory.mktemp("coreset")), asked("craig")
     check_coreset(config)
-    return SimpleNamespace(run=run, config=config, told=pick_coreset(run, config))
+    return SimpleNamespace(run=run, config=config, told=pick_coreset(run, config).model_dump(mode="json"))
 
 
 # ------------------------------------------------------------------------------------------------ what is written
@@ -75,7 +77,7 @@ def test_the_record_says_how_and_by_whom(trained: SimpleNamespace) -> None:
     assert told["data"] == load(trained.config.data).train.digest
     assert told["weights"] == [digest_file(trained.run.path / "coreset/others/seed-0.safetensors")]
     assert (told["images"], told["synthetic_images"], told["picked"]) == (60, 0, 12)
-    assert set(told["seconds"]) == {"training", "look", "selection"}
+    assert set(told["seconds"]) == {"training", "forward_pass", "selection"}
     assert min(told["seconds"].values()) > 0
     assert [row["picked"] for row in told["classes"]] == np.bincount(arrays_of(trained.run, "craig")["labels"]).tolist()
     assert sum(row["weight"] for row in told["classes"]) == 60
@@ -86,11 +88,11 @@ def test_the_second_method_looks_by_the_same_classifier_and_the_first_is_not_pic
 ) -> None:
     monkeypatch.setattr(coreset, "fit_all", None)  # not to be called
     told = pick_coreset(trained.run, asked("max_loss"))
-    assert told["weights"] == trained.told["weights"]
-    assert not trained.run.record("coreset-craig")["skipped"]
+    assert told.weights == trained.told["weights"]
+    assert not trained.run.record(coreset_key("craig")).skipped
     monkeypatch.setattr(coreset, "select_coreset", None)
-    assert pick_coreset(trained.run, trained.config) == trained.told
-    assert trained.run.record("coreset-craig")["skipped"]
+    assert pick_coreset(trained.run, trained.config).model_dump(mode="json") == trained.told
+    assert trained.run.record(coreset_key("craig")).skipped
 
 
 def test_coverage_and_gradient_error_are_what_they_say() -> None:
@@ -100,14 +102,14 @@ def test_coverage_and_gradient_error_are_what_they_say() -> None:
     half = math.sqrt(0.5)  # length of (-1/2, 1/2)
     hard = SimpleNamespace(indices=np.array([0, 2]), weights=np.array([2, 2], np.float32))
     found = coreset._objective(evidence, hard)
-    assert found["coverage"] == pytest.approx(half / 2)  # the easy ones are that far from the hard ones
-    assert found["gradient_error"] == pytest.approx(0)  # both classes' gradients cancel
+    assert found.coverage == pytest.approx(half / 2)  # the easy ones are that far from the hard ones
+    assert found.gradient_error == pytest.approx(0)  # both classes' gradients cancel
     one = SimpleNamespace(indices=np.array([0]), weights=np.array([4], np.float32))
     found = coreset._objective(evidence, one)
-    assert found["coverage"] == pytest.approx(half / 2)  # of its class alone
-    assert found["gradient_error"] == pytest.approx(half / (half / 2))
+    assert found.coverage == pytest.approx(half / 2)  # of its class alone
+    assert found.gradient_error == pytest.approx(half / (half / 2))
     every = SimpleNamespace(indices=np.arange(4), weights=np.ones(4, np.float32))
-    assert coreset._objective(evidence, every) == pytest.approx({"coverage": 0, "gradient_error": 0})
+    assert coreset._objective(evidence, every).model_dump() == pytest.approx({"coverage": 0, "gradient_error": 0})
 
 
 # ------------------------------------------------------------------------------------------------------ by whom
@@ -117,8 +119,8 @@ def test_the_early_classifier_of_a_run_looks(finished: RunFolder, tiny: Tiny) ->
     config = of_run(finished, "max_loss")
     check_coreset(config)
     told = pick_coreset(finished, config)
-    assert told["weights"] == [digest_file(finished.path / "early/seed-0/model.safetensors")]
-    assert told["seconds"]["training"] == 0
+    assert told.weights == [digest_file(finished.path / "early/seed-0/model.safetensors")]
+    assert told.seconds.training == 0
     with np.load(finished.path / "early/seed-0/outputs.npz") as outputs:
         losses, labels = outputs["losses"], outputs["labels"]
     worst = [max(np.flatnonzero(labels == c), key=lambda row: losses[row]) for c in range(10)]
@@ -129,7 +131,7 @@ def test_the_early_classifier_of_a_run_looks(finished: RunFolder, tiny: Tiny) ->
 def test_el2n_is_the_mean_over_classifiers(finished: RunFolder, tiny: Tiny) -> None:
     pick_coreset(finished, of_run(finished, "el2n", seeds=2))
     train = images_of(tiny()).train
-    first, second = (features_of(model, train) for model in early_classifiers(finished, tiny()))
+    first, second = (features_of(model, train) for model in RunContext(finished, tiny()).reference)
     evidence = Evidence(first[0], train.labels, first[1], ensemble=(second,))
     expected = select_coreset(evidence, CoresetConfig(method="el2n", fraction=0.2), 0)
     assert arrays_of(finished, "el2n")["indices"].tolist() == expected.indices.tolist()
@@ -138,7 +140,7 @@ def test_el2n_is_the_mean_over_classifiers(finished: RunFolder, tiny: Tiny) -> N
 def test_a_checkpoint_looks(finished: RunFolder, tmp_path: Path) -> None:
     checkpoint = finished.path / "retrained/original-sgd/seed-1.safetensors"
     told = pick_coreset(RunFolder(tmp_path / "out"), asked("craig", checkpoint=str(checkpoint)))
-    assert told["weights"] == [digest_file(checkpoint)]
+    assert told.weights == [digest_file(checkpoint)]
     assert not (tmp_path / "out/coreset").exists()  # nothing was trained
 
 
@@ -165,12 +167,12 @@ def test_picks_from_real_and_synthetic_images_name_their_source(finished: RunFol
     told = pick_coreset(finished, config)
     table = SyntheticFolder(finished.path / "synthetic").rows()
     items, arrays = table["item_id"].to_pylist(), arrays_of(finished, "k_center")
-    assert told["images"] == 60 + len(items)
+    assert told.images == 60 + len(items)
     for index, source, label in zip(arrays["indices"], arrays["source"], arrays["labels"], strict=True):
         assert source == ("real" if index < 60 else items[index - 60])
         if index >= 60:
             assert label == table["label"][int(index) - 60].as_py()
-    assert told["picked_synthetic"] == (arrays["source"] != "real").sum() > 0
+    assert told.picked_synthetic == (arrays["source"] != "real").sum() > 0
 
 
 # --------------------------------------------------------------------------------------------------- the command

@@ -17,11 +17,12 @@ from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.errors import UsageError
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import RetrainFacts, retrain_key
 from latebloom.flows.run.resolve import resolve, resolve_coreset
 from latebloom.flows.stages import checks, fitting, training
-from latebloom.flows.stages.arm_rows import Pool
+from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, pick_coreset
-from latebloom.flows.stages.coreset_file import check_pictures, given_to, read_picks
+from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
 from latebloom.flows.stages.loaders import images_of
 
 Tiny = Callable[..., CompareConfig]
@@ -29,12 +30,11 @@ RunCommand = Callable[..., Any]
 
 ALONE = {"strong.main": "coreset", "strong.copies": 0, "train.batch_size": 4}
 REAL = 60  # of the tiny run
-NO_ITEMS = Pool(6, {}, {})
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
-def facts(run: RunFolder, arm: str) -> dict[str, Any]:
-    return run.record(f"retrain-{arm}-sgd")["facts"]
+def facts(run: RunFolder, arm: str) -> RetrainFacts:
+    return run.record(retrain_key(arm, "sgd")).facts
 
 
 def picks_of(file: Path) -> dict[str, np.ndarray]:
@@ -79,12 +79,12 @@ def alone(tiny: Tiny, picked: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_picks_alone_are_trained_on_with_their_weights(alone: SimpleNamespace, picked: Path) -> None:
     found, arrays = facts(alone.run, "original+file"), picks_of(picked)
-    assert found["steps"] == [3 * (12 // 4)] * 2  # a fifth of 60 images
-    assert (found["strong"]["selected"], found["strong"]["selections"]) == (12, 1)
-    assert found["strong"]["strong_copies"] == 0
-    job = training._job(alone.run, alone.config, "original+file", "sgd")
-    assert job.mixers is not None
-    for mixer in job.mixers:
+    assert found.steps == [3 * (12 // 4)] * 2  # a fifth of 60 images
+    assert (found.strong.selected, found.strong.selections) == (12, 1)
+    assert found.strong.strong_copies == 0
+    job = training._job(RunContext(alone.run, alone.config), "original+file", "sgd")
+    assert job.training.mixers is not None
+    for mixer in job.training.mixers:
         plan = mixer.epoch(0, None, None)  # type: ignore[arg-type]  # it neither looks nor judges
         assert plan.rows.tolist() == arrays["indices"].tolist()
         assert plan.weights is not None
@@ -113,7 +113,7 @@ def test_a_file_is_nothing_to_arms_that_do_not_read_it(alone: SimpleNamespace) -
     for name in ("original", "original+random"):
         assert alone.config.strong_of(parse_arm(name)).file == ""
     strong = fitting.strong_key(alone.config.strong_of(parse_arm("original+random")))
-    assert "file" not in strong  # as before there were files
+    assert strong["file"] == ""
 
 
 def test_an_interrupted_arm_goes_on_and_not_with_another_file(
@@ -178,19 +178,20 @@ def test_synthetic_picks_are_the_images_with_their_item_ids(finished: RunFolder,
     file = of_real_and_synthetic(finished, tiny)
     picks, items = picks_of(file), SyntheticFolder(finished.path / "synthetic").rows()["item_id"].to_pylist()
     config = tiny({"arms": ("ours-3+file",), "seeds": 1, "strong.file": str(file)})
-    data, pool, _ = training._pool(finished, config, {"ours-3+file"})
-    rows = training._rows(finished, config, "ours-3+file", 0, pool)
+    job = training._job(RunContext(finished, tiny({"arms": ("ours-3",), "seeds": 1})), "ours-3", "sgd")
+    data, (rows,) = job.images.data, job.training.rows
     held = [source == "real" or REAL + items.index(source) in rows for source in picks["source"].tolist()]
     missing = held.count(False)
     if missing:
-        with pytest.raises(ValueError, match=f"seed 0, has not {missing} of the {len(held)} picks"):
+        message = f"{missing} of the {len(held)} examples of .* that arm ours-3.file, seed 0, does not"
+        with pytest.raises(ValueError, match=message):
             checks.check_folder(config, str(finished.path), "retrain")
         file = changed(file, file.with_name("held.npz"), **{name: array[held] for name, array in picks.items()})
         config = config.model_copy(update={"strong": config.strong.model_copy(update={"file": str(file)})})
     checks.check_inputs(config, "retrain")
     checks.check_folder(config, str(finished.path), "retrain")
     picks = picks_of(file)
-    (mixer,) = training._job(finished, config, "ours-3+file", "sgd").mixers or []
+    (mixer,) = training._job(RunContext(finished, config), "ours-3+file", "sgd").training.mixers or []
     assert mixer.given is not None
     chosen = rows[mixer.given.indices]
     names = ["real" if row < REAL else items[row - REAL] for row in chosen]
@@ -200,14 +201,14 @@ def test_synthetic_picks_are_the_images_with_their_item_ids(finished: RunFolder,
     assert data.labels[chosen].tolist() == picks["labels"].tolist()
     training.retrain_arm(finished, config, "ours-3+file", "sgd")
     share = np.mean(picks["source"] != "real")
-    assert facts(finished, "ours-3+file")["strong"]["selected_synthetic"] == pytest.approx(share)
+    assert facts(finished, "ours-3+file").strong.selected_synthetic == pytest.approx(share)
 
 
 def test_an_arm_without_synthetic_images_refuses_synthetic_picks(finished: RunFolder, tiny: Tiny) -> None:
     file = of_real_and_synthetic(finished, tiny)
     source = picks_of(file)["source"]
     config = tiny({"arms": ("original+file",), "strong.file": str(file)})
-    message = f"arm original.file has not {(source != 'real').sum()} of the {len(source)} picks"
+    message = f"{(source != 'real').sum()} of the {len(source)} examples of .* images that arm original.file does not"
     with pytest.raises(ValueError, match=message):
         checks.check_inputs(config, "retrain")
 
@@ -221,7 +222,7 @@ def test_of_an_image_that_an_arm_has_several_times_the_first_is_picked(tmp_path:
         source=np.array(["real", "real"]),
     )
     rows = np.array([0, 1, 2, 3, 4, 5, 3, 1, 1])  # as upsample-K has them
-    given = given_to("arm", read_picks(str(tmp_path / "p.npz")), LABELS, NO_ITEMS, rows)
+    given = as_coreset("arm", read_selected(str(tmp_path / "p.npz")), LABELS, rows, 6, {})
     assert (given.indices.tolist(), given.weights.tolist()) == ([3, 1], [2, 4])
 
 
@@ -294,29 +295,29 @@ def write_bad(folder: Path, how: str) -> Path:
         ("no array", r"weights is \|S7\(\) beside"),
         ("short", r"labels is int64\(3,\) beside \(4,\) of indices"),
         ("floats", r"indices is float64\(4,\)"),
-        ("nan", r"pick 1 has weight nan \(2 such picks\)"),
-        ("negative", r"pick 3 has weight -1.0 \(1 such picks\)"),
-        ("too large", "pick 3 has weight inf"),
-        ("all zero", "has 4 picks, none with a weight above 0"),
-        ("no picks", "has 0 picks"),
-        ("outside", r"another data set: its pick 3 is image 6, here there are 6 training images \(1 such picks\)"),
-        ("below", "another data set: its pick 2 is image -1"),
-        ("labels", r"another data set: its pick 2, image 1, has label 2 there and 1 here \(2 such picks\)"),
-        ("twice", "picks 1 images a second time"),
-        ("synthetic", "arm original.file has not 2 of the 4 picks"),
+        ("nan", r"example 1 has weight nan \(2 such examples\)"),
+        ("negative", r"example 3 has weight -1.0 \(1 such examples\)"),
+        ("too large", "example 3 has weight inf"),
+        ("all zero", "has 4 examples, none with a weight above 0"),
+        ("no picks", "has 0 examples"),
+        ("outside", r"its example 3 is image 6, here there are 6 training images \(1 such examples\)"),
+        ("below", "another data set: its example 2 is image -1"),
+        ("labels", r"another data set: its example 2, image 1, has label 2 there and 1 here \(2 such examples\)"),
+        ("twice", "has 1 images a second time"),
+        ("synthetic", "2 of the 4 examples of .* are synthetic images that arm original.file does not"),
     ],
 )
 def test_a_file_that_cannot_be_trained_on_is_refused(how: str, message: str, tmp_path: Path) -> None:
     file = write_bad(tmp_path, how)
     with pytest.raises(ValueError, match=message) as error:
-        given_to("arm original+file", read_picks(str(file)), LABELS, NO_ITEMS, np.arange(6))
+        as_coreset("arm original+file", read_selected(str(file)), LABELS, np.arange(6), 6, {})
     assert "\n" not in str(error.value)
 
 
 def test_the_picks_of_the_tests_are_right_but_for_what_is_wrong(tmp_path: Path) -> None:
     write_bad(tmp_path, "negative")
     file = changed(tmp_path / "p.npz", tmp_path / "q.npz", weights=np.arange(4))
-    given = given_to("arm", read_picks(str(file)), LABELS, NO_ITEMS, np.arange(6))
+    given = as_coreset("arm", read_selected(str(file)), LABELS, np.arange(6), 6, {})
     assert (given.indices.tolist(), given.weights.tolist()) == ([0, 3, 1, 2], [0, 1, 2, 3])
 
 
@@ -324,15 +325,15 @@ def test_other_pictures_at_the_same_rows_are_refused(tiny: Tiny, picked: Path, t
     """An image that is added to a folder shifts those behind it, and labels may fit all the same."""
     train = images_of(tiny()).train
     picks = picks_of(picked)
-    check_pictures(read_picks(str(picked)), train)
+    check_images(read_selected(str(picked)), train)
     assert picks["sha256"].tolist() == [train.sha256[row] for row in picks["indices"]]
     others = picks["sha256"].copy()
     others[2] = "0" * 64
     file = changed(picked, tmp_path / "p.npz", sha256=others)
-    with pytest.raises(ValueError, match=rf"its pick 2 is another picture than image {picks['indices'][2]} here \(1 "):
-        check_pictures(read_picks(str(file)), train)
+    with pytest.raises(ValueError, match=rf"its example 2 is another image than image {picks['indices'][2]} here \(1 "):
+        check_images(read_selected(str(file)), train)
     untold = changed(picked, tmp_path / "q.npz", sha256=np.full(len(others), ""))
-    check_pictures(read_picks(str(untold)), train)
+    check_images(read_selected(str(untold)), train)
 
 
 def test_another_data_set_is_refused_before_anything_is_written(
@@ -341,7 +342,7 @@ def test_another_data_set_is_refused_before_anything_is_written(
     words = ("retrain", "digits", "--out", tmp_path / "run", "--train-limit", "50", "--coreset", picked)
     shown = run_command(*words)  # 50 other digits
     assert shown.code == 1
-    assert shown.err.splitlines()[-1].startswith(f"error: {picked} is of another data set: its pick ")
+    assert shown.err.splitlines()[-1].startswith(f"error: {picked} is of another data set: its example ")
     assert not (tmp_path / "run").exists()
     shown = run_command("retrain", "digits", "--out", tmp_path / "run", "--arms", "original+file")
     assert shown.code == 2

@@ -11,7 +11,8 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fidelity
-from latebloom.flows.stages.loaders import images_of, judges
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import images_of
 from latebloom.synth.scoring.fidelity import FeatureSet, compare
 from latebloom.train.evaluate import features_of
 
@@ -29,16 +30,16 @@ def test_rows_are_references_levels_and_all_against_the_training_images(
     assert json.loads((finished.path / "synthetic-fidelity.json").read_text()) == content
     assert content["dataset"] == folder.manifest()["digest"]
     assert [row["images"] for row in content["rows"]] == ["references", "3 of 10", "5 of 10", "all levels"]
-    assert {row["features"] for row in content["rows"]} == {"judge"}
+    assert {row["features"] for row in content["rows"]} == {"reference classifier"}
     assert {row["n_real"] for row in content["rows"]} == {60}
     steps = rows["level_steps"].to_numpy()
     references = len(set(rows["source_index"].to_pylist()))
     counts = [references, int((steps == 3).sum()), int((steps == 5).sum()), len(steps)]
     assert [row["n_synthetic"] for row in content["rows"]] == counts
     # One level by hand.
-    judge = judges(finished, config)[0]
+    reference = RunContext(finished, config).reference[0]
     at_5 = folder.images(rows.filter(steps == 5), train)
-    real, made = (FeatureSet(features_of(judge, data)[1]) for data in (train, at_5))
+    real, made = (FeatureSet(features_of(reference, data)[1]) for data in (train, at_5))
     expected = vars(compare(real, made, config.seed))
     assert {name: content["rows"][2][name] for name in expected} == expected
     per_class = content["per_class"]
@@ -63,14 +64,14 @@ def test_large_sets_are_drawn_from_by_the_seed(finished: RunFolder, monkeypatch:
     assert fidelity.measure(finished.path) == first
 
 
-def test_inception_stands_beside_the_judge(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_stands_beside_the_reference_classifier(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(weights: Path, device: Any) -> Callable[..., np.ndarray]:
         assert weights == Path("weights.pth")
         return lambda data: data.pixels().reshape(len(data), -1)
 
     monkeypatch.setattr(fidelity.InceptionFeatures, "load", load)
     rows = fidelity.measure(finished.path, Path("weights.pth"))["rows"]
-    assert [row["features"] for row in rows] == ["judge"] * 4 + ["inception"] * 4
+    assert [row["features"] for row in rows] == ["reference classifier"] * 4 + ["inception"] * 4
     assert [row["n_synthetic"] for row in rows[:4]] == [row["n_synthetic"] for row in rows[4:]]
     assert rows[0]["frechet"] != rows[4]["frechet"]
 
@@ -80,7 +81,7 @@ def test_the_table_and_its_notes(finished: RunFolder, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     for words in ("references", "3 of 10", "5 of 10", "all levels", "KID x 1000"):
         assert words in out
-    assert "! judge, references: " in out
+    assert "! reference classifier, references: " in out
     assert out.endswith("synthetic-fidelity.json\n")
     fidelity.fidelity(finished.path, None, as_json=True)
     assert json.loads(capsys.readouterr().out) == json.loads((finished.path / "synthetic-fidelity.json").read_text())

@@ -20,8 +20,10 @@ from latebloom.data.store import digest_file, read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
-from latebloom.flows.stages import checks, fitting, loaders, planning, select, synthesis, training
-from latebloom.flows.stages.loaders import classifier_seeds, selected
+from latebloom.flows.run.records import EARLY, GENERATE, PLAN, SELECT, RetrainFacts, retrain_key
+from latebloom.flows.stages import checks, context, fitting, loaders, scorers, select, synthesis, training
+from latebloom.flows.stages.classifiers import classifier_seeds
+from latebloom.train.selection.slow import Method
 
 Tiny = Callable[..., CompareConfig]
 Story = SimpleNamespace
@@ -30,12 +32,17 @@ BEFORE_RETRAINING = {"early", "select", "plan", "generate"}
 BOTH_ARMS = {"retrain-original-sgd", "retrain-ours-3-sgd"}
 
 
+def selected(run: RunFolder, method: Method, number: int) -> np.ndarray:
+    with np.load(context.selection_path(run, method, number)) as arrays:
+        return arrays["indices"]
+
+
 def synthetic(run: RunFolder) -> pa.Table:
     return SyntheticFolder(run.path / "synthetic").rows()
 
 
-def facts(run: RunFolder, arm: str) -> dict[str, Any]:
-    return run.record(f"retrain-{arm}-sgd")["facts"]
+def facts(run: RunFolder, arm: str) -> RetrainFacts:
+    return run.record(retrain_key(arm, "sgd")).facts
 
 
 # --------------------------------------------------------------------------------------- what a run consists of
@@ -68,10 +75,10 @@ def test_every_classifier_that_is_trained_again_has_a_log_of_its_epochs(pristine
             folder = pristine.path / f"retrained/{arm}-sgd/log/seed-{number}"
             lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
             assert [line["epoch"] for line in lines] == [1, 2, 3]
-            assert [line["test_error"] for line in lines if "test_error" in line] == [record["errors"][number]]
+            assert [line["test_error"] for line in lines if "test_error" in line] == [record.errors[number]]
             assert len(list((folder / "tensorboard").iterdir())) == 1
             if number == 0:
-                assert [line["error"] for line in lines] == record["train_error"]
+                assert [line["error"] for line in lines] == record.train_error
 
 
 def test_the_outputs_of_the_early_classifier_are_a_row_an_image(pristine: RunFolder, tiny: Tiny) -> None:
@@ -97,34 +104,34 @@ def test_arms_of_a_seed_start_from_the_same_weights(tiny: Tiny) -> None:
 
 
 def test_the_data_set_is_n_plus_k_minus_1_times_the_slow(many_arms: SimpleNamespace) -> None:
-    slow = many_arms.run.record("select")["facts"]["slow"]
+    slow = many_arms.run.record(SELECT).facts.slow
     assert all(10 < count < 50 for count in slow)  # of 60
     for arm, factor in (("original", 0), ("original@ours-3", 0), ("upsample-3", 2), ("random-3", 2), ("ours-3", 2)):
-        assert facts(many_arms.run, arm)["images_added"] == [factor * count for count in slow], arm
-    assert facts(many_arms.run, "noise-2")["images_added"] == slow
+        assert facts(many_arms.run, arm).images_added == [factor * count for count in slow], arm
+    assert facts(many_arms.run, "noise-2").images_added == slow
 
 
 def test_steps_are_epochs_of_whole_batches_of_the_enlarged_set(many_arms: SimpleNamespace) -> None:
-    slow = many_arms.run.record("select")["facts"]["slow"]
-    assert facts(many_arms.run, "original")["steps"] == [3 * 3, 3 * 3]  # 3 epochs of 60 // 16 batches
+    slow = many_arms.run.record(SELECT).facts.slow
+    assert facts(many_arms.run, "original").steps == [3 * 3, 3 * 3]  # 3 epochs of 60 // 16 batches
     for arm, factor in (("ours-3", 2), ("random-3", 2), ("upsample-3", 2), ("noise-2", 1)):
-        assert facts(many_arms.run, arm)["steps"] == [3 * ((60 + factor * count) // 16) for count in slow], arm
+        assert facts(many_arms.run, arm).steps == [3 * ((60 + factor * count) // 16) for count in slow], arm
 
 
 def test_the_original_at_equal_steps_takes_as_many_steps_and_no_other_image(many_arms: SimpleNamespace) -> None:
-    assert facts(many_arms.run, "original@ours-3")["steps"] == facts(many_arms.run, "ours-3")["steps"]
-    assert facts(many_arms.run, "original@ours-3")["steps"] != facts(many_arms.run, "original")["steps"]
+    assert facts(many_arms.run, "original@ours-3").steps == facts(many_arms.run, "ours-3").steps
+    assert facts(many_arms.run, "original@ours-3").steps != facts(many_arms.run, "original").steps
     config = read_json(many_arms.run.path / "retrained/original@ours-3-sgd/config.json")
     assert config["examples"] == read_json(many_arms.run.path / "retrained/original-sgd/config.json")["examples"]
 
 
 def test_calls_are_counted_by_level_and_twice_with_guidance(many_arms: SimpleNamespace) -> None:
-    slow = many_arms.run.record("select")["facts"]["slow"]
+    slow = many_arms.run.record(SELECT).facts.slow
     calls = {"original": 0, "upsample-3": 0, "ours-3": 3 + 5, "random-3": 3 + 5, "noise-2": 10}
     for arm, steps in calls.items():
-        assert facts(many_arms.run, arm)["denoiser_calls"] == [2 * steps * count for count in slow], arm
+        assert facts(many_arms.run, arm).denoiser_calls == [2 * steps * count for count in slow], arm
     levels = synthetic(many_arms.run)["level_steps"].to_pylist()
-    assert many_arms.run.record("generate")["facts"]["denoiser_calls"] == 2 * sum(levels)
+    assert many_arms.run.record(GENERATE).facts.denoiser_calls == 2 * sum(levels)
 
 
 def test_random_takes_as_many_of_each_class_as_the_clusters(many_arms: SimpleNamespace) -> None:
@@ -176,10 +183,10 @@ def test_states_that_are_not_ok_keep_an_image_out_of_training(finished: RunFolde
     for number in (0, 1):
         mine = np.isin(table["source_index"].to_numpy(), selected(finished, "cluster", number))
         expected.append(int((mine & (table["contrast"].to_numpy() >= contrast)).sum()))
-    slow = finished.record("select")["facts"]["slow"]
-    assert facts(finished, "ours-3")["images_added"] == expected
+    slow = finished.record(SELECT).facts.slow
+    assert facts(finished, "ours-3").images_added == expected
     assert all(count < 2 * s for count, s in zip(expected, slow, strict=True))
-    assert facts(finished, "original")["images_added"] == [0, 0]
+    assert facts(finished, "original").images_added == [0, 0]
 
 
 # --------------------------------------------------------------------------------------- what is made again
@@ -424,8 +431,8 @@ def test_there_is_no_data_set_from_the_moment_a_part_is_to_be_made_until_all_are
 
 
 def test_a_data_set_of_other_settings_is_refused(finished: RunFolder, tiny: Tiny) -> None:
-    slow = finished.record("select")["facts"]["slow"][0]
-    words = rf"made with other settings: {slow} of {2 * slow} images of arm ours-3, seed 0, are not in it; run `slow"
+    slow = finished.record(SELECT).facts.slow[0]
+    words = rf"made with other settings: {slow} of {2 * slow} images of arm ours-3, seed 0, are not in it; run `"
     with pytest.raises(ValueError, match=words):
         training.retrain_arm(finished, tiny({"plan.levels": (4, 5)}), "ours-3", "sgd")
     with pytest.raises(ValueError, match=f"{2 * slow} of {2 * slow} images of arm ours-3"):
@@ -440,8 +447,8 @@ def test_images_of_which_none_is_ok_are_no_training_set(finished: RunFolder, tin
     training.retrain_arm(finished, config, "original", "sgd")  # needs none
     told = tiny({"quality.min_contrast": 128, "train_states": ("ok", "flat")})
     training.retrain_arm(finished, told, "ours-3", "sgd")
-    added = finished.record("retrain-ours-3-sgd")["facts"]["images_added"]
-    assert added == [2 * slow for slow in finished.record("select")["facts"]["slow"]]  # k - 1 each
+    added = finished.record(retrain_key("ours-3", "sgd")).facts.images_added
+    assert added == [2 * slow for slow in finished.record(SELECT).facts.slow]  # k - 1 each
 
 
 def test_classes_that_have_no_slow_half_are_named_before_it_is_refused(
@@ -501,8 +508,8 @@ def test_the_test_split_has_no_part_in_anything_before_retraining(
         return Splits(splits.train, test, splits.generator)
 
     monkeypatch.setattr(loaders, "images_of", shuffled)
-    for module in (checks, planning, synthesis, training):
-        monkeypatch.setattr(module, "images_of", shuffled)
+    monkeypatch.setattr(checks, "images_of", shuffled)
+    monkeypatch.setattr(scorers, "images_of", shuffled)
     run = story.up_to_plan(tmp_path / "run", tiny())
     story.make_images(run, tiny())
     training.retrain_arm(run, tiny(), "ours-3", "sgd")
@@ -510,7 +517,7 @@ def test_the_test_split_has_no_part_in_anything_before_retraining(
     for name in now:
         if name.startswith(("early/", "selection/", "plan", "synthetic/p", "synthetic/m", "retrained/ours-3-sgd/seed")):
             assert now[name] == before[name], name
-    assert facts(run, "ours-3")["errors"] != facts(pristine, "ours-3")["errors"]  # the shuffling is seen at all
+    assert facts(run, "ours-3").errors != facts(pristine, "ours-3").errors  # the shuffling is seen at all
 
 
 def test_classifiers_trained_side_by_side_in_processes_are_those_trained_in_turn(
@@ -521,9 +528,9 @@ def test_classifiers_trained_side_by_side_in_processes_are_those_trained_in_turn
     for job in jobs:
         job.result(timeout=120)
     for arm in tiny().arms:
-        assert not finished.record(f"retrain-{arm}-sgd")["skipped"]
-        assert facts(finished, arm)["errors"] == facts(pristine, arm)["errors"]
-        assert facts(finished, arm)["train_error"] == facts(pristine, arm)["train_error"]
+        assert not finished.record(retrain_key(arm, "sgd")).skipped
+        assert facts(finished, arm).errors == facts(pristine, arm).errors
+        assert facts(finished, arm).train_error == facts(pristine, arm).train_error
 
 
 def test_networks_too_large_to_train_together_are_trained_one_after_the_other_and_kept(
@@ -549,12 +556,12 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
     assert starts == [0, 0, 9, 0]
     assert not list(run.path.rglob("checkpoint*"))
     weights = [digest_file(run.path / f"retrained/original-sgd/seed-{n}.safetensors") for n in (0, 1)]
-    errors, curve = facts(run, "original")["errors"], facts(run, "original")["train_error"]
+    errors, curve = facts(run, "original").errors, facts(run, "original").train_error
     (run.path / "stages/retrain-original-sgd.json").unlink()
     training.retrain_arm(run, config, "original", "sgd")
     assert starts[4:] == [0, 0]
     assert [digest_file(run.path / f"retrained/original-sgd/seed-{n}.safetensors") for n in (0, 1)] == weights
-    assert (facts(run, "original")["errors"], facts(run, "original")["train_error"]) == (errors, curve)
+    assert (facts(run, "original").errors, facts(run, "original").train_error) == (errors, curve)
     assert len(curve) == 3
 
 
@@ -564,18 +571,18 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
 def test_the_separating_epoch_is_the_one_that_was_asked_for_or_the_knee(
     tmp_path: Path, tiny: Tiny, pristine: RunFolder
 ) -> None:
-    asked = pristine.record("early")["facts"]
-    assert (asked["separating_epoch"], asked["by_knee"]) == (1, False)
-    assert [len(errors) for errors in asked["errors"]] == [1, 1]
+    asked = pristine.record(EARLY).facts
+    assert (asked.separating_epoch, asked.by_knee) == (1, False)
+    assert [len(errors) for errors in asked.errors] == [1, 1]
     config = tiny({"slow.separating_epoch": 0, "train.epochs": 24})
     run = checks.open_run(config, str(tmp_path / "run"))
     training.train_early(run, config)
-    knee = run.record("early")["facts"]
-    assert knee["by_knee"]
-    assert [len(errors) for errors in knee["errors"]] == [6, 6]  # it looks at a quarter of the run
-    assert 1 <= knee["separating_epoch"] <= 6
+    knee = run.record(EARLY).facts
+    assert knee.by_knee
+    assert [len(errors) for errors in knee.errors] == [6, 6]  # it looks at a quarter of the run
+    assert 1 <= knee.separating_epoch <= 6
     # The weights are those of that epoch of the whole run, whoever chose it.
-    chosen = tiny({"slow.separating_epoch": knee["separating_epoch"], "train.epochs": 24})
+    chosen = tiny({"slow.separating_epoch": knee.separating_epoch, "train.epochs": 24})
     other = checks.open_run(chosen, str(tmp_path / "other"))
     training.train_early(other, chosen)
     for name in ("model.safetensors", "outputs.npz"):
@@ -583,12 +590,12 @@ def test_the_separating_epoch_is_the_one_that_was_asked_for_or_the_knee(
 
 
 def test_the_forecast_counts_what_is_then_made(pristine: RunFolder) -> None:
-    forecast = pristine.record("plan")["facts"]["forecast"]
+    forecast = pristine.record(PLAN).facts.forecast
     table = synthetic(pristine)
     levels = table["level_steps"].to_pylist()
-    assert forecast["images"] == table.num_rows
-    assert forecast["per_level"] == {"3 of 10": levels.count(3), "5 of 10": levels.count(5)}
-    assert sum(forecast["per_class"].values()) == table.num_rows
-    assert forecast["denoiser_calls"] == pristine.record("generate")["facts"]["denoiser_calls"]
-    assert forecast["seconds"] > 0
-    assert forecast["bytes"] > 0
+    assert forecast.images == table.num_rows
+    assert forecast.per_level == {"3 of 10": levels.count(3), "5 of 10": levels.count(5)}
+    assert sum(forecast.per_class.values()) == table.num_rows
+    assert forecast.denoiser_calls == pristine.record(GENERATE).facts.denoiser_calls
+    assert forecast.seconds > 0
+    assert forecast.bytes > 0

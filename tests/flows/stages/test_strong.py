@@ -15,12 +15,13 @@ from safetensors.numpy import load_file
 
 from latebloom.data.sources.load import load
 from latebloom.data.store import digest_file, read_json
-from latebloom.flows.config.compare import ClassifierConfig, CompareConfig
+from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.report.results import Report
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import RetrainFacts, retrain_key
 from latebloom.flows.stages import checks, fitting, training
-from latebloom.flows.stages.fitting import classifier_key, fit_config_of, fit_key
+from latebloom.flows.stages.fitting import fit_config_of
 from latebloom.flows.stages.loaders import images_of
 from latebloom.train.config import FitConfig
 
@@ -48,37 +49,11 @@ def direct(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     return SimpleNamespace(config=config, run=retrained(tmp_path_factory.mktemp("direct") / "run", config))
 
 
-def facts(run: RunFolder, arm: str, optimizer: str = "sgd") -> dict[str, Any]:
-    return run.record(f"retrain-{arm}-{optimizer}")["facts"]
+def facts(run: RunFolder, arm: str, optimizer: str = "sgd") -> RetrainFacts:
+    return run.record(retrain_key(arm, optimizer)).facts
 
 
 # ------------------------------------------------------------------------------------------- what is trained
-
-
-def test_settings_that_are_left_alone_change_no_digest() -> None:
-    """What was trained before there were strong copies, other optimizers and weights from files is still found."""
-    first = {
-        "optimizer": "sgd",
-        "epochs": 200,
-        "steps": 0,
-        "batch_size": 128,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "rho": 0.1,
-        "sam_batchnorm": "first_pass",
-        "schedule": "milestones",
-        "milestones": [0.5, 0.75],
-        "lr_decay": 0.1,
-        "warmup": 0.0,
-        "crop_padding": 4,
-        "flip": True,
-    }
-    assert fit_key(FitConfig()) == first
-    assert list(fit_key(FitConfig())) == list(first)
-    assert classifier_key(ClassifierConfig()) == {"model": "preact-resnet18", "width": 0}
-    changed = fit_key(FitConfig(precision="bfloat16"))
-    assert changed == {**first, "precision": "bfloat16"}
 
 
 def test_what_an_optimizer_does_not_read_does_not_train_it_again() -> None:
@@ -90,14 +65,14 @@ def test_what_an_optimizer_does_not_read_does_not_train_it_again() -> None:
 
 def test_arms_of_real_images_need_no_other_stage(direct: SimpleNamespace) -> None:
     assert {path.name for path in direct.run.path.iterdir()} == {"config.json", "retrained", "stages"}
-    assert all(facts(direct.run, arm)["images_added"] == [0, 0] for arm in ARMS)
-    assert all(facts(direct.run, arm)["denoiser_calls"] == [0, 0] for arm in ARMS)
+    assert all(facts(direct.run, arm).images_added == [0, 0] for arm in ARMS)
+    assert all(facts(direct.run, arm).denoiser_calls == [0, 0] for arm in ARMS)
 
 
 def test_strong_copies_make_epochs_longer_and_equal_steps_count_them(direct: SimpleNamespace) -> None:
     # Epochs of 60, of 60 + 2 * 30 and of 60 + 2 * 60 images, in batches of 16, three times.
-    steps = {arm: facts(direct.run, arm)["steps"][0] for arm in ARMS}
-    picked = facts(direct.run, "original+random")["strong"]["selected"]
+    steps = {arm: facts(direct.run, arm).steps[0] for arm in ARMS}
+    picked = facts(direct.run, "original+random").strong.selected
     assert steps["original"] == 3 * (60 // 16)
     assert steps["original+all"] == 3 * (180 // 16)
     assert steps["original+random"] == 3 * ((60 + 2 * int(picked)) // 16)
@@ -106,14 +81,14 @@ def test_strong_copies_make_epochs_longer_and_equal_steps_count_them(direct: Sim
 
 
 def test_what_was_picked_and_copied_is_recorded(direct: SimpleNamespace) -> None:
-    strong = facts(direct.run, "original+random")["strong"]
-    assert 25 <= strong["selected"] <= 35  # half of each class
-    assert strong["selections"] == 2  # before epochs 1 and 3
-    assert strong["selection_seconds"] > 0
-    assert strong["strong_copies"] == pytest.approx(2 * strong["selected"] * 3, rel=0.1)
-    assert strong["selected_synthetic"] is strong["pool_synthetic"] is None
-    assert facts(direct.run, "original+all")["strong"]["selected"] == REAL
-    assert "strong" not in facts(direct.run, "original")
+    strong = facts(direct.run, "original+random").strong
+    assert 25 <= strong.selected <= 35  # half of each class
+    assert strong.selections == 2  # before epochs 1 and 3
+    assert strong.selection_seconds > 0
+    assert strong.strong_copies == pytest.approx(2 * strong.selected * 3, rel=0.1)
+    assert strong.selected_synthetic is strong.pool_synthetic is None
+    assert facts(direct.run, "original+all").strong.selected == REAL
+    assert facts(direct.run, "original").strong is None
 
 
 def test_strong_copies_are_trained_on(direct: SimpleNamespace) -> None:
@@ -134,7 +109,7 @@ def test_a_setting_of_strong_copies_trains_only_their_arms_again(direct: SimpleN
 def test_the_log_of_an_arm_says_what_selection_took(direct: SimpleNamespace) -> None:
     text = (direct.run.path / "retrained/original+random-sgd/log/seed-0/log.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    assert [line["selected"] for line in lines] == [facts(direct.run, "original+random")["strong"]["selected"]] * 3
+    assert [line["selected"] for line in lines] == [facts(direct.run, "original+random").strong.selected] * 3
     assert 0 < lines[0]["selection_seconds"] <= lines[-1]["selection_seconds"]
 
 
@@ -161,15 +136,15 @@ def test_an_interrupted_arm_goes_on_to_the_same_weights_and_one_log(
         assert digest_file(run.path / file) == digest_file(direct.run.path / file)
         text = (run.path / f"{name}/log/seed-{number}/log.jsonl").read_text()
         assert [json.loads(line)["epoch"] for line in text.splitlines()] == [1, 2, 3]
-    ours, theirs = (facts(one, "original+random")["strong"] for one in (run, direct.run))
-    assert {**ours, "selection_seconds": 0} == {**theirs, "selection_seconds": 0}
+    ours, theirs = (facts(one, "original+random").strong for one in (run, direct.run))
+    assert ours == theirs.model_copy(update={"selection_seconds": ours.selection_seconds})
 
 
 @pytest.mark.parametrize("optimizer", ["sam", "adahessian"])
 def test_other_optimizers_take_strong_copies(optimizer: str, tiny: Tiny, tmp_path: Path) -> None:
     changes = {"arms": ("original+all",), "optimizers": (optimizer,), "seeds": 1, "train.epochs": 1, "train.lr": 0.01}
     run = retrained(tmp_path / "run", tiny(changes))
-    assert facts(run, "original+all", optimizer)["steps"] == [120 // 16]
+    assert facts(run, "original+all", optimizer).steps == [120 // 16]
 
 
 # ------------------------------------------------------------------------------ on top of synthetic images
@@ -179,11 +154,11 @@ def test_strong_copies_are_of_synthetic_images_too(finished: RunFolder, tiny: Ti
     config = tiny({"arms": ("original", "ours-3", "ours-3+random"), "strong.coreset": HALF})
     training.retrain_arm(finished, config, "ours-3+random", "sgd")
     found = facts(finished, "ours-3+random")
-    rows = [REAL + added for added in facts(finished, "ours-3")["images_added"]]
-    assert found["images_added"] == facts(finished, "ours-3")["images_added"]
-    assert found["strong"]["pool_synthetic"] == pytest.approx(np.mean([1 - REAL / n for n in rows]))
-    assert 0.2 < found["strong"]["selected_synthetic"] < 0.8
-    assert found["denoiser_calls"] == facts(finished, "ours-3")["denoiser_calls"]
+    rows = [REAL + added for added in facts(finished, "ours-3").images_added]
+    assert found.images_added == facts(finished, "ours-3").images_added
+    assert found.strong.pool_synthetic == pytest.approx(np.mean([1 - REAL / n for n in rows]))
+    assert 0.2 < found.strong.selected_synthetic < 0.8
+    assert found.denoiser_calls == facts(finished, "ours-3").denoiser_calls
     gather.write(finished, config)
     report = Report.from_json(read_json(finished.path / "report.json"))
     told = " ".join(report.sentences)
@@ -371,5 +346,5 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         assert len(done.stdout.splitlines()) == 3  # said once: two arms and the folder
     for arm in ("original", "original+random"):
         ours, theirs = (facts(RunFolder(tmp_path / name), arm) for name in ("team", "alone"))
-        assert ours["steps"] == theirs["steps"]
-        np.testing.assert_allclose(ours["train_error"], theirs["train_error"], atol=0.2)  # BatchNorm sees halves
+        assert ours.steps == theirs.steps
+        np.testing.assert_allclose(ours.train_error, theirs.train_error, atol=0.2)  # BatchNorm sees halves

@@ -15,8 +15,11 @@ from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Partial, RunFolder
+from latebloom.flows.run.records import PLAN
 from latebloom.flows.stages import planning, select, synthesis, training
-from latebloom.flows.stages.loaders import generator_of, images_of, new_classifiers
+from latebloom.flows.stages.classifiers import new_classifiers
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import generator_of, images_of
 from latebloom.synth.plan import PLAN_SCHEMA
 from latebloom.synth.sampling.denoiser import Made, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
@@ -159,9 +162,9 @@ def test_a_judge_that_is_named_scores_in_place_of_the_early_classifiers(
 
 def test_a_plan_tells_of_its_generator_and_so_does_the_data_set(pristine: RunFolder, tiny: Tiny) -> None:
     generator = generator_of(tiny())
-    planned = pristine.record("plan")["facts"]["generator"]
-    assert planned.pop("config")["generator"] == tiny().generate.generator
-    assert planned == {
+    planned = pristine.record(PLAN).facts.generator
+    assert planned.config["generator"] == tiny().generate.generator
+    assert planned.model_dump(exclude={"config"}) == {
         "name": "tiny",
         "digest": generator.digest,
         "licence": generator.licence,
@@ -227,7 +230,7 @@ def test_images_that_fit_another_plan_are_not_drawn_again(
     if "seeds" not in changes:  # with other early classifiers the judge is another, and so are its scores
         story.same_but_for_rounding(finished, fresh)
     assert sum(made) == len(set(items) - before)
-    assert not list((finished.path / "synthetic").glob(".spare/*"))
+    assert not list((finished.path / "synthetic").glob(".cache/*"))
 
 
 def test_another_judge_scores_the_images_that_are_there(
@@ -260,10 +263,10 @@ def test_another_judge_scores_the_images_that_are_there(
 def test_a_data_set_of_other_settings_is_not_taken_for_what_is_asked(
     changes: dict[str, Any], differ: str, pristine: RunFolder, tiny: Tiny
 ) -> None:
-    synthesis.check_made(pristine, tiny())
+    synthesis.check_made(RunContext(pristine, tiny()))
     command = "filter" if differ == "quality" else "generate"
     with pytest.raises(ValueError, match=rf"made with other settings \({differ}\) .*; run `latebloom {command}` first"):
-        synthesis.check_made(pristine, tiny(changes))
+        synthesis.check_made(RunContext(pristine, tiny(changes)))
 
 
 def test_a_generator_that_changed_since_the_plan_is_refused(
@@ -286,9 +289,9 @@ def test_processes_share_the_time_that_is_forecast(
     finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "probe", lambda *_: SimpleNamespace(seconds_per_call=2.0, bytes_per_image=100.0))
-    calls = finished.record("plan")["facts"]["forecast"]["denoiser_calls"]
+    calls = finished.record(PLAN).facts.forecast.denoiser_calls
     (finished.path / "stages/plan.json").unlink()
     planning.plan_images(finished, tiny({"generate.processes": 3}))
-    forecast = finished.record("plan")["facts"]["forecast"]
-    assert forecast["seconds"] == pytest.approx(2 * calls / 3)
-    assert forecast["bytes"] == 100 * forecast["images"]
+    forecast = finished.record(PLAN).facts.forecast
+    assert forecast.seconds == pytest.approx(2 * calls / 3)
+    assert forecast.bytes == 100 * forecast.images

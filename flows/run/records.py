@@ -1,0 +1,200 @@
+"""What the record of each stage says: one model of facts a stage, and the key that its record is found by."""
+
+from typing import Any
+
+import pydantic
+
+from latebloom.flows.run.folder import Key
+from latebloom.synth.plan import Forecast
+
+__all__ = [
+    "EARLY",
+    "GENERATE",
+    "PLAN",
+    "SELECT",
+    "ClassFacts",
+    "ClassifierFacts",
+    "CoresetFacts",
+    "CoresetSeconds",
+    "EarlyFacts",
+    "Fit",
+    "GenerateFacts",
+    "GeneratorFacts",
+    "PlanFacts",
+    "RetrainFacts",
+    "SelectFacts",
+    "StrongFacts",
+    "classifiers_key",
+    "coreset_key",
+    "retrain_key",
+]
+
+
+class _Facts(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Small values that a stage found."""
+
+
+class EarlyFacts(_Facts):
+    """Early training.
+
+    Attributes:
+        by_knee: whether the knee of the error curve chose the epoch; False: it was given.
+        errors: by seed, training error 0..1 of each epoch; `losses` likewise.
+    """
+
+    separating_epoch: int
+    by_knee: bool
+    errors: list[list[float]]
+    losses: list[list[float]]
+
+
+class SelectFacts(_Facts):
+    """The choice of slow examples; `slow` counts them by seed."""
+
+    slow: list[int]
+    warnings: list[str]
+
+
+class GeneratorFacts(_Facts):
+    """The generator that images were planned for.
+
+    Attributes:
+        trained_on: in words.
+        seen: how many of the training images it was trained on; None: it does not say.
+        only_these: whether it was trained on nothing but training images of this run.
+        config: the settings that named it.
+    """
+
+    name: str
+    digest: str
+    licence: str
+    trained_on: str
+    seen: int | None
+    only_these: bool
+    config: dict[str, Any]
+
+
+class PlanFacts(_Facts):
+    """The plan; `calls` are denoiser calls of one image by the steps of its level."""
+
+    forecast: Forecast
+    calls: dict[int, int]
+    generator: GeneratorFacts
+    templates: tuple[str, ...]
+
+
+class GenerateFacts(_Facts):
+    """The synthetic data set; `digest` is that of its manifest."""
+
+    denoiser_calls: int
+    digest: str
+
+
+class StrongFacts(_Facts):
+    """Strong copies of an arm, means over seeds: the fields of `ArmResult` of these names."""
+
+    selected: float
+    selections: float
+    selection_seconds: float
+    strong_copies: float
+    selected_synthetic: float | None
+    pool_synthetic: float | None
+
+
+class RetrainFacts(_Facts):
+    """Retraining of one arm with one optimizer.
+
+    Attributes:
+        seconds: of one classifier, mean.
+        errors: test error 0..1 of each seed; the next three lists are by seed too.
+        train_error: training error 0..1 by epoch, of the first seed.
+        synthetic: digest of the synthetic data set that it trained on; empty: none.
+        strong: None where the arm has no strong copies.
+    """
+
+    seconds: float
+    errors: list[float]
+    images_added: list[int]
+    denoiser_calls: list[int]
+    steps: list[int]
+    train_error: list[float]
+    synthetic: str = ""
+    strong: StrongFacts | None = None
+
+
+class ClassifierFacts(_Facts):
+    """Classifiers that were trained to select by. Nothing is found but their weights."""
+
+
+class ClassFacts(_Facts):
+    """What a coreset has of one class."""
+
+    name: str
+    images: int
+    picked: int
+    picked_synthetic: int
+    weight: float
+
+
+class CoresetSeconds(_Facts):
+    """Seconds that a coreset took."""
+
+    training: float
+    forward_pass: float
+    selection: float
+
+
+class Fit(_Facts):
+    """How well selected examples stand for the images that they were selected from.
+
+    Attributes:
+        coverage: mean distance of an image to the nearest selected one of its class, in gradients p - y of the logits.
+        gradient_error: distance of the weighted mean gradient of the selected to that of all, over the mean length of a
+            gradient.
+    """
+
+    coverage: float
+    gradient_error: float
+
+
+class CoresetFacts(_Facts):
+    """A coreset, as coreset-METHOD.json describes it."""
+
+    method: str
+    data: str
+    synthetic: str
+    classifier: dict[str, Any]
+    weights: list[str]
+    coreset: dict[str, Any]
+    seed: int
+    origin: str
+    images: int
+    synthetic_images: int
+    picked: int
+    picked_synthetic: int
+    classes: list[ClassFacts]
+    seconds: CoresetSeconds
+    objective: Fit
+    objective_random: Fit
+    file: str
+
+
+EARLY = Key("early", EarlyFacts, "run `latebloom select`")
+SELECT = Key("select", SelectFacts, "run `latebloom select`")
+PLAN = Key("plan", PlanFacts, "run `latebloom generate`")
+GENERATE = Key("generate", GenerateFacts, "run `latebloom generate`")
+
+
+def retrain_key(arm: str, optimizer: str) -> Key[RetrainFacts]:
+    """Of an arm that is trained with an optimizer."""
+    return Key(f"retrain-{arm}-{optimizer}", RetrainFacts)
+
+
+def coreset_key(method: str) -> Key[CoresetFacts]:
+    """Of a coreset by a method."""
+    return Key(f"coreset-{method}", CoresetFacts, "run `latebloom coreset`")
+
+
+def classifiers_key(name: str) -> Key[ClassifierFacts]:
+    """Of classifiers that are trained to select by: `classifiers`, or `forgetting`, whose training is counted too."""
+    return Key(f"coreset-{name}", ClassifierFacts, "run `latebloom coreset`")

@@ -1,0 +1,171 @@
+"""What a stage knows of its run: settings, images, records, selections, the plan and its parts, each read once."""
+
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from latebloom.data.sources.load import Splits
+from latebloom.data.store import digest_json, local_file, read_table
+from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import Record, RunFolder
+from latebloom.flows.run.records import EARLY, PLAN, SELECT, EarlyFacts, PlanFacts, SelectFacts
+from latebloom.flows.stages import loaders, scorers
+from latebloom.flows.stages.classifiers import early_folder, early_weights, loaded_classifiers
+from latebloom.synth.generate import Scorers
+from latebloom.synth.plan import PLAN_SCHEMA
+from latebloom.train.selection.slow import Method
+
+__all__ = ["RunContext", "forget_models", "kept_context", "selection_path"]
+
+
+class RunContext:
+    """A run as one stage sees it. A stage opens one at its start, and it never leaves the process.
+
+    What it has read it keeps: a stage that writes a file reads that file from the folder, not from here.
+
+    Attributes:
+        folder: the run folder.
+        config: what was asked for.
+    """
+
+    def __init__(self, folder: RunFolder, config: CompareConfig) -> None:
+        self.folder, self.config = folder, config
+        self._selections: dict[Path, dict[str, np.ndarray]] = {}
+        self._keys: dict[int, str] = {}
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The images, as the settings make them."""
+        return loaders.images_of(self.config)
+
+    @cached_property
+    def early(self) -> Record[EarlyFacts]:
+        return self.folder.record(EARLY)
+
+    @cached_property
+    def select(self) -> Record[SelectFacts]:
+        return self.folder.record(SELECT)
+
+    @cached_property
+    def planned(self) -> Record[PlanFacts]:
+        return self.folder.record(PLAN)
+
+    def early_arrays(self, number: int, *names: str) -> list[np.ndarray]:
+        """Outputs of the early classifier of a seed: logits (N, C), labels (N,), losses (N,). Large, so not kept."""
+        with local_file(early_folder(self.folder, number) / "outputs.npz") as file, np.load(file) as arrays:
+            return [arrays[name] for name in names]
+
+    def selection(self, method: Method, number: int) -> dict[str, np.ndarray]:
+        """The choice of a method and seed: indices (S,) ascending, cluster (N,), mean_loss (C, 2)."""
+        path = selection_path(self.folder, method, number)
+        if path not in self._selections:
+            with local_file(path) as file, np.load(file) as arrays:
+                self._selections[path] = dict(arrays)
+        return self._selections[path]
+
+    def selected(self, method: Method, number: int) -> np.ndarray:
+        """The indices that a method selected for a seed, int64 ascending."""
+        return self.selection(method, number)["indices"]
+
+    # -------------------------------------------------------------------------------------- synthetic images
+
+    @cached_property
+    def synthetic(self) -> SyntheticFolder:
+        return SyntheticFolder(self.path / "synthetic")
+
+    @cached_property
+    def plan(self) -> pa.Table:
+        """The plan, `PLAN_SCHEMA`."""
+        _ = self.planned  # which says what to do where there is none
+        return read_table(self.path / "plan.parquet", schema=PLAN_SCHEMA)
+
+    @cached_property
+    def parts(self) -> list[pa.Table]:
+        """The rows of the plan that each part has."""
+        size = self.config.plan.part_size
+        return [self.plan.slice(start, size) for start in range(0, self.plan.num_rows, size)]
+
+    @cached_property
+    def made(self) -> str:
+        """Digest of what decides an image beside its own row of the plan."""
+        return digest_json(
+            {
+                "version": 2,
+                "generator": self.planned.facts.generator.digest,
+                "sample": self.config.sample.model_dump(mode="json"),
+                "sizes": self.config.sizes.model_dump(mode="json"),
+            }
+        )
+
+    def part_key(self, number: int) -> str:
+        """Digest of all that decides the images of a part and their scores; the states follow from the scores."""
+        if number not in self._keys:
+            rows = self.parts[number].to_pydict()
+            self._keys[number] = digest_json({"made": self.made, "rows": rows, "scorers": self.scorer_digests})
+        return self._keys[number]
+
+    @cached_property
+    def scorer_digests(self) -> dict[str, str]:
+        """Digests of all that score images; empty for those that do not."""
+        return scorers.scorer_digests(self.config, self.early.digest)
+
+    @cached_property
+    def reference(self) -> Sequence[nn.Module]:
+        """The reference classifiers: the one that the settings name, or the early ones of this run."""
+        if self.config.scores.judge:
+            return [scorers.named_reference(self.config)]
+        return loaded_classifiers(self.config, self.splits.train, early_weights(self.folder, self.config.seeds))
+
+    @cached_property
+    def scorers(self) -> Scorers:
+        """What scores the images of this run."""
+        return scorers.scorers_of(self.config, self.reference)
+
+
+def selection_path(run: RunFolder, method: Method, number: int) -> Path:
+    """Where the selection of a method and seed is."""
+    return run.path / "selection" / method / f"seed-{number}.npz"
+
+
+_kept: RunContext | None = None
+_lock = threading.Lock()
+
+
+def kept_context(folder: RunFolder, config: CompareConfig) -> RunContext:
+    """The context by which this process makes parts: the one before, unless what it was read from has changed.
+
+    So a process reads the plan and makes the scorers once, however many parts it makes. What has changed shows in the
+    records of the plan and of the early classifiers, and in the weights of a reference classifier that is named.
+    """
+    global _kept
+    now = RunContext(folder, config)
+    with _lock:
+        if _kept is None or _identity(_kept) != _identity(now):
+            _kept = now
+        return _kept
+
+
+def _identity(context: RunContext) -> tuple[Any, ...]:
+    return context.folder, context.config, context.early, context.planned, context.scorer_digests
+
+
+def forget_models() -> None:
+    """Free the generator and the scorers of this process, before other processes load theirs."""
+    global _kept
+    with _lock:
+        _kept = None
+    loaders.forget_generator()
+    scorers.forget_named()
+    torch.cuda.empty_cache()

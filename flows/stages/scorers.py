@@ -1,0 +1,119 @@
+"""The models that score images: the reference classifier, CLIP, the safety checker; and the digests that name them."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from latebloom.data.images import LabeledImages
+from latebloom.data.store import as_path, digest_file, local_folder
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.stages.classifiers import loaded_classifiers
+from latebloom.flows.stages.loaders import device_of, images_of
+from latebloom.synth.generate import Scorers
+from latebloom.synth.generators.load import generator_folder
+from latebloom.synth.prompts import names_of
+from latebloom.synth.scoring.clip import ClipScorer, SafetyScorer, clip_digest, safety_digest
+from latebloom.synth.scoring.quality import RealFeatures
+from latebloom.train.evaluate import features_of
+
+__all__ = ["check_named", "forget_named", "named_reference", "reference_digest", "scorer_digests", "scorers_of"]
+
+
+def reference_digest(config: CompareConfig) -> str:
+    """Digest of the reference classifier that a config names; empty: it names none.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = as_path(config.scores.judge)
+    if not config.scores.judge:
+        return ""
+    if not file.is_file():
+        raise ValueError(
+            f"there is no reference classifier at {file}; give a .safetensors file that a run wrote, or none"
+        )
+    return digest_file(file)
+
+
+def scorer_digests(config: CompareConfig, early: str) -> dict[str, str]:
+    """Digests of all that score images; empty for those that do not.
+
+    Args:
+        early: digest of the early classifiers, which are the reference where none is named.
+    """
+    return {"judge": reference_digest(config) or early, **_clip_and_safety_digests(config)}
+
+
+@functools.lru_cache(maxsize=1)
+def _clip_and_safety_digests(config: CompareConfig) -> dict[str, str]:
+    """Read once a process: they are gigabytes."""
+    clip = safety = ""
+    if config.scores.clip:
+        clip = clip_digest(local_folder(as_path(config.scores.clip)), _clip_prompts(config))
+    if config.scores.safety:
+        safety = safety_digest(generator_folder(config.generate.generator, config.generate.revision))
+    return {"clip": clip, "safety": safety}
+
+
+def check_named(config: CompareConfig) -> None:
+    """Load the models that a config names.
+
+    Raises:
+        ValueError: one of them is not there, or is something else.
+    """
+    _named(config, reference_digest(config))
+
+
+def named_reference(config: CompareConfig) -> nn.Module:
+    """The reference classifier that a config names."""
+    named = _named(config, reference_digest(config))[0]
+    assert named is not None
+    return named
+
+
+def scorers_of(config: CompareConfig, reference: Sequence[nn.Module]) -> Scorers:
+    """Who scores the images of a run.
+
+    Args:
+        reference: the mean of their probabilities and the features of the first are scored by.
+    """
+    train = images_of(config).train
+    _, clip, safety = _named(config, reference_digest(config))
+
+    def classify(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = LabeledImages(images, np.zeros(len(images), np.int64), train.class_names, "a part")
+        found = [features_of(model, batch) for model in reference]
+        return np.mean([torch.from_numpy(logits).softmax(1).numpy() for logits, _ in found], 0), found[0][1]
+
+    return Scorers(classify, RealFeatures.of(features_of(reference[0], train)[1]), clip, safety)
+
+
+@functools.lru_cache(maxsize=1)
+def _named(config: CompareConfig, _reference: str) -> tuple[nn.Module | None, ClipScorer | None, SafetyScorer | None]:
+    """The reference classifier, the CLIP model and the safety checker where a config names them."""
+    train, device = images_of(config).train, device_of(config.device)
+    reference = clip = safety = None
+    if config.scores.judge:
+        reference = loaded_classifiers(config, train, [as_path(config.scores.judge)])[0]
+    if config.scores.clip:
+        clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), _clip_prompts(config), device)
+    if config.scores.safety:
+        folder = generator_folder(config.generate.generator, config.generate.revision)
+        safety = SafetyScorer.load(folder, device)
+        if safety is None:
+            raise ValueError(f"generator {folder.name} ships no safety checker; turn scores.safety off")
+    return reference, clip, safety
+
+
+def forget_named() -> None:
+    """Let the models go that were loaded here."""
+    _named.cache_clear()
+
+
+def _clip_prompts(config: CompareConfig) -> list[str]:
+    """The text of each class for CLIP: the first template with its name."""
+    names = names_of(config.prompts, images_of(config).train.class_names)
+    return [config.prompts.templates[0].replace("{name}", name) for name in names]

@@ -1,0 +1,65 @@
+"""States by the thresholds of now: they move, and near-duplicates are found, without making an image again."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from latebloom.data.store import read_table
+from latebloom.data.synthetic.folder import PartRecord
+from latebloom.flows.stages.context import RunContext
+from latebloom.synth.scoring.quality import QualityConfig, Scores, duplicate_distances, states
+
+__all__ = ["with_states_of_now"]
+
+
+def with_states_of_now(run: RunContext, records: list[PartRecord]) -> list[PartRecord]:
+    """The records of all parts, in order, after those are written again whose states or duplicate distances move."""
+    if not records:
+        return []
+    folder = run.synthetic
+    names = [field.name for field in dataclasses.fields(Scores)]
+    tables = [
+        read_table(folder.part_path(number), columns=[*names, "fingerprint", "label", "state"])
+        for number in range(len(records))
+    ]
+    now, distances = _states_of(pa.concat_tables(tables), names, run.config.quality)
+    result, start = [], 0
+    for number, (record, before) in enumerate(zip(records, tables, strict=True)):
+        rows = slice(start, start + before.num_rows)
+        start += before.num_rows
+        if now[rows] == before["state"].to_pylist() and np.array_equal(
+            distances[rows], before["duplicate_distance"].to_numpy(), equal_nan=True
+        ):
+            result.append(record)
+            continue
+        (folder.path / "manifest.json").unlink(missing_ok=True)  # the data set that it describes is going
+        part = read_table(folder.part_path(number))
+        for name, values in (("state", pa.array(now[rows], pa.string())), ("duplicate_distance", distances[rows])):
+            part = part.set_column(part.schema.get_field_index(name), name, pa.array(values))
+        result.append(
+            folder.write_part(
+                number,
+                part,
+                run.splits.train.class_names,
+                record.key,
+                made=record.made,
+                failures=record.failures,
+                seconds=record.seconds,
+                peak_memory_mb=record.peak_memory_mb,
+            )
+        )
+    return result
+
+
+def _states_of(table: pa.Table, names: list[str], quality: QualityConfig) -> tuple[list[str], np.ndarray]:
+    """The states of all images, and their distances to the nearest duplicate, float64 (n,); NaN: not asked for."""
+    scores = Scores(**{name: table[name].to_numpy() for name in names})
+    distances = np.full(table.num_rows, np.nan)
+    if quality.min_duplicate_distance > 0:
+        # Among those that all else leaves usable: none is dropped for being like one that is dropped itself.
+        alone = quality.model_copy(update={"min_duplicate_distance": 0})
+        usable = np.array(states(scores, alone)) == "ok"
+        prints = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), np.uint8).reshape(len(usable), -1)
+        distances = duplicate_distances(prints, table["label"].to_numpy(), usable)
+    return list(states(dataclasses.replace(scores, duplicate_distance=distances), quality)), distances
