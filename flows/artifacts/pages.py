@@ -21,7 +21,7 @@ from latebloom.flows.report import lineage
 from latebloom.flows.report.charts import arm_charts
 from latebloom.flows.report.inspect import sheet
 from latebloom.flows.report.page import report_table
-from latebloom.flows.report.results import Report
+from latebloom.flows.report.results import Report, in_percent, mean_and_std
 from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.folder import Key, Record, RunFolder
 from latebloom.flows.run.progress import duration
@@ -146,9 +146,8 @@ def _plan(facts: PlanFacts) -> tuple[str, Rows, str]:
 
 def _retrain(facts: RetrainFacts) -> tuple[str, Rows, str]:
     errors = facts.errors
-    spread = f" ± {100 * np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
     rows = [
-        ("test error", f"{100 * np.mean(errors):.2f}{spread} %, n = {len(errors)} seeds"),
+        ("test error", f"{in_percent(*mean_and_std(errors))} %, n = {len(errors)} seeds"),
         ("images added", f"{np.mean(facts.images_added):,.0f} (mean over seeds)"),
         ("steps", f"{np.mean(facts.steps):,.0f} (mean over seeds)"),
         ("training", f"{duration(facts.seconds)} a classifier"),

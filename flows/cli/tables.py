@@ -5,14 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.report.results import Report
+from latebloom.flows.report.results import Report, in_percent, mean_and_std
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
 from latebloom.flows.run.records import retrain_key
@@ -56,8 +55,7 @@ def print_errors(run: RunFolder, config: CompareConfig) -> None:
     for optimizer in config.optimizers:
         for arm in config.arms:
             errors = run.record(retrain_key(arm, optimizer)).facts.errors
-            spread = f" ± {100 * np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
-            print(f"{arm:{width}}  {optimizer}  {100 * np.mean(errors):.2f}{spread} % test error, n = {len(errors)}")
+            print(f"{arm:{width}}  {optimizer}  {in_percent(*mean_and_std(errors))} % test error, n = {len(errors)}")
 
 
 def print_report(folder: Path, as_json: bool) -> None:

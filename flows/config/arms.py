@@ -18,7 +18,7 @@ class Arm(pydantic.BaseModel, frozen=True):
     method: SlowMethod = "cluster"  # which examples are duplicated or augmented
     k: int = 1
     from_noise: bool = False
-    selector: Selector = "none"  # whose picks get strong copies
+    selector: Selector = "none"  # which selected examples get strong copies
     equal_steps_of: str = ""
 
 

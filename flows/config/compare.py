@@ -1,4 +1,4 @@
-"""The configs a flow takes: composed from those of the packages, and the presets."""
+"""The configs of a run and of a comparison, composed of those of the packages; what a data source starts from."""
 
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         min_length=1,
         description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, misclassified-K "
         "(as many as ours); all-K; noise-K (ours from pure noise); ARM+SELECTOR is ARM with strong copies as `strong` "
-        "says of what the selector picks, such as ours-5+craig or original+all; original+file takes the picks of "
+        "says of what the selector selects, such as ours-5+craig or original+all; original+file those of "
         "`strong.file`; ARM@OTHER is ARM at the optimizer steps of OTHER",
     )
     optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
@@ -189,15 +189,15 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
 def one_setting(config: RunConfig) -> CompareConfig:
     """The comparison that one setting makes: it, and the original at equal epochs and at equal steps.
 
-    With strong augmentation also the same images without it, and with strong copies of as many drawn by lot: only what
-    beats both was gained by the selector. How many a file picks is not known here, so there is no lot beside it. The
+    With strong augmentation also the same images without it, and with strong copies of as many random ones: only what
+    beats both was gained by the selector. How many a file names is not known here, so no random arm is beside it. The
     methods are paired on one seed, which shows the path and no significance.
     """
     ours = next(word for word, method in METHODS.items() if method == config.slow.method) + f"-{config.plan.k}"
     selector = config.strong.selector
     final = ours if selector == "none" else f"{ours}+{selector}"
-    lot = [] if selector in ("none", "all", "random", "file") else [f"{ours}+random"]
-    arms = tuple(dict.fromkeys(("original", f"original@{final}", ours, *lot, final)))
+    random = [] if selector in ("none", "all", "random", "file") else [f"{ours}+random"]
+    arms = tuple(dict.fromkeys(("original", f"original@{final}", ours, *random, final)))
     return CompareConfig(**dict(config), arms=arms, optimizers=(config.train.optimizer,), seeds=1)
 
 

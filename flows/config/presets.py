@@ -70,7 +70,7 @@ _R18 = "resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
 
 
 def _strong(selector: str, fraction: float, every: int, policy: str = "wu2020", **more: Any) -> dict[str, Any]:
-    """Strong copies of a share of each class, picked anew every so many epochs."""
+    """Strong copies of a share of each class, selected anew every so many epochs."""
     coreset = {"fraction": fraction, "budget": "equal"}
     return {"strong": {"selector": selector, "coreset": coreset, "policy": {"policy": policy}, "every": every, **more}}
 
@@ -105,14 +105,14 @@ _LCMAT = {
 
 
 def _only(selector: str, fraction: float, every: int, budget: str, **more: Any) -> dict[str, Any]:
-    """Training on the picked examples alone, without strong copies."""
+    """Training on the selected examples alone, without strong copies."""
     coreset = {"fraction": fraction, "budget": budget}
     more = {"main": "coreset", "copies": 0, "every": every, **more}
     return {"strong": {"selector": selector, "coreset": coreset, **more}}
 
 
 def _lcmat(fraction: float) -> dict[str, Any]:
-    """Picked once: never again within the run. The baselines look at the last layer's gradients too."""
+    """Selected once: never again within the run. The baselines use the last layer's gradients too."""
     last = {"strong": {"coreset": {"gradient": "last_layer", "lcmat_k": 100}}}
     return merge(_only("lcmat", fraction, 100_000, "equal", warm_epochs=10), last)
 
@@ -321,9 +321,9 @@ PRESETS: dict[str, Preset] = {
         _against("random", "max_loss", "dea", plain=False),
     ),
     "lcmat-cifar10": _row(
-        "LCMat Table 1, D.1: ResNet18 (3x3 stem) on 0.1 to 30 % (here 10) picked once; Nesterov and cosine of the "
-        "released code; crop pads with zeros, not by reflection; the network picks for itself after 10 epochs of as "
-        "many random examples, where in the paper another picks after 10 epochs of all (latebloom coreset does that)",
+        "LCMat Table 1, D.1: ResNet18 (3x3 stem) on 0.1 to 30 % (here 10) selected once; Nesterov and cosine of the "
+        "released code; crop pads with zeros, not by reflection; the network selects for itself after 10 epochs of "
+        "as many random examples; in the paper another one selects after 10 epochs of all (as latebloom coreset does)",
         _LCMAT,
         _on("cifar10"),
         _lcmat(0.1),

@@ -3,12 +3,11 @@
 import itertools
 from typing import Any
 
-import numpy as np
-
 from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report.results import in_percent, mean_and_std
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.run.records import SELECT, retrain_key
 from latebloom.flows.stages.classifiers import early_folder
@@ -96,8 +95,7 @@ def _several(counts: list[int]) -> str:
 
 
 def _error(errors: list[float]) -> str:
-    spread = f" ± {100 * np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
-    return f"{100 * np.mean(errors):.2f}{spread} %"  # a longer line would be broken
+    return f"{in_percent(*mean_and_std(errors))} %"  # a longer line would be broken
 
 
 def short(digest: str) -> str:

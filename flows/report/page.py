@@ -29,7 +29,7 @@ from latebloom.flows.report.charts import (
     final_charts,
     is_marked,
 )
-from latebloom.flows.report.results import ArmResult, Report
+from latebloom.flows.report.results import ArmResult, Report, in_percent
 
 __all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "report_table", "write_report"]
 
@@ -113,13 +113,12 @@ def _in_order(report: Report) -> list[ArmResult]:
 
 
 def _table_row(arm: ArmResult, strong: bool) -> list[str]:
-    error = f"{100 * arm.mean:.2f}" + ("" if arm.std is None else f" ± {100 * arm.std:.2f}")
+    error = in_percent(arm.mean, arm.std)
     difference = "–"
     if arm.arm == ORIGINAL:
         difference = "reference"
     elif arm.difference is not None:
-        difference = f"{round(100 * arm.difference, 2) + 0.0:+.2f}"  # + 0.0: no -0.00
-        difference += "" if arm.standard_error is None else f" ± {100 * arm.standard_error:.2f}"
+        difference = in_percent(arm.difference, arm.standard_error, signed=True)
         difference += " *" if is_marked(arm) else ""
     counts = [f"{arm.images_added:,.0f}", f"{arm.steps:,.0f}"]
     times = [_seconds(arm.train_seconds), _seconds(arm.generation_seconds)]

@@ -9,7 +9,18 @@ import numpy as np
 
 from latebloom.flows.run.records import RetrainFacts
 
-__all__ = ["ArmResult", "LevelResult", "Report", "SeedSelection", "StageCost", "arm_results", "paired", "sentences"]
+__all__ = [
+    "ArmResult",
+    "LevelResult",
+    "Report",
+    "SeedSelection",
+    "StageCost",
+    "arm_results",
+    "in_percent",
+    "mean_and_std",
+    "paired",
+    "sentences",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +142,17 @@ class Report:
         return cls(**{**value, **made})
 
 
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation over seeds (ddof 1); None for the deviation of a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def in_percent(share: float, spread: float | None = None, signed: bool = False) -> str:
+    """A share, and its spread where there is one, in percent: `4.20 ± 0.31`, or `+4.20 ± 0.31`."""
+    shown = f"{round(100 * share, 2) + 0.0:{'+' if signed else ''}.2f}"  # + 0.0: no -0.00
+    return shown if spread is None else f"{shown} ± {100 * spread:.2f}"
+
+
 def paired(errors: Sequence[float], base: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean of errors - base, seed by seed, and its standard error; (mean, None) for one seed."""
     differences = np.subtract(errors, base)
@@ -149,6 +171,7 @@ def arm_results(facts: dict[tuple[str, str], RetrainFacts], seconds_per_call: fl
     results = []
     for (arm, optimizer), fact in facts.items():
         errors = fact.errors
+        mean, std = mean_and_std(errors)
         base = facts.get(("original", optimizer))
         difference, standard_error = paired(errors, base.errors) if base else (None, None)
         results.append(
@@ -156,8 +179,8 @@ def arm_results(facts: dict[tuple[str, str], RetrainFacts], seconds_per_call: fl
                 arm=arm,
                 optimizer=optimizer,
                 errors=errors,
-                mean=float(np.mean(errors)),
-                std=float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
+                mean=mean,
+                std=std,
                 difference=difference,
                 standard_error=standard_error,
                 images_added=float(np.mean(fact.images_added)),
@@ -261,10 +284,10 @@ def _versus(ours: ArmResult, rival: ArmResult, words: str) -> str:
     difference, standard_error = paired(ours.errors, rival.errors)
     assert difference is not None
     head = f"{ours.optimizer.upper()}: {ours.arm} against {words} ({rival.arm})"
-    numbers = f"{100 * ours.mean:.2f} % against {100 * rival.mean:.2f} % test error"
+    numbers = f"{in_percent(ours.mean)} % against {in_percent(rival.mean)} % test error"
     if standard_error is None:
         return f"{head}: {numbers}, one seed each."
-    measured = f"{100 * difference:+.2f} ± {100 * standard_error:.2f} points, n = {ours.n}"
+    measured = f"{in_percent(difference, standard_error, signed=True)} points, n = {ours.n}"
     if abs(difference) <= 2 * standard_error or difference == 0:
         verdict = "no difference that these seeds can show"
     else:

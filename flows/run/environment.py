@@ -1,4 +1,4 @@
-"""What the environment of a process that runs flows says: Prefect's settings, where run folders lie."""
+"""The environment of a process that runs flows: Prefect's settings, and where run folders are."""
 
 import os
 from pathlib import Path
@@ -26,12 +26,12 @@ def prepare_prefect() -> None:
     for name, value in RUN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
-        # The log of a server that ends with the command is for nobody, and what cannot be sent to it is complained of.
+        # Nobody reads the log of a server that ends with the command, and Prefect complains of what it cannot send.
         os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     # Without PREFECT_API_URL a server starts with the flow; on a busy machine that takes longer than its default.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
 def runs_root() -> Path:
-    """Where run folders lie that are named without a whole path: LATEBLOOM_RUNS, a path or URL, or the folder runs/."""
+    """Where a run folder with a relative name is: in LATEBLOOM_RUNS, a path or URL, or in the folder runs/."""
     return as_path(os.environ.get("LATEBLOOM_RUNS") or "runs")

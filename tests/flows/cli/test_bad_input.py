@@ -235,7 +235,7 @@ BAD_INPUT = [
     # Generators
     ("run digits --generator SHOP/nowhere", "expected a diffusers folder (with model_index.json)"),
     ("run digits --generator SHOP/broken-index", "model_index.json is not valid JSON"),
-    ("run digits --generator SHOP/latent --kind pixel", "holds a UNet2DConditionModel, a pixel generator is"),
+    ("run digits --generator SHOP/latent --kind pixel", "holds a UNet2DConditionModel, expected a UNet2DModel"),
     ("run digits --generator SHOP/no-weights", "pickled weights (.bin) are refused"),
     ("run digits --generator SHOP/few-classes", "generator few-classes knows 5 classes, the data have 10"),
     (
@@ -249,7 +249,10 @@ BAD_INPUT = [
     ("run SHOP/colour", "the images are in colour and the generator makes grey ones; name a generator with 3"),
     ("run SHOP/wide.npz", "an image of 40x8 has one side 5.0 times the other, expected at most 4 times; crop it"),
     ("run SHOP/long --image-size 8 --set sizes.returned=source", "an image of 40x8 has one side 5.0 times"),
-    ("run digits --set scores.clip=SHOP/nowhere", "nowhere is not the folder of a CLIP model: it has no"),
+    (
+        "run digits --set scores.clip=SHOP/nowhere",
+        "nowhere has no config.json, expected the folder of a CLIP model",
+    ),
     ("run digits --set scores.safety=true", "generator tiny ships no safety checker; turn scores.safety off"),
     ("run digits --set quality.min_clip_score=0.2", "quality.min_clip_score is 0.2: name a CLIP model"),
     # fit-generator

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from latebloom.flows.config.compare import (
     preset,
     setting_of,
 )
+from latebloom.flows.config.tools import CoresetRunConfig, FitGeneratorConfig
 from latebloom.flows.run.folder import RunFolder, read_config
-from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 from latebloom.flows.stages.training_sets import Pool, arm_rows
 from latebloom.synth.sampling.sample import SampleConfig
 from latebloom.train.config import FitConfig
@@ -299,7 +301,7 @@ def models(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.BaseModel]
             yield from models(field.annotation)
 
 
-ALL = sorted({*models(CompareConfig), *models(FitGeneratorConfig)}, key=lambda model: model.__name__)
+ALL = {*models(CompareConfig), *models(CoresetRunConfig), *models(FitGeneratorConfig)}
 
 
 def test_the_walk_reaches_the_configs_of_all_packages() -> None:
@@ -309,38 +311,31 @@ def test_the_walk_reaches_the_configs_of_all_packages() -> None:
     assert {"SizeConfig", "PromptConfig", "DiffuseMixConfig", "ScoreConfig"} <= names
 
 
-@pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
-def test_every_setting_has_a_description_for_the_form_in_the_browser(model: type[pydantic.BaseModel]) -> None:
-    assert model.__doc__
-    for name, field in model.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
-        assert nested or field.description, f"{model.__name__}.{name} has no description"
+def test_every_setting_has_a_description_and_a_valid_default_and_configs_refuse_unknown_names() -> None:
+    for model in ALL:
+        assert model.__doc__
+        assert model.model_config["frozen"]
+        assert model.model_config["extra"] == "forbid"
+        default = model()
+        assert model.model_validate(default.model_dump(mode="json")) == default
+        for name, field in model.model_fields.items():
+            nested = isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
+            assert nested or field.description, f"{model.__name__}.{name} has no description"
 
 
-@pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
-def test_every_setting_has_a_default_that_is_valid(model: type[pydantic.BaseModel]) -> None:
-    default = model()
-    assert model.model_validate(default.model_dump(mode="json")) == default
-
-
-@pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
-def test_a_config_is_frozen(model: type[pydantic.BaseModel]) -> None:
-    name = next(iter(model.model_fields))
-    default = model()
-    with pytest.raises(pydantic.ValidationError, match="frozen"):
-        setattr(default, name, getattr(default, name))
-
-
-@pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
-def test_an_unknown_setting_is_refused(model: type[pydantic.BaseModel]) -> None:
-    with pytest.raises(pydantic.ValidationError, match="Extra inputs are not permitted"):
-        model(learning_rat=0.1)
+def test_configs_are_read_without_what_they_configure() -> None:
+    code = """
+import sys, latebloom.flows.config.presets, latebloom.flows.config.tools, latebloom.flows.run.resolve
+heavy = {"torch", "numpy", "pyarrow", "prefect", "diffusers", "typer"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"plan": {"k": 1}}, "greater than or equal to 2"),
         ({"plan": {"k": 3}}, "name 2 levels yourself for k = 3"),
         ({"plan": {"k": 3, "levels": (10,)}}, r"k = 3 needs 2 levels \(k counts the real image\), got 1"),
         ({"plan": {"k": 2, "levels": (0,)}}, "level 0 of 100 does not exist: levels go from 1 to 100"),
@@ -348,30 +343,14 @@ def test_an_unknown_setting_is_refused(model: type[pydantic.BaseModel]) -> None:
         ({"plan": {"k": 2, "levels": (11,)}, "sample": {"grid": 10}}, "level 11 of 10 does not exist"),
         ({"sample": {"grid": 15}}, "do not fall on a grid of 15 steps"),
         ({"sample": {"steps": 101}}, "101 steps are more than the 100 of the grid"),
-        ({"sample": {"sampler": "euler"}}, "'ddpm', 'ddim', 'dpm.*2m' or 'lcm'"),
         ({"sizes": {"work_size": 7}}, "work size 7 is too small; give 8 to 4096, or 0"),
-        ({"prompts": {"templates": ()}}, "at least 1 item"),
         ({"prompts": {"templates": ("a cat",)}}, "template 'a cat' must have {name}"),
-        ({"generate": {"kind": "gan"}}, "'auto', 'pixel', 'latent', 'pipeline' or 'diffusemix'"),
-        ({"generate": {"processes": 257}}, "less than or equal to 256"),
-        ({"diffusemix": {"prompts": ("",)}}, "at least 1 character"),
         ({"train": {"milestones": (0.75, 0.5)}}, "milestones are ascending fractions"),
-        ({"seed": -1}, "greater than or equal to 0"),
-        ({"seed": 2**31}, "less than 2147483648"),
-        ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
-        ({"classifier": {"width": -1}}, "greater than or equal to 0"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RunConfig(**settings)
-
-
-@pytest.mark.parametrize("name", ["seeds", "workers"])
-@pytest.mark.parametrize("value", [0, -1, 1001])
-def test_seeds_and_workers_have_bounds(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=name):
-        compare(**{name: value})
 
 
 # ------------------------------------------------------------------------------------------------- from a run folder

@@ -12,6 +12,8 @@ from latebloom.flows.report.results import (
     SeedSelection,
     StageCost,
     arm_results,
+    in_percent,
+    mean_and_std,
     paired,
     sentences,
 )
@@ -233,3 +235,10 @@ def test_a_report_of_another_shape_is_refused(pristine: RunFolder) -> None:
     value = json.loads((pristine.path / "report.json").read_text())
     with pytest.raises(TypeError, match="surprise"):
         Report.from_json({**value, "surprise": 1})
+
+
+def test_a_share_in_percent_has_its_spread_where_there_is_one() -> None:
+    assert in_percent(0.0421) == "4.21"
+    assert in_percent(*mean_and_std([0.04, 0.05])) == "4.50 ± 0.71"
+    assert in_percent(*mean_and_std([0.04])) == "4.00"
+    assert in_percent(-0.00001, 0.001, signed=True) == "+0.00 ± 0.10"  # no -0.00
