@@ -1,38 +1,26 @@
 """The training loop: early and final, SGD, SAM and AdaHessian, with or without strong copies, one model or many."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latebloom.data.batches import Pixels, epoch_order
+from latebloom.data.batches import Pixels
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import torch_rng, torch_stream
-from latebloom.train.augment.mixing import EpochRows, Mixer
+from latebloom.train.augment.mixing import Mixer
 from latebloom.train.config import FitConfig
-from latebloom.train.evaluate import eval_mode, forward_pass
-from latebloom.train.loop.epoch import Epoch
 from latebloom.train.loop.optim import AdaHessian, learning_rate
-from latebloom.train.loop.step import Batch, Gradients, autocast, losses_of_batch
+from latebloom.train.loop.step import Gradients
 from latebloom.train.loop.team import Team
+from latebloom.train.loop.trajectory import History, Trajectory
 
 __all__ = ["FitConfig", "FitState", "History", "fit"]
 
 # On a CPU, channels last is no faster for models with fewer weights.
 CHANNELS_LAST_WEIGHTS = 100_000
-
-
-@dataclasses.dataclass
-class History:
-    """Per epoch, over the augmented examples: mean loss, error in 0..1, last learning rate, seconds."""
-
-    loss: list[float] = dataclasses.field(default_factory=list)
-    error: list[float] = dataclasses.field(default_factory=list)
-    lr: list[float] = dataclasses.field(default_factory=list)
-    seconds: list[float] = dataclasses.field(default_factory=list, compare=False)
 
 
 @dataclasses.dataclass
@@ -104,9 +92,7 @@ def fit(
     channels_last = len(models) == 1 and (device.type == "cuda" or _size(models[0]) >= CHANNELS_LAST_WEIGHTS)
     pixels = Pixels(data, device, channels_last=channels_last)
     labels = torch.from_numpy(data.labels).to(device)
-    per_epoch = [config.steps_per_epoch(length) for length in lengths]
     totals = list(total_steps) if total_steps is not None else [config.total_steps(length) for length in lengths]
-    ends = [min(t, stop_epoch * e) if stop_epoch else t for t, e in zip(totals, per_epoch, strict=True)]
     for model in models:
         model.to(device).train()
         if channels_last:
@@ -119,50 +105,37 @@ def fit(
     )
     _check_start(state.step, team, device)
     _restore_slots(optimizer, models, state)
+    # (M, 3) float64: loss, errors, examples of the current epoch
+    sums = torch.tensor(state.partial if team.leads else np.zeros_like(state.partial), device=device)
     trajectories = [
-        _Trajectory(model, own, seed, config, pixels, labels, mixers[m] if mixers is not None else None, team)
-        for m, (model, own, seed) in enumerate(zip(models, rows, seeds, strict=True))
+        Trajectory(
+            model, pixels, labels, own, config, seed, mixer, team, total, stop_epoch, state.histories[m], sums[m]
+        )
+        for m, (model, own, seed, mixer, total) in enumerate(
+            zip(models, rows, seeds, mixers or [None] * len(models), totals, strict=True)
+        )
     ]
     for trajectory, saved in zip(trajectories, state.mixers, strict=True):
         trajectory.restore(saved)
-    partial = state.partial if team.leads else np.zeros_like(state.partial)
-    sums = torch.tensor(partial, device=device)  # (M, 3) float64: loss, errors, examples of this epoch
-    whole = {m: min(config.batch_size, length) for m, length in enumerate(lengths)}
+    whole = {m: trajectory.whole for m, trajectory in enumerate(trajectories)}
+    last, longest = max(t.end for t in trajectories), max(t.per_epoch for t in trajectories)
 
-    for step in range(state.step, max(ends)):
-        active = [m for m in range(len(models)) if step < ends[m]]
-        batches: dict[int, Batch] = {}
+    for step in range(state.step, last):
+        active = [m for m, trajectory in enumerate(trajectories) if step < trajectory.end]
+        batches = {m: trajectories[m].batch(step) for m in active}
         for m in active:
-            batches[m] = trajectories[m].batch(*divmod(step, per_epoch[m]))
             optimizer.param_groups[m]["lr"] = learning_rate(config, step, totals[m])
         generators = [torch_rng(seed, "hessian", step) for seed in seeds] if config.optimizer == "adahessian" else []
         with torch_stream(seeds[active[0]], "dropout", step, *([team.rank] if team.rank else [])):
             results = gradients(batches, whole, generators)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # the optimizer skips a finished model, which gets no new gradient
-        for m, (result, right) in results.items():
-            sums[m] += result
-            trajectories[m].note(batches[m].places, right)
         state.step = step + 1
+        for m, (result, right) in results.items():
+            trajectories[m].note(batches[m], result, right)
         for m in active:
-            epoch_ends = state.step % per_epoch[m] == 0
-            if not epoch_ends and state.step < ends[m]:
-                continue
-            team.average_buffers(models[m])
-            loss, errors, seen = team.total(sums[m]).tolist()
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"the training loss became {loss} in epoch {len(state.histories[m].loss) + 1}; "
-                    f"lower the learning rate (now {config.lr})"
-                )
-            if epoch_ends:
-                sums[m] = 0
-                history = state.histories[m]
-                history.loss.append(loss / seen)
-                history.error.append(errors / seen)
-                history.lr.append(optimizer.param_groups[m]["lr"])
-                history.seconds.append(trajectories[m].end())
-        if on_epoch and (state.step % max(per_epoch) == 0 or state.step == max(ends)):
+            trajectories[m].close_epoch(state.step, optimizer.param_groups[m]["lr"])
+        if on_epoch and (state.step % longest == 0 or state.step == last):
             for model in models:  # also in the middle of an epoch: all processes continue from what one writes
                 team.average_buffers(model)
             state.partial = team.total(sums).cpu().numpy()
@@ -210,98 +183,6 @@ def _check_start(step: int, team: Team, device: torch.device) -> None:
         raise ValueError(
             f"the processes would continue from different steps, {-first} to {last}; give all of them one shared folder"
         )
-
-
-class _Trajectory:
-    """One model's training: its batches, and its mixer."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        rows: np.ndarray,
-        seed: int,
-        config: FitConfig,
-        pixels: Pixels,
-        labels: Tensor,
-        mixer: Mixer | None,
-        team: Team,
-    ) -> None:
-        self.model, self.rows, self.seed, self.config = model, rows, seed, config
-        self.pixels, self.labels = pixels, labels
-        self.mixer, self.team = mixer, team
-        self.number = -1  # of the current epoch
-        self.begin = time.perf_counter()
-        self.plan: EpochRows | None = None
-        self.batches: Iterator[Batch] = iter(())
-        self.right: Tensor | None = None  # int8 (L,) of this epoch's list: 1 right, 0 wrong, -1 not trained on yet
-
-    def batch(self, number: int, place: int) -> Batch:
-        """The batch `place` of epoch `number`; after the first call, the next batch in order."""
-        if number != self.number:
-            self.number, self.begin = number, time.perf_counter()
-            self.plan = self._plan(number)
-            length, size = len(self.plan.rows), self.config.batch_size
-            order = epoch_order(length, self.seed, number)
-            whole = self.config.steps_per_epoch(length)
-            groups = [self.team.part(order[p * size : (p + 1) * size]) for p in range(place, whole)]
-            self.batches = self._epoch(self.plan).batches(groups)
-            if self.mixer and self.mixer.counts and (self.right is None or not place):
-                self.right = torch.full((length,), -1, dtype=torch.int8, device=self.labels.device)
-        return next(self.batches)
-
-    def note(self, places: Tensor, right: Tensor) -> None:
-        """Keep which of a batch's predictions were right, for a mixer that counts."""
-        if self.right is not None:
-            self.right[places] = right.to(torch.int8)
-
-    def end(self) -> float:
-        """End the epoch; returns its seconds."""
-        if self.right is not None and self.mixer and self.plan:
-            right = self.team.highest(self.right).cpu().numpy()
-            seen = np.flatnonzero((right >= 0) & ~self.plan.strong)
-            rows, first = np.unique(
-                self.plan.rows[seen], return_index=True
-            )  # if a row was seen twice, the first counts
-            self.mixer.count(rows, right[seen[first]] == 1)
-            self.right = None
-        return time.perf_counter() - self.begin
-
-    def state(self) -> dict[str, np.ndarray]:
-        if not self.mixer:
-            return {}
-        right = {} if self.right is None else {"right": self.team.highest(self.right).cpu().numpy()}
-        return self.mixer.state() | right
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        if self.mixer and state:
-            self.mixer.restore(state)
-            if "right" in state:
-                self.right = torch.from_numpy(state["right"].copy()).to(self.labels.device)
-
-    def _plan(self, number: int) -> EpochRows:
-        if self.mixer:
-            return self.mixer.epoch(number, self._forward_pass, self._strong_losses)
-        n = len(self.rows)
-        return EpochRows(np.arange(n), np.zeros(n, bool), None, {}, number)
-
-    def _epoch(self, plan: EpochRows) -> Epoch:
-        policy = self.mixer.policy if self.mixer else None
-        return Epoch(self.pixels, self.labels, self.rows, plan, policy, self.config, self.seed)
-
-    def _forward_pass(self) -> tuple[np.ndarray, np.ndarray]:
-        n, device = len(self.rows), self.labels.device
-        with autocast(self.config, device):
-            logits, features = forward_pass(self.model, self.pixels, self.team.part(self.rows))
-        return self.team.whole(logits, n, device), self.team.whole(features, n, device)
-
-    def _strong_losses(self, plan: EpochRows) -> np.ndarray:
-        epoch = self._epoch(plan)
-        mine = self.team.part(epoch.strong)
-        groups = [mine[i : i + 512] for i in range(0, len(mine), 512)]
-        with eval_mode(self.model), torch.inference_mode(), autocast(self.config, self.labels.device):
-            losses = [losses_of_batch(self.model, batch) for batch in epoch.batches(groups)]
-        found = torch.cat(losses).cpu().numpy() if losses else np.empty(0, np.float32)
-        return self.team.whole(found, len(epoch.strong), self.labels.device)
 
 
 def _size(model: nn.Module) -> int:
