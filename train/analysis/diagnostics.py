@@ -62,7 +62,7 @@ def gradient_variance(
     """
     if not 1 <= batch_size <= len(rows) or batches < 1:
         raise ValueError(
-            f"expected at least one batch of 1 to {len(rows)} examples, got {batches} batches of {batch_size}"
+            f"asked for {batches} batches of {batch_size}, expected at least one of 1 to {len(rows)} examples"
         )
     weights = [w for w in model.parameters() if w.requires_grad]
     device = weights[0].device
@@ -207,7 +207,8 @@ def compare_spectra(before: Spectrum, after: Spectrum, bins: int = 30) -> Spectr
     m = len(before.values)
     if m != len(after.values) or not 1 <= bins <= m:
         raise ValueError(
-            f"expected two spectra of equally many singular values, at least {bins}; got {m} and {len(after.values)}"
+            f"the spectra have {m} and {len(after.values)} singular values, expected equally many, at least {bins}; "
+            "give fewer bins, or spectra of the same images"
         )
     rows = []
     for some in np.array_split(np.arange(m), bins):

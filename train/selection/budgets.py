@@ -69,7 +69,8 @@ def in_proportion(sizes: np.ndarray, total: int, at_least: int = 1) -> np.ndarra
     Args:
         at_least: for each class with examples, 0 or 1; 1 needs a total of at least the number of such classes.
     """
-    dealt, remainder = np.divmod(sizes * total, sizes.sum())  # integers: no rounding decides
+    shares: tuple[np.ndarray, np.ndarray] = np.divmod(sizes * total, sizes.sum())  # integers: no rounding decides
+    dealt, remainder = shares
     dealt[np.argsort(-remainder, kind="stable")[: total - dealt.sum()]] += 1
     for label in np.flatnonzero((sizes > 0) & (dealt < at_least)):
         dealt[dealt.argmax()] -= 1

@@ -33,7 +33,8 @@ class Points:
     @property
     def width(self) -> int:
         """Numbers a point: d, or d * e."""
-        return self.vectors.shape[1] * (1 if self.factors is None else self.factors.shape[1])
+        width: int = self.vectors.shape[1] * (1 if self.factors is None else self.factors.shape[1])
+        return width
 
     def take(self, rows: np.ndarray) -> "Points":
         """The points `rows`, int (n,)."""

@@ -58,12 +58,18 @@ def select_slow(
         ValueError: logits that are not finite or do not fit the labels.
     """
     if logits.ndim != 2 or len(logits) != len(labels) or len(labels) == 0:
-        raise ValueError(f"expected logits (N, C) and labels (N,), got {logits.shape} and {labels.shape}")
+        raise ValueError(
+            f"logits are {logits.shape} and labels {labels.shape}, expected (N, C) and (N,); give one row and one label "
+            "for each image"
+        )
     if not np.isfinite(logits).all():
-        raise ValueError(f"{int((~np.isfinite(logits)).any(1).sum())} rows of the logits are not finite")
+        bad = int((~np.isfinite(logits)).any(1).sum())
+        raise ValueError(f"{bad} rows of the logits are not finite: training diverged; lower the learning rate")
     num_classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1} for logits of {num_classes} classes")
+        raise ValueError(
+            f"labels lie in {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}; give logits of all classes"
+        )
     losses = losses_of(logits, labels)
     outputs = softmax(logits) if space == "softmax" else logits.astype(np.float64)
     cluster = np.zeros(len(labels), np.int64)

@@ -89,13 +89,13 @@ def test_width_zero_is_the_published_width() -> None:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_seed_gives_its_weights_and_another_seed_others(name: str) -> None:
-    first = build(name, 3, (8, 8, 1), 5, NARROW[name])
-    torch.rand(3)
-    assert same(build(name, 3, (8, 8, 1), 5, NARROW[name]), first)
-    other = build(name, 3, (8, 8, 1), 6, NARROW[name])
-    assert not torch.equal(other.get_parameter("head.weight"), first.get_parameter("head.weight"))
+def test_a_seed_gives_its_weights_and_another_seed_others() -> None:
+    for name in ("small-cnn", "resnet20", "vit-s4"):
+        first = build(name, 3, (8, 8, 1), 5, NARROW[name])
+        torch.rand(3)
+        assert same(build(name, 3, (8, 8, 1), 5, NARROW[name]), first)
+        other = build(name, 3, (8, 8, 1), 6, NARROW[name])
+        assert not torch.equal(other.get_parameter("head.weight"), first.get_parameter("head.weight"))
 
 
 def test_trying_a_model_out_leaves_its_batchnorm_as_new() -> None:

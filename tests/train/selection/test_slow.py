@@ -286,10 +286,10 @@ def test_logits_that_are_not_finite_are_refused_and_counted() -> None:
         (
             np.zeros((3, 2)),
             np.zeros(2, np.int64),
-            r"expected logits \(N, C\) and labels \(N,\), got \(3, 2\) and \(2,\)",
+            r"logits are \(3, 2\) and labels \(2,\), expected \(N, C\) and \(N,\)",
         ),
-        (np.zeros((0, 2)), np.zeros(0, np.int64), r"expected logits \(N, C\)"),
-        (np.zeros((2, 2)), np.array([0, 2]), r"labels must lie in 0\.\.1 for logits of 2 classes"),
+        (np.zeros((0, 2)), np.zeros(0, np.int64), r"expected \(N, C\) and \(N,\)"),
+        (np.zeros((2, 2)), np.array([0, 2]), r"labels lie in 0\.\.2, expected 0\.\.1"),
     ],
 )
 def test_logits_and_labels_that_do_not_fit_are_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
