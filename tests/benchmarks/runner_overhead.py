@@ -24,7 +24,7 @@ from served import Server
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.progress import Meter
 from latebloom.flows.runners import parts as runners
-from latebloom.flows.runners.queue import Handout
+from latebloom.flows.runners.queue import PartQueue
 from latebloom.flows.stages import synthesis
 
 PARTS = 40
@@ -32,7 +32,7 @@ RUNNERS = ("threads", "processes", "dask", "ray")
 
 
 def nothing(*_: Any) -> dict[str, Any]:
-    """In the place of a part."""
+    """Instead of making a part."""
     return {"rows": 0, "states": {}, "failures": {}, "cost": {"seconds": 0.0}}
 
 
@@ -46,7 +46,9 @@ def nothing_there(run: Path, config: CompareConfig, number: int) -> dict[str, An
 def job(run: Path, config: CompareConfig) -> list[float]:
     """When each part was there, in seconds since the begin."""
     begin, done = time.perf_counter(), []
-    for _, result in runners._RUNNERS[config.parts.runner](run, config, Handout(range(PARTS)), Meter("", 0, "images")):
+    for _, result in runners._RUNNERS[config.parts.runner](
+        run, config, PartQueue(range(PARTS)), Meter("", 0, "images")
+    ):
         result()
         done.append(time.perf_counter() - begin)
     return done

@@ -107,12 +107,11 @@ def fit(
     _restore_slots(optimizer, models, state)
     # (M, 3) float64: loss, errors, examples of the current epoch
     sums = torch.tensor(state.partial if team.leads else np.zeros_like(state.partial), device=device)
+    makers: Sequence[Mixer | None] = mixers if mixers is not None else [None] * len(models)
     trajectories = [
-        Trajectory(
-            model, pixels, labels, own, config, seed, mixer, team, total, stop_epoch, state.histories[m], sums[m]
-        )
-        for m, (model, own, seed, mixer, total) in enumerate(
-            zip(models, rows, seeds, mixers or [None] * len(models), totals, strict=True)
+        Trajectory(model, pixels, labels, own, config, seed, mixer, team, total, stop_epoch, history, own_sums)
+        for model, own, seed, mixer, total, history, own_sums in zip(
+            models, rows, seeds, makers, totals, state.histories, sums, strict=True
         )
     ]
     for trajectory, saved in zip(trajectories, state.mixers, strict=True):

@@ -59,8 +59,8 @@ def select_slow(
     """
     if logits.ndim != 2 or len(logits) != len(labels) or len(labels) == 0:
         raise ValueError(
-            f"logits are {logits.shape} and labels {labels.shape}, expected (N, C) and (N,); give one row and one label "
-            "for each image"
+            f"logits are {logits.shape} and labels {labels.shape}, expected (N, C) and (N,); give one row and one "
+            "label for each image"
         )
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(1).sum())
