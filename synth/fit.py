@@ -105,7 +105,7 @@ def _new_unet(config: GeneratorConfig, size: int, channels: int, num_classes: in
 
     levels = len(config.channels)
     with torch_stream(seed, "unet"):
-        return UNet2DModel(
+        unet: nn.Module = UNet2DModel(
             sample_size=size,
             in_channels=channels,
             out_channels=channels,
@@ -118,6 +118,7 @@ def _new_unet(config: GeneratorConfig, size: int, channels: int, num_classes: in
             add_attention=False,
             num_class_embeds=num_classes + 1,  # the last is "no label"
         )
+    return unet
 
 
 def _scheduler_settings() -> dict[str, object]:

@@ -194,8 +194,8 @@ def _columns(schema: Any, file: Path) -> tuple[str, str]:
 
     def is_image(kind: Any) -> bool:
         if types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return types.is_binary(kind) or types.is_large_binary(kind)
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     def choose(name: str, candidates: list[str], what: str) -> str:
         if name in candidates:

@@ -151,7 +151,7 @@ def _npz_array(archive: Any, path: Path, key: str) -> np.ndarray:
     if key not in archive.files:
         raise ValueError(f"{path} has no array {key}; it has {listed(archive.files)}; expected {LAYOUTS}")
     try:
-        return archive[key]
+        return np.asarray(archive[key])
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} {key} cannot be read ({error}); arrays must be plain numbers or strings, whole and without pickles"

@@ -237,7 +237,8 @@ def in_memory(paths: Sequence[Path]) -> Sequence[bytes | Path]:
     """The contents of remote files, fetched many at a time; local files stay paths, read when they are needed."""
     if not paths or not is_remote(paths[0]):
         return paths
-    return _remote(paths[0]).read_many(paths)
+    contents: list[bytes] = _remote(paths[0]).read_many(paths)
+    return contents
 
 
 def list_folder(folder: Path) -> list[tuple[Path, bool]]:

@@ -74,7 +74,8 @@ class RemotePath(ProxyUPath):
     def _kind(self) -> Literal["file", "directory", ""]:
         # Not fsspec's isfile and isdir: they return False where the storage cannot be reached.
         with contextlib.suppress(FileNotFoundError), self._storage() as storage:
-            return storage.info(self.path)["type"]
+            kind: Literal["file", "directory"] = storage.info(self.path)["type"]
+            return kind
         return ""
 
     def exists(self, **_: Any) -> bool:
@@ -115,7 +116,7 @@ class RemotePath(ProxyUPath):
 
     def read_bytes(self) -> bytes:
         with self._storage() as storage:
-            return storage.cat_file(self.path)
+            return bytes(storage.cat_file(self.path))
 
     def read_text(self, *args: Any, **options: Any) -> str:
         with self._storage():
@@ -172,7 +173,8 @@ class RemotePath(ProxyUPath):
         if not paths:
             return []
         with paths[0]._storage() as storage:
-            contents = storage.cat_ranges([path.path for path in paths], None, None)  # no ranges: the whole files
+            # no ranges: the whole files
+            contents: list[bytes] = storage.cat_ranges([path.path for path in paths], None, None)
         for path, content in zip(paths, contents, strict=True):
             if isinstance(content, Exception):
                 with path._storage():

@@ -200,7 +200,8 @@ class DiffuseMixGenerator:
             image_guidance_scale=self.config.image_guidance_scale,
             output_type="latent",  # the pipeline's own decoding clips: infinite pixels would become white ones
         ).images
-        return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        edits: Tensor = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        return edits
 
     def _conditions(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The embedded prompts, and as many of the empty one, each (n, tokens, width)."""
@@ -236,7 +237,7 @@ def concatenate(original: np.ndarray, edit: np.ndarray, side: Side, ramp: int) -
     if side in ("right", "bottom"):
         share = share[::-1]
     share = share[None, :, None] if axis == 1 else share[:, None, None]  # of the edit, (1, w, 1) or (h, 1, 1)
-    return (1 - share) * original + share * edit
+    return np.asarray((1 - share) * original + share * edit)
 
 
 def blend(mixed: np.ndarray, fractal: np.ndarray, alpha: float) -> np.ndarray:
@@ -268,7 +269,7 @@ def julia_set(index: int, size: int = 256) -> np.ndarray:
         # Escaped points stay at the bound, where exp is 0.
         x, y = np.clip(xx - yy + c.real, -1e3, 1e3), np.clip(2 * x * y + c.imag, -1e3, 1e3)
     turns = 3 * rng.uniform(0.5, 2, 3) * (stay / stay.max())[..., None] + rng.uniform(0, 1, 3)  # (size, size, 3)
-    image = np.rint(127.5 + 127.5 * np.cos(2 * np.pi * turns)).astype(np.uint8)
+    image: np.ndarray = np.rint(127.5 + 127.5 * np.cos(2 * np.pi * turns)).astype(np.uint8)
     image.setflags(write=False)  # the cache returns this very array
     return image
 

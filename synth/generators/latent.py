@@ -225,14 +225,15 @@ class LatentDenoiser:
         """uint8 (n, h, w, 3) to latents float32 (n, c', h / 8, w / 8): the posterior's mode, the same every time."""
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         x = (x.float() / 127.5 - 1).to(self._vae.dtype)
-        mode = self._vae.encode(x, return_dict=False)[0].mode().float()
+        mode: Tensor = self._vae.encode(x, return_dict=False)[0].mode().float()
         return (mode - self._latent_mean) * self._latent_scale
 
     @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to pixels, float32 (n, 3, h, w), -1 black to 1 white; not clipped, and perhaps not finite."""
         latents = (x0 / self._latent_scale + self._latent_mean).to(self._vae.dtype)
-        return self._vae.decode(latents, return_dict=False)[0].float()
+        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        return pixels.float()
 
     @torch.inference_mode()
     def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
@@ -248,14 +249,15 @@ class LatentDenoiser:
             # Original size, corner of the crop, target size (arXiv 2307.01952, section 2.2): not resized, not cropped.
             sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device).expand(len(x), -1)
             added = {"text_embeds": self._pooled[rows].to(x.device)[places], "time_ids": sizes}
-        return self._unet(
+        output: Tensor = self._unet(
             x.to(self.dtype),
             timesteps,
             encoder_hidden_states=self._hidden[rows].to(x.device)[places],
             timestep_cond=None if self._guidance is None else self._guidance.expand(len(x), -1),
             added_cond_kwargs=added,
             return_dict=False,
-        )[0][:count].float()
+        )[0]
+        return output[:count].float()
 
     def _text_encoders(self) -> Any:
         """A diffusers pipeline of tokenizers and text encoders alone, on `device`, with all adapters in them."""

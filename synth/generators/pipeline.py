@@ -238,8 +238,9 @@ class PipelineGenerator:
         upcast = self._vae_dtype == torch.float16 and vae.config.get("force_upcast")
         nn.Module.to(vae, torch.float32 if upcast else self._vae_dtype)
         with torch.inference_mode():
-            latents = vae.encode((pixels.to(self.device).float() / 127.5 - 1).to(vae.dtype)).latent_dist.mode().float()
-        return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config["scaling_factor"]
+            scaled = (pixels.to(self.device).float() / 127.5 - 1).to(vae.dtype)
+            latents: Tensor = vae.encode(scaled).latent_dist.mode().float()
+        return (latents - (vae.config.get("shift_factor") or 0.0)) * float(vae.config["scaling_factor"])
 
     def make(self, references: Tensor, wanted: Wanted) -> Made:
         """One variant of each reference: one call of the pipeline for each level; for Kandinsky 3 also each prompt."""

@@ -177,4 +177,5 @@ class PixelDenoiser:
         if self.compiled:
             x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
         labels = torch.where(conditions < 0, self.num_classes, conditions)
-        return self.unet(x.to(self.dtype), timesteps, class_labels=labels, return_dict=False)[0][:count].float()
+        output: Tensor = self.unet(x.to(self.dtype), timesteps, class_labels=labels, return_dict=False)[0]
+        return output[:count].float()

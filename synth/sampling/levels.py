@@ -119,7 +119,7 @@ def glide_log_snr(size: int) -> np.ndarray:
     t = np.arange(1001) / 1000
     f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     alphas_cumprod = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))[_evenly(1000, size)]
-    return np.log(alphas_cumprod / (1 - alphas_cumprod))
+    return np.asarray(np.log(alphas_cumprod / (1 - alphas_cumprod)))
 
 
 def _like_glide(alphas_cumprod: np.ndarray, size: int) -> np.ndarray:
@@ -140,4 +140,4 @@ def _like_glide(alphas_cumprod: np.ndarray, size: int) -> np.ndarray:
     timesteps[-1] = total - 1  # level S is pure noise for every model
     step = np.arange(size)
     timesteps = np.maximum.accumulate(timesteps - step) + step  # strictly rising ...
-    return np.minimum(timesteps, total - size + step)  # ... and within the schedule
+    return np.asarray(np.minimum(timesteps, total - size + step))  # ... and within the schedule

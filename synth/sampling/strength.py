@@ -69,7 +69,7 @@ def image_to_image_class(folder: Path) -> type:
     derived = name if "Img2Img" in name else re.sub(r"(Combined)?Pipeline$", r"Img2Img\1Pipeline", name)
     if derived in ("KandinskyV22Img2ImgPipeline", "KandinskyImg2ImgPipeline"):
         derived = derived.replace("Pipeline", "CombinedPipeline")
-    cls = getattr(diffusers, derived, None)
+    cls: type | None = getattr(diffusers, derived, None)
     if cls is None and "image" in _arguments(own):
         raise _refusal(
             folder, name, "it takes the reference as a condition and starts from pure noise, so it has no noise level"

@@ -49,12 +49,12 @@ class FeatureSet:
 
     @property
     def dimensions(self) -> int:
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     @functools.cached_property
     def mean(self) -> np.ndarray:
         """float64 (D,)."""
-        return self.values.mean(0)
+        return np.asarray(self.values.mean(0))
 
     @functools.cached_property
     def spread(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class FeatureSet:
     @functools.cached_property
     def squares(self) -> np.ndarray:
         """float64 (n,): squared lengths."""
-        return (self.values**2).sum(1)
+        return np.asarray((self.values**2).sum(1))
 
     @functools.cached_property
     def squared_radii(self) -> np.ndarray:
@@ -132,7 +132,7 @@ def _subset_size(a: FeatureSet, b: FeatureSet) -> int:
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
 def _off_diagonal_mean(kernel: np.ndarray) -> float:

@@ -243,7 +243,7 @@ def _averages(length: int) -> np.ndarray:
     begin = np.arange(_FINGERPRINT_SIDE)[:, None] * share
     pixel = np.arange(length)
     overlap = np.minimum(begin + share, pixel + 1) - np.maximum(begin, pixel)
-    return overlap.clip(0) / share
+    return np.asarray(overlap.clip(0) / share)
 
 
 def duplicate_distances(prints: np.ndarray, labels: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -291,9 +291,10 @@ def _unit(features: np.ndarray) -> np.ndarray:
     """Features (n, D) at length 1, float32; zeros stay zeros."""
     features = features.astype(np.float32)
     length = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.divide(features, length, out=features, where=length > 0)
+    np.divide(features, length, out=features, where=length > 0)
+    return features
 
 
 def _cosine_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """float64 (n,): 1 - cos of the rows of a and b (n, D), of length 1; exactly 0 for equal rows."""
-    return ((a.astype(np.float64) - b) ** 2).sum(1) / 2
+    return np.asarray(((a.astype(np.float64) - b) ** 2).sum(1) / 2)

@@ -30,20 +30,17 @@ def test_a_folder_stands_for_the_usual_file_or_its_only_one(tmp_path: Path) -> N
     assert find_lora(str(tmp_path))[0] == usual
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_a_lora_that_cannot_be_found_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for name, message in [
         ("lora.bin", r"lora\.bin is neither a safetensors file nor a folder with just one .* pickles .* are refused"),
         ("two/a.safetensors@much", "@much is neither a safetensors file"),
         ("two", r"two is neither .* with just one \(it has 2\); name the file itself"),
         ("two/a.safetensors@nan", "has a scale that is not finite, expected a number; write it as path@0.8"),
-    ],
-)
-def test_a_lora_that_cannot_be_found_is_refused_with_the_reason(tmp_path: Path, name: str, message: str) -> None:
-    for file in ("lora.bin", "two/a.safetensors", "two/b.safetensors"):
-        empty(tmp_path / file)
-    with pytest.raises(ValueError, match=message):
-        find_lora(str(tmp_path / name))
+    ]:
+        for file in ("lora.bin", "two/a.safetensors", "two/b.safetensors"):
+            empty(tmp_path / file)
+        with pytest.raises(ValueError, match=message):
+            find_lora(str(tmp_path / name))
 
 
 def test_a_word_is_the_tensors_name_or_for_automatic1111_the_files(tmp_path: Path) -> None:

@@ -173,9 +173,8 @@ def without_words(folder: Path) -> None:
     (folder / "tokenizer" / "merges.txt").unlink()
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
+def test_a_folder_that_cannot_be_used_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    for damage, message in [
         (
             without("model_index.json"),
             "sd has no model_index.json; give a folder as diffusers' save_pretrained writes it",
@@ -206,12 +205,12 @@ def without_words(folder: Path) -> None:
             with_scheduler(prediction_type="flow_prediction"),
             "sd predicts 'flow_prediction', expected one of epsilon, v_prediction, sample",
         ),
-    ],
-)
-def test_a_folder_that_cannot_be_used_is_refused(sd: Path, damage: Callable[[Path], None], message: str) -> None:
-    damage(sd)
-    with pytest.raises(ValueError, match=message):
-        Checkpoint.read(sd)
+    ]:
+        shutil.rmtree(tmp_path / "sd", ignore_errors=True)
+        sd = Path(shutil.copytree(checkpoint("sd"), tmp_path / "sd"))
+        damage(sd)
+        with pytest.raises(ValueError, match=message):
+            Checkpoint.read(sd)
 
 
 def test_what_changes_no_image_is_let_pass(sd: Path) -> None:

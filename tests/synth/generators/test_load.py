@@ -92,23 +92,23 @@ def test_a_shipped_name_wins_over_a_folder_of_that_name_here(
     assert generator_folder("digits") == shipped / "digits"
 
 
-@pytest.mark.parametrize("name", ["digit", "{here}/empty", "a/b/c", "~/a", "empty/sub"])
-def test_an_unknown_generator_is_refused_with_the_shipped_ones_and_no_question_to_the_hub(
-    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_an_unknown_generator_is_refused_without_asking_the_hub(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = Hub(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
-    (tmp_path / "empty" / "sub").mkdir(parents=True)  # folders, but not of diffusers
-    monkeypatch.chdir(tmp_path)
-    message = (
-        r"^no generator at '.*': expected a diffusers folder \(with model_index\.json\), a hub id \(owner/name\) or "
-        r"one of those shipped \(digits, toys\); `latebloom fit-generator` makes one from your images$"
-    )
-    with pytest.raises(ValueError, match=message):
-        generator_folder(name.format(here=tmp_path))
-    with pytest.raises(ValueError, match=message):
-        load(GenerateConfig(generator=name.format(here=tmp_path)))
-    assert hub.asked == []
+    for name in ["digit", "{here}/empty", "a/b/c", "~/a", "empty/sub"]:
+        hub = Hub(tmp_path)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+        (tmp_path / "empty" / "sub").mkdir(parents=True, exist_ok=True)  # folders, but not of diffusers
+        monkeypatch.chdir(tmp_path)
+        message = (
+            r"^no generator at '.*': expected a diffusers folder \(with model_index\.json\), a hub id \(owner/name\) "
+            r"or one of those shipped \(digits, toys\); `latebloom fit-generator` makes one from your images$"
+        )
+        with pytest.raises(ValueError, match=message):
+            generator_folder(name.format(here=tmp_path))
+        with pytest.raises(ValueError, match=message):
+            load(GenerateConfig(generator=name.format(here=tmp_path)))
+        assert hub.asked == []
 
 
 def test_where_none_is_shipped_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,25 +321,22 @@ def test_a_diffusemix_generator_gets_what_was_asked_for(loaders: dict[str, Any],
     assert generator is loaders["DiffuseMixGenerator"].return_value
 
 
-@pytest.mark.parametrize(
-    ("kind", "setting"),
-    [
+def test_settings_that_a_kind_does_not_know_are_refused_before_anything_is_loaded(
+    loaders: dict[str, Any], tmp_path: Path
+) -> None:
+    for kind, setting in [
         ("pixel", {"loras": ("a",)}),
         ("pixel", {"fuse_qkv": True}),
         ("diffusemix", {"loras": ("a",)}),
         ("diffusemix", {"compile": True}),
         ("pipeline", {"textual_inversions": ("a",)}),
-    ],
-)
-def test_settings_that_a_kind_does_not_know_are_refused_before_anything_is_loaded(
-    loaders: dict[str, Any], tmp_path: Path, kind: Any, setting: dict[str, Any]
-) -> None:
-    name = next(iter(setting))
-    config = GenerateConfig(generator=str(index_of(tmp_path / "x")), kind=kind, **setting)
-    message = f"^a {kind} generator takes no {name}; leave generate.{name} at its default$"
-    with pytest.raises(ValueError, match=message):
-        load(config)
-    assert not any(loader.called for loader in loaders.values())
+    ]:
+        name = next(iter(setting))
+        config = GenerateConfig(generator=str(index_of(tmp_path / "x")), kind=kind, **setting)
+        message = f"^a {kind} generator takes no {name}; leave generate.{name} at its default$"
+        with pytest.raises(ValueError, match=message):
+            load(config)
+        assert not any(loader.called for loader in loaders.values())
 
 
 def test_a_pixel_generator_refuses_a_negative_prompt(tmp_path: Path) -> None:

@@ -223,18 +223,15 @@ def test_data_that_fit_pass_the_check(denoiser: PixelDenoiser, save_tiny: Save, 
     plain.check(("any", "other", "names", "at all"))  # it has none to compare with
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
+def test_data_that_do_not_fit_are_refused(denoiser: PixelDenoiser) -> None:
+    for names, message in [
         ((*NAMES, "left"), "generator rows knows 3 classes, the data have 4"),
         (("top", "bottom", "middle"), r"class 1 of the data is 'bottom', .* \(it has 'bottom' at 2\)"),
         (("Top", "middle", "bottom"), r"class 0 of the data is 'Top', .* is 'top' \(it has 'top' at 0\)"),
         (("cat", "dog"), "class 0 of the data is 'cat', of generator rows it is 'top'; give data with the"),
-    ],
-)
-def test_data_that_do_not_fit_are_refused(denoiser: PixelDenoiser, names: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        denoiser.check(names)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            denoiser.check(names)
 
 
 # Pixels in and out

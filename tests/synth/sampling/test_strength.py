@@ -40,30 +40,27 @@ def flow(**changes: Any) -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(**changes)
 
 
-@pytest.mark.parametrize(
-    ("name", "scheduler"),
-    [
+def test_every_k_of_every_n_is_exactly_k_steps_rounded_down_or_up() -> None:
+    for name, scheduler in [
         ("StableDiffusionImg2ImgPipeline", "ddim"),
         ("IFImg2ImgPipeline", "ddim"),
         ("KandinskyV22Img2ImgPipeline", "ddim"),
         ("StableDiffusion3Img2ImgPipeline", "flow"),
         ("FluxImg2ImgPipeline", "flow"),
         ("ZImageImg2ImgPipeline", "flow"),
-    ],
-)
-def test_every_k_of_every_n_is_exactly_k_steps_rounded_down_or_up(name: str, scheduler: str) -> None:
-    pipeline = bare(getattr(diffusers, name), flow() if scheduler == "flow" else diffusers.DDIMScheduler())
-    device = () if name.startswith("IF") else (None,)
-    # Most numbers up to 111 for one pipeline of each rounding; the others say the same in other files of diffusers.
-    asked = (1, 2, 4, 8, 32, 92) if name.startswith("StableDiffusion") else (4, 50)
-    for n, places in ((places[0].steps, places) for steps in asked for places in starts(pipeline, steps)):
-        assert [place.calls for place in places] == list(range(1, n + 1))
-        sigmas = {"sigmas": np.linspace(1, 1 / n, n)} if name.startswith(("Flux", "ZImage")) else {}
-        pipeline.scheduler.set_timesteps(n, **sigmas)
-        for place in places:
-            left, _ = pipeline.get_timesteps(n, place.strength, *device)
-            assert len(left) == place.calls
-            assert float(left[0]) == pytest.approx(place.seen, rel=1e-5)
+    ]:
+        pipeline = bare(getattr(diffusers, name), flow() if scheduler == "flow" else diffusers.DDIMScheduler())
+        device = () if name.startswith("IF") else (None,)
+        # Most numbers up to 111 for one pipeline of each rounding; the others say the same in other files of diffusers.
+        asked = (1, 2, 4, 8, 32, 92) if name.startswith("StableDiffusion") else (4, 50)
+        for n, places in ((places[0].steps, places) for steps in asked for places in starts(pipeline, steps)):
+            assert [place.calls for place in places] == list(range(1, n + 1))
+            sigmas = {"sigmas": np.linspace(1, 1 / n, n)} if name.startswith(("Flux", "ZImage")) else {}
+            pipeline.scheduler.set_timesteps(n, **sigmas)
+            for place in places:
+                left, _ = pipeline.get_timesteps(n, place.strength, *device)
+                assert len(left) == place.calls
+                assert float(left[0]) == pytest.approx(place.seen, rel=1e-5)
 
 
 def test_the_plain_quotient_would_have_lost_a_step() -> None:
