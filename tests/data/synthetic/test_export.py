@@ -189,9 +189,8 @@ def test_timm_reads_an_image_folder(folder: SyntheticFolder, tmp_path: Path) -> 
     assert found.reader.class_to_idx == {"cat": 0, "dog": 1, "F%2FA-18": 2}  # it sorts as people do
 
 
-@pytest.mark.parametrize(
-    ("name", "escaped"),
-    [
+def test_folders_are_called_like_the_classes_where_that_is_safe() -> None:
+    for name, escaped in [
         ("pink primrose", "pink primrose"),
         ("Löwe 猫", "Löwe 猫"),
         ("F-16A/B", "F-16A%2FB"),
@@ -201,10 +200,8 @@ def test_timm_reads_an_image_folder(folder: SyntheticFolder, tmp_path: Path) -> 
         ("ends with.", "ends with%2E"),
         ("100%", "100%25"),
         ('a\\b:c*d?e"f<g>h|i\n', "a%5Cb%3Ac%2Ad%3Fe%22f%3Cg%3Eh%7Ci%0A"),
-    ],
-)
-def test_folders_are_called_like_the_classes_where_that_is_safe(name: str, escaped: str) -> None:
-    assert module._folder_name(name) == escaped
+    ]:
+        assert module._folder_name(name) == escaped
 
 
 # WebDataset
@@ -284,26 +281,21 @@ def test_images_of_several_sizes_fit_no_npz_but_an_image_folder(tmp_path: Path) 
 
 
 @FORMATS
-def test_a_state_that_is_asked_for_is_exported(folder: SyntheticFolder, tmp_path: Path, kind: ExportFormat) -> None:
-    told: list[int] = []
-    counts = export(folder, tmp_path / "out", kind, states=("flat", "off_label"), on_images=told.append)
+def test_a_chosen_state_is_exported(folder: SyntheticFolder, tmp_path: Path, kind: ExportFormat) -> None:
+    written: list[int] = []
+    counts = export(folder, tmp_path / "out", kind, states=("flat", "off_label"), on_images=written.append)
     assert counts == {"train": 2}
-    assert sum(told) == 2
+    assert sum(written) == 2
 
 
-@pytest.mark.parametrize(
-    ("states", "message"),
-    [
+def test_states_without_an_image_are_refused(folder: SyntheticFolder, tmp_path: Path) -> None:
+    for states, message in [
         (("okay",), "no state is called 'okay'; states: .*ok"),
         ((), "no state is called ''"),
         (("nan",), "has no image that is nan; it has flat 1, off_label 1, ok 5"),
-    ],
-)
-def test_states_without_an_image_are_refused(
-    folder: SyntheticFolder, tmp_path: Path, states: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        export(folder, tmp_path / "out", "imagefolder", states=states)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            export(folder, tmp_path / "out", "imagefolder", states=states)
 
 
 def test_other_real_images_are_refused(folder: SyntheticFolder, tmp_path: Path) -> None:
@@ -344,8 +336,14 @@ def test_what_is_there_is_not_written_over(
     assert contents(tmp_path / "here") == contents(tmp_path / "empty")
 
 
-@FORMATS
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("imagefolder", KeyboardInterrupt()),
+        ("webdataset", OSError(28, "No space left on device")),
+        ("npz", KeyboardInterrupt()),
+    ],
+)
 def test_an_interrupted_export_leaves_nothing(
     folder: SyntheticFolder, tmp_path: Path, kind: ExportFormat, error: BaseException
 ) -> None:
@@ -371,7 +369,7 @@ def front_matter(text: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), body
 
 
-def test_the_card_tells_what_is_there(folder: SyntheticFolder, tmp_path: Path) -> None:
+def test_the_card_describes_what_is_there(folder: SyntheticFolder, tmp_path: Path) -> None:
     export(folder, tmp_path / "out", "imagefolder", real=real(), source="three things")
     head, body = front_matter((tmp_path / "out/README.md").read_text())
     assert head["license"] == "unknown"
@@ -395,7 +393,7 @@ def test_the_card_tells_what_is_there(folder: SyntheticFolder, tmp_path: Path) -
     assert "`names`" not in body  # the classes' own
 
 
-def test_the_card_tells_what_prompts_call_the_classes(tmp_path: Path) -> None:
+def test_the_card_has_the_names_in_prompts(tmp_path: Path) -> None:
     export(written(tmp_path / "set", names=["tomcat", "dog", "fighter jet"]), tmp_path / "out", "imagefolder")
     _, body = front_matter((tmp_path / "out/README.md").read_text())
     assert "| `names` | tomcat, dog, fighter jet |" in body
@@ -435,14 +433,17 @@ def test_hostile_names_stay_names() -> None:
     assert "3, yes, 0.25, none" in body
 
 
-@pytest.mark.parametrize(
-    ("images", "category"),
-    [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (50_000, "10K<n<100K"), (1_281_167, "1M<n<10M")],
-)
-def test_the_size_category_is_hugging_faces(images: int, category: str) -> None:
-    empty = Summary(images, {}, {}, {}, {})
-    contents = Contents("npz", "x", ("a", "b"), {}, {"about": {}, "digest": "d"}, empty, empty, [], {})
-    assert front_matter(card(contents))[0]["size_categories"] == [category]
+def test_the_size_category_is_hugging_faces() -> None:
+    for images, category in [
+        (1, "n<1K"),
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (50_000, "10K<n<100K"),
+        (1_281_167, "1M<n<10M"),
+    ]:
+        empty = Summary(images, {}, {}, {}, {})
+        contents = Contents("npz", "x", ("a", "b"), {}, {"about": {}, "digest": "d"}, empty, empty, [], {})
+        assert front_matter(card(contents))[0]["size_categories"] == [category]
 
 
 # The summary
