@@ -108,9 +108,7 @@ def draw(
     """
     batch = batch or BatchSizes(64)
     count = plan.num_rows
-    wanted = Wanted(
-        plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()
-    )
+    wanted = _wanted(plan)
     seeds = plan["seed"].to_numpy().copy()
     drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds))
     if known is not None:
@@ -131,6 +129,12 @@ def draw(
     if drawn.errors and all(image is None for image in drawn.images):
         raise drawn.errors[0]
     return drawn
+
+
+def _wanted(plan: pa.Table) -> Wanted:
+    return Wanted(
+        plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()
+    )
 
 
 def _recall(plan: pa.Table, known: pa.Table, channels: int, drawn: Drawn) -> None:
@@ -364,14 +368,8 @@ def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: Size
     seconds, begin, size = np.inf, time.perf_counter(), 1
     while True:
         some = rows.slice(0, size)
-        wanted = Wanted(
-            some["label"].to_numpy(),
-            some["prompt"].to_pylist(),
-            some["level_steps"].to_numpy(),
-            some["seed"].to_pylist(),
-        )
         repeated = encoded.expand(some.num_rows, *encoded.shape[1:])
-        measured, error = attempt(functools.partial(generator.seconds_per_call, repeated, wanted))
+        measured, error = attempt(functools.partial(generator.seconds_per_call, repeated, _wanted(some)))
         if error is not None:
             if not out_of_memory(error):
                 raise error

@@ -106,10 +106,6 @@ class RemotePath(ProxyUPath):
         with self._storage():
             return iter(list(super().glob(pattern, **options)))
 
-    def rglob(self, pattern: str, **options: Any) -> Iterator["RemotePath"]:
-        with self._storage():
-            return iter(list(super().rglob(pattern, **options)))
-
     def open(self, *args: Any, **options: Any) -> Any:
         with self._storage():
             return super().open(*args, **options)

@@ -5,7 +5,6 @@ this generator on the slow images, k = 2.
 """
 
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from latebloom.synth.config import RELEASED_PROMPTS, DiffuseMixConfig
 from latebloom.synth.generators.diffusers_folder import digest_files, licence, load_pipeline
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
+from latebloom.synth.sampling.loop import mean_seconds
 
 __all__ = ["RELEASED_PROMPTS", "DiffuseMixConfig", "DiffuseMixGenerator", "Side", "blend", "concatenate", "julia_set"]
 
@@ -174,12 +174,7 @@ class DiffuseMixGenerator:
         x = conditions.new_zeros(
             len(conditions), unet.config.in_channels, height // self._factor, width // self._factor
         )
-        unet(x, self._start, conditions).sample.cpu()
-        calls, begin = 0, time.perf_counter()
-        while calls < 3 or (time.perf_counter() - begin < 1.0 and calls < 20):
-            unet(x, self._start, conditions).sample.cpu()  # .cpu() waits for a GPU to be done
-            calls += 1
-        return (time.perf_counter() - begin) / calls / len(x)
+        return mean_seconds(lambda: unet(x, self._start, conditions).sample) / len(x)
 
     def _edit(self, references: Tensor, wanted: Wanted) -> Tensor:
         """The edits by InstructPix2Pix of uint8 (n, h, w, 3): float (n, 3, h, w), -1 black to 1 white, not clipped."""

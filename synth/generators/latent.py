@@ -15,7 +15,9 @@ from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet, read_card
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
-__all__ = ["LatentDenoiser"]
+__all__ = ["USUAL_GUIDANCE", "LatentDenoiser"]
+
+USUAL_GUIDANCE = 8.5  # of diffusers' LCM pipelines
 
 
 class LatentDenoiser:
@@ -101,7 +103,7 @@ class LatentDenoiser:
         negative_prompt: str = "",
         loras: Sequence[str] = (),
         textual_inversions: Sequence[str] = (),
-        embedded_guidance: float = 8.5,
+        embedded_guidance: float = USUAL_GUIDANCE,
         compile: bool = False,
         fuse_qkv: bool = False,
     ) -> "LatentDenoiser":

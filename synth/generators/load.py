@@ -10,7 +10,7 @@ from latebloom.data.store import as_path, local_folder, read_json
 from latebloom.synth.config import GenerateConfig, Kind
 from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
-from latebloom.synth.generators.latent import LatentDenoiser
+from latebloom.synth.generators.latent import USUAL_GUIDANCE, LatentDenoiser
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.denoiser import Generator
@@ -27,7 +27,6 @@ _TAKES: dict[str, tuple[Kind, ...]] = {
     "compile": ("pixel", "latent", "pipeline"),
     "fuse_qkv": ("latent", "pipeline"),
 }
-_USUAL_EMBEDDED = 8.5  # of LCM's pipelines
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,7 +95,7 @@ def _load(
         folder,
         device,
         textual_inversions=config.textual_inversions,
-        embedded_guidance=_USUAL_EMBEDDED if sample.guidance_scale == 1 else sample.guidance_scale,
+        embedded_guidance=USUAL_GUIDANCE if sample.guidance_scale == 1 else sample.guidance_scale,
         **options,
     )
     return LoopGenerator(denoiser, sample)

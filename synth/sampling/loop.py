@@ -1,7 +1,7 @@
 """A `Denoiser` driven by our own loop, as a `Generator`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from latebloom.synth.sampling.denoiser import Denoiser, Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level, NoiseGrid
 from latebloom.synth.sampling.sample import SampleConfig, check_sampling, denoise
 
-__all__ = ["LoopGenerator"]
+__all__ = ["LoopGenerator", "mean_seconds"]
 
 
 class LoopGenerator:
@@ -74,9 +74,14 @@ class LoopGenerator:
             references = torch.cat([references, references])
             conditions = torch.cat([conditions, torch.full_like(conditions, -1)])
         timesteps = torch.full((len(references),), int(self.grid.timesteps[self.grid.size // 2]), device=self.device)
-        self.denoiser.predict(references, timesteps, conditions).cpu()
-        calls, begin = 0, time.perf_counter()
-        while calls < 3 or (time.perf_counter() - begin < 1.0 and calls < 20):
-            self.denoiser.predict(references, timesteps, conditions).cpu()  # .cpu() waits for a GPU to be done
-            calls += 1
-        return (time.perf_counter() - begin) / calls / len(references)
+        return mean_seconds(lambda: self.denoiser.predict(references, timesteps, conditions)) / len(references)
+
+
+def mean_seconds(call: Callable[[], Tensor]) -> float:
+    """Mean seconds of 3 to 20 calls, in about a second, after one call to warm up."""
+    call().cpu()  # .cpu() waits for a GPU
+    calls, begin = 0, time.perf_counter()
+    while calls < 3 or (time.perf_counter() - begin < 1.0 and calls < 20):
+        call().cpu()
+        calls += 1
+    return (time.perf_counter() - begin) / calls
