@@ -1,6 +1,5 @@
 """`latebloom export`, `inspect`, `filter` and `fidelity`: what is done with a synthetic data set once it is made."""
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -18,7 +17,7 @@ from latebloom.flows.run.resolve import check_names, made
 if TYPE_CHECKING:
     from latebloom.data.synthetic.card import Summary
 
-__all__ = ["Moved", "add_dataset_commands", "move_thresholds"]
+__all__ = ["add_dataset_commands"]
 
 _MOST_CLASSES = 40  # in a table on the terminal
 
@@ -118,6 +117,8 @@ def _filter(
         raise UsageError("give thresholds to move, and nothing else, such as --set quality.min_distance=2")
     check_names(CompareConfig, changes)
     made(CompareConfig, changes)  # values out of their range
+    from latebloom.flows.stages.filtering import move_thresholds
+
     moved = move_thresholds(as_path(source), changes["quality"])
     if as_json:
         print(json.dumps({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}, indent=2))
@@ -148,56 +149,30 @@ def _fidelity(
     as_json: Json = False,
 ) -> None:
     """Score the synthetic images against the training images as sets: Frechet distance, KID, precision, recall."""
-    from latebloom.flows.stages.fidelity import fidelity
+    from latebloom.flows.stages.fidelity import measure
 
-    fidelity(as_path(source), as_path(inception_weights) if inception_weights else None, as_json)
+    run = as_path(source)
+    result = measure(run, as_path(inception_weights) if inception_weights else None)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    from rich.console import Console
 
+    from latebloom.flows.cli.tables import table
 
-@dataclasses.dataclass(frozen=True)
-class Moved:
-    """What moving thresholds did: images by state, before and after, and what was trained on those of before."""
-
-    before: dict[str, int]
-    after: dict[str, int]
-    out_of_date: list[str]
-
-
-def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
-    """Restate the images of a run folder by the scores they have, and keep the new thresholds in its config.
-
-    Args:
-        changes: new values of fields of `QualityConfig`.
-
-    Raises:
-        ValueError: the data set is not finished, a threshold does not exist, or its score was not measured; nothing
-            has changed then.
-    """
-    from latebloom.data.store import write_json
-    from latebloom.data.synthetic.folder import SyntheticFolder
-    from latebloom.flows.report.inspect import columns_of
-    from latebloom.flows.run.folder import RunFolder, read_config
-    from latebloom.flows.stages.export import existing
-    from latebloom.flows.stages.synthesis import finish_synthetic
-
-    run, config, folder = RunFolder(existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
-    settings = config.model_dump(mode="json")
-    config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
-    before = folder.manifest()["states"]
-    with run.locked():
-        states = columns_of(folder)["state"]
-        # The config last: after an interruption `latebloom generate` goes back to the old thresholds, and nothing is
-        # mixed.
-        finish_synthetic(run, config)
-        write_json(path / "config.json", config.model_dump(mode="json"))
-        same = columns_of(folder)["state"].equals(states)  # image by image: other thresholds alone are no other images
-    trained = {record["stage"] for record in run.records()}
-    out_of_date = [
-        f"{arm.name} with {optimizer}"
-        for arm in config.parsed_arms
-        for optimizer in config.optimizers
-        if (arm.kind == "synthetic" or arm.equal_steps_of) and f"retrain-{arm.name}-{optimizer}" in trained
-    ]
-    return Moved(before, folder.manifest()["states"], [] if same else out_of_date)
+    header = ("features", "of", "n", "Frechet", "KID x 1000", "precision", "recall")
+    rows = []
+    for row in result["rows"]:
+        kid = "-" if row["kid"] is None else f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}"
+        scores = ["-" if row[name] is None else f"{row[name]:.3g}" for name in ("frechet", "precision", "recall")]
+        rows.append([row["features"], row["images"], f"{row['n_synthetic']:,}", scores[0], kid, *scores[1:]])
+    console = Console()
+    console.print(table("Against the training images", header, rows))
+    console.print("Rows of different n do not compare; read them against the references", style="dim")
+    for row in result["rows"]:
+        if row["note"]:
+            console.print(f"! {row['features']}, {row['images']}: {row['note']}", markup=False, highlight=False)
+    print(run / "synthetic-fidelity.json")
 
 
 def _write_png(run: Path, name: str, picture: Any) -> Path:

@@ -18,7 +18,7 @@ from latebloom.flows.run.records import retrain_key
 
 __all__ = ["print_errors", "print_forecast", "print_report", "table"]
 
-_WORDS = ("", "arm", "opt", "meaning")  # columns of words, beside the first one
+_WORDS = ("", "arm", "opt", "meaning", "of")  # columns of words, beside the first one
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

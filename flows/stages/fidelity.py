@@ -1,7 +1,6 @@
 """How near the synthetic images of a run are to the real ones, as sets: `latebloom fidelity`."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare
 from latebloom.train.evaluate import features_of
 
-__all__ = ["fidelity", "measure"]
+__all__ = ["measure"]
 
 # Precision and recall look at all pairs; published values are of 50,000 images too.
 LIMIT = 50_000
@@ -88,39 +87,3 @@ def _drawn(rows: np.ndarray, seed: int, name: str) -> np.ndarray:
     if len(rows) <= LIMIT:
         return rows
     return np.sort(numpy_rng(seed, "fidelity", name).choice(rows, LIMIT, replace=False))
-
-
-def fidelity(run_folder: Path, inception_weights: Path | None, as_json: bool) -> None:
-    """`measure`, and a table of it on the terminal."""
-    result = measure(run_folder, inception_weights)
-    if as_json:
-        print(json.dumps(result, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1, 0, 0), title="Against the training images", title_justify="left")
-    for place, name in enumerate(("features", "images", "n", "Frechet", "KID x 1000", "precision", "recall")):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
-    for row in result["rows"]:
-        kid = "-" if row["kid"] is None else f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}"
-        table.add_row(
-            row["features"],
-            row["images"],
-            f"{row['n_synthetic']:,}",
-            _number(row["frechet"]),
-            kid,
-            _number(row["precision"]),
-            _number(row["recall"]),
-        )
-    console = Console()
-    console.print(table)
-    console.print("Rows of different n do not compare; read them against the references", style="dim")
-    for row in result["rows"]:
-        if row["note"]:
-            console.print(f"! {row['features']}, {row['images']}: {row['note']}", markup=False, highlight=False)
-    print(run_folder / "synthetic-fidelity.json")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

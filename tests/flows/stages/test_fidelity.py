@@ -76,23 +76,22 @@ def test_inception_stands_beside_the_reference_classifier(finished: RunFolder, m
     assert rows[0]["frechet"] != rows[4]["frechet"]
 
 
-def test_the_table_and_its_notes(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    fidelity.fidelity(finished.path, None, as_json=False)
-    out = capsys.readouterr().out
+def test_the_table_and_its_notes(finished: RunFolder, run_command: Any) -> None:
+    out = run_command("fidelity", finished.path).out
     for words in ("references", "3 of 10", "5 of 10", "all levels", "KID x 1000"):
         assert words in out
     assert "! reference classifier, references: " in out
     assert out.endswith("synthetic-fidelity.json\n")
-    fidelity.fidelity(finished.path, None, as_json=True)
-    assert json.loads(capsys.readouterr().out) == json.loads((finished.path / "synthetic-fidelity.json").read_text())
+    shown = run_command("fidelity", finished.path, "--json").out
+    assert json.loads(shown) == json.loads((finished.path / "synthetic-fidelity.json").read_text())
 
 
 def test_the_command_hands_over_paths_and_urls(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(fidelity, "fidelity", lambda *given: asked.append(given))
-    run_command("fidelity", "runs/a")
+    monkeypatch.setattr(fidelity, "measure", lambda *given: asked.append(given) or {})
+    run_command("fidelity", "runs/a", "--json")
     run_command("fidelity", "s3://b/run", "--inception-weights", "s3://b/weights.pth", "--json")
-    assert asked == [(Path("runs/a"), None, False), (as_path("s3://b/run"), as_path("s3://b/weights.pth"), True)]
+    assert asked == [(Path("runs/a"), None), (as_path("s3://b/run"), as_path("s3://b/weights.pth"))]
 
 
 def test_bad_input_is_named(finished: RunFolder, tmp_path: Path) -> None:
