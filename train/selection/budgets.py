@@ -56,7 +56,7 @@ def _evenly(sizes: np.ndarray, total: int) -> np.ndarray:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(sizes, middle).sum() <= total else (low, middle - 1)
-    dealt = np.minimum(sizes, low)
+    dealt: np.ndarray = np.minimum(sizes, low)
     dealt[np.flatnonzero(sizes > low)[: total - dealt.sum()]] += 1
     return dealt
 
