@@ -1,4 +1,4 @@
-"""The flows: once on a Prefect server, else as plain functions."""
+"""The flows as plain functions. On a Prefect server they run in tests/flows/server/test_served.py."""
 
 import errno
 import json
@@ -14,7 +14,6 @@ import mortal
 import numpy as np
 import pytest
 import unserved
-from served import Server
 
 from latebloom.data.images import encode_png
 from latebloom.data.sources.load import DataConfig, load
@@ -51,17 +50,17 @@ def same_files(run: Path, other: Path, story: Story) -> None:
             assert ours[name] == theirs[name], name
 
 
-def test_compare_runs_all_stages_on_a_server_and_a_second_time_skips_them(
-    server: Server, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
+def test_compare_runs_all_stages_and_a_second_time_skips_them(
+    flows: Any, tiny: Tiny, pristine: RunFolder, tmp_path: Path, story: Story
 ) -> None:
-    page = pipeline.compare(tiny(), str(tmp_path / "run"))
+    page = flows.compare(tiny(), str(tmp_path / "run"))
     assert page == str(tmp_path / "run" / "report.html")
     assert Path(page).is_file()
     run = RunFolder(tmp_path / "run")
     same_files(run.path, pristine.path, story)  # as the stages make it without Prefect
     assert story.made(run) == {record["stage"] for record in run.records()}
     first = read_json(run.path / "report.json")
-    pipeline.compare(tiny(), str(run.path))
+    flows.compare(tiny(), str(run.path))
     assert story.made(run) == set()
     second = read_json(run.path / "report.json")
     assert second["arms"] == first["arms"]
@@ -262,15 +261,16 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
     assert story.data_set(finished) == whole
 
 
-@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.fixture(params=["thread", pytest.param("processes", marks=pytest.mark.slow)])
 def two_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run with `workers=2` trains in; threads take its place where that is not the point."""
+    """What a run with `workers=2` trains in; a thread takes its place where that is not the point."""
     if request.param == "processes":
         request.getfixturevalue("two_processes")
         yield
         return
-    with ThreadPoolExecutor(2) as threads:
-        monkeypatch.setattr(tasks, "classifier_processes", lambda _: threads)
+    # One: networks get their first weights from torch's random state, which threads share.
+    with ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(tasks, "classifier_processes", lambda _: thread)
         yield
 
 
