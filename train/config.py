@@ -12,6 +12,7 @@ __all__ = [
     "FitConfig",
     "PolicyConfig",
     "PolicyName",
+    "SelectionConfig",
     "Selector",
     "SlowConfig",
     "SlowMethod",
@@ -139,10 +140,9 @@ CoresetMethod = Literal[
 SCORED: tuple[CoresetMethod, ...] = get_args(CoresetMethod)[: get_args(CoresetMethod).index("herding")]
 
 
-class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How many examples are selected, and how."""
+class SelectionConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How many examples are selected, and what each method takes."""
 
-    method: CoresetMethod = Field("craig", description="What the examples are selected by")
     fraction: float = Field(0.1, gt=0, le=1, description="Share of all examples to select, above 0 to 1")
     per_class: int = Field(
         0,
@@ -185,6 +185,12 @@ class CoresetConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         if k > 1 and k != int(k):
             raise ValueError(f"lcmat_k is {k}, expected a whole number of dimensions or a share below 1; round it")
         return k
+
+
+class CoresetConfig(SelectionConfig, frozen=True, extra="forbid"):
+    """How many examples are selected, and by which method."""
+
+    method: CoresetMethod = Field("craig", description="What the examples are selected by")
 
 
 PolicyName = Literal[
@@ -240,8 +246,8 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "", description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote"
     )
     policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
-    coreset: CoresetConfig = Field(
-        CoresetConfig(), description="How many examples are selected, and how; its method is the selector's"
+    coreset: SelectionConfig = Field(
+        SelectionConfig(), description="How many examples are selected, and what each selector takes"
     )
     copies: int = Field(
         1,

@@ -196,10 +196,11 @@ class Mixer:
             return 0 if self.config.selector == "none" else len(self.labels)
         if self.given is not None:
             return len(self.given.indices)
-        return int(budgets(self.labels, self.num_classes, self._coreset_config()).sum())
+        return int(budgets(self.labels, self.num_classes, self._coreset_config(self.config.selector)).sum())
 
-    def _coreset_config(self) -> CoresetConfig:
-        return self.config.coreset.model_copy(update={"method": self.config.selector})
+    def _coreset_config(self, method: Selector) -> CoresetConfig:
+        # Not validated: `all` and `file`, which are no methods, ask for a budget alone.
+        return CoresetConfig.model_construct(**{**dict(self.config.coreset), "method": method})
 
     def _length(self) -> int:
         config = self.config
@@ -227,7 +228,7 @@ class Mixer:
         else:
             logits, features = forward_pass()
             evidence = Evidence(logits, self.labels, features)
-        config = self._coreset_config()
+        config = self._coreset_config(self.config.selector)
         if selector == "adacore":
             self._moments = updated_moments(evidence, config, self._moments)
             evidence = dataclasses.replace(evidence, moments=self._moments)
@@ -242,7 +243,7 @@ class Mixer:
         if self.given is not None:  # as many of each class
             score = numpy_rng(self.seed, "main", number).random(n)
             return top(score, self.labels, np.bincount(self.labels[coreset.indices], minlength=self.num_classes), True)
-        at_random = self.config.coreset.model_copy(update={"method": "random"})
+        at_random = self._coreset_config("random")
         return select_coreset(self._without_outputs(), at_random, child_seed(self.seed, "main", number)).indices
 
     def _without_outputs(self) -> Evidence:

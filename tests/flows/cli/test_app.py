@@ -151,6 +151,7 @@ def test_settings_are_listed_with_type_range_default_and_description(run_command
     heads = [line.split()[0] for line in whole.splitlines() if not line.startswith(" ")]
     assert heads[0] == "data.source"
     assert {"train.lr", "strong.coreset.fraction", "sample.guidance_scale", "seed", "arms"} <= set(heads)
+    assert "strong.coreset.method" not in heads  # it is strong.selector
     assert run_command("settings", "plan.k").out.splitlines() == [
         "plan.k  (integer, 2 to 1,000)  [default: 5]",
         f"    {PlanConfig.model_fields['k'].description}",
