@@ -43,7 +43,7 @@ class ImageState:
     thresholds: tuple[Threshold, ...] = ()
 
 
-# `ok` passes all; the others in the order in which they are looked for. `nan` follows from the column `finite`.
+# `ok` passes all; the others are checked in this order. `nan` follows from the column `finite`.
 STATES: dict[State, ImageState] = {
     "ok": ImageState("may be trained on", "#1f2328"),
     "nan": ImageState("the generator's output was not finite", "#7b3294"),

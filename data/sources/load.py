@@ -53,7 +53,7 @@ def load(config: DataConfig) -> Splits:
     - the path of an .npz as MedMNIST's: uint8 images (N, H, W) or (N, H, W, 3), integer labels (N,) or (N, 1), and
       `class_names` if it has them. Its val_images and val_labels are ignored.
 
-    Image files, and arrays that an image size resizes, are decoded when asked for; of each file the header is
+    Image files, and arrays that an image size resizes, are decoded when needed; of each file the header is
     checked here. Grey stays one channel only if all images of the data set are grey. Transparency is laid on white.
     A path may be a URL, such as s3://bucket/folder: then all image files are held in memory, encoded.
 

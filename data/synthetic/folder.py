@@ -258,7 +258,7 @@ class SyntheticFolder:
         file = self.path / "manifest.json"
         if not file.is_file():
             raise ValueError(f"{self.path} has no manifest.json: not a synthetic data set, or one not finished yet")
-        manifest = read_json(file)
+        manifest: dict[str, Any] = read_json(file)
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{file} has format {manifest.get('format')}, this version reads {FORMAT}")
         return manifest
@@ -288,7 +288,7 @@ class SyntheticFolder:
         return pa.concat_tables(tables) if tables else SYNTHETIC_SCHEMA.empty_table()
 
     def images(self, rows: pa.Table, real: LabeledImages, origin: str = "") -> LabeledImages:
-        """The images of some of its `rows` with their labels, decoded when asked for, cut as the real ones are.
+        """The images of some of its `rows` with their labels, decoded when needed, cut as the real ones are.
 
         Raises:
             ValueError: no rows.

@@ -90,8 +90,8 @@ class LatentDenoiser:
         self.multiple = self._vae_scale * 2 ** (len(self._unet.config["block_out_channels"]) - 1)
         mean = torch.tensor(vae_config["latents_mean"] or vae_config["shift_factor"] or 0.0)
         scale = vae_config["scaling_factor"] / torch.tensor(vae_config["latents_std"] or 1.0)
-        self._latent_mean = mean.view(1, -1, 1, 1).to(self.device)
-        self._latent_scale = scale.view(1, -1, 1, 1).to(self.device)
+        self._latent_mean: Tensor = mean.view(1, -1, 1, 1).to(self.device)
+        self._latent_scale: Tensor = scale.view(1, -1, 1, 1).to(self.device)
 
     @classmethod
     def load(

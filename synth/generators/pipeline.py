@@ -29,9 +29,9 @@ from latebloom.synth.sampling.strength import (
     choose,
     image_to_image_class,
     level_of,
+    recorded,
     settle_scheduler,
     starts,
-    watched,
 )
 
 __all__ = ["PipelineGenerator"]
@@ -293,7 +293,7 @@ class PipelineGenerator:
         if self._vae_dtype is not None:
             # SDXL's VAE is float32 after `encode`, and after a decoding that ran out of memory. diffusers' `to` warns.
             nn.Module.to(self.pipeline.vae, self._vae_dtype)
-        with watched(self.pipeline, place) as watch:
+        with recorded(self.pipeline, place) as record:
             x = self.pipeline(
                 image=image.to(self.device),
                 strength=place.strength,
@@ -304,7 +304,7 @@ class PipelineGenerator:
                 **{key: value for key, value in offered.items() if key in self._arguments},
             )[0]
         made = to_pixels(x if self._kind == "IFImg2ImgPipeline" else x.float() * 2 - 1)
-        return Made(made.images, made.finite & watch.finite(len(wanted)))
+        return Made(made.images, made.finite & record.finite(len(wanted)))
 
     def _guidance(self) -> dict[str, Any]:
         if self._kind == "ZImageImg2ImgPipeline":  # takes w of arXiv 2207.12598, Eq. 6; all others take w + 1

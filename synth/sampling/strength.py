@@ -17,7 +17,7 @@ from torch import Tensor
 from latebloom.data.store import read_json
 from latebloom.synth.sampling.levels import Level, Match, glide_log_snr
 
-__all__ = ["Start", "choose", "image_to_image_class", "level_of", "settle_scheduler", "starts", "watched"]
+__all__ = ["Start", "choose", "image_to_image_class", "level_of", "recorded", "settle_scheduler", "starts"]
 
 # Images that some pipelines need besides the reference.
 _MORE_IMAGES = ("control_image", "hint", "mask_image", "original_image", "depth_map")
@@ -285,7 +285,7 @@ def level_of(place: Start, level: int, grid: int) -> Level:
 
 
 @dataclasses.dataclass
-class Watch:
+class Record:
     """What a call of a pipeline did.
 
     Attributes:
@@ -302,7 +302,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(pipeline: Any, place: Start) -> Iterator[Watch]:
+def recorded(pipeline: Any, place: Start) -> Iterator[Record]:
     """Record one call of `pipeline` from `place`.
 
     The scheduler and the decoder are recorded themselves: some pipelines count no steps and have no callback, and
@@ -311,29 +311,29 @@ def watched(pipeline: Any, place: Start) -> Iterator[Watch]:
     Raises:
         RuntimeError: on leaving, where the number of steps or the first timestep is not that of `place`.
     """
-    watch = Watch([], [])
+    record = Record([], [])
     scheduler = pipeline.scheduler
     step = scheduler.step
 
     @functools.wraps(step)  # pipelines read its signature
     def noted(output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        watch.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
+        record.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
         return step(output, timestep, *args, **kwargs)
 
     def note(_module: Any, _inputs: Any, output: Tensor) -> None:
-        watch.decoded.append(torch.isfinite(output).flatten(1).all(1))
+        record.decoded.append(torch.isfinite(output).flatten(1).all(1))
 
     autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "movq", None)
     hook = autoencoder.decoder.register_forward_hook(note) if autoencoder is not None else None
     scheduler.step = noted
     try:
-        yield watch
+        yield record
     finally:
         del scheduler.step
         if hook is not None:
             hook.remove()
-    if len(watch.timesteps) != place.calls or not math.isclose(watch.timesteps[0], place.seen, abs_tol=1e-3):
+    if len(record.timesteps) != place.calls or not math.isclose(record.timesteps[0], place.seen, abs_tol=1e-3):
         raise RuntimeError(
-            f"{type(pipeline).__name__} made {len(watch.timesteps)} steps from timestep {watch.timesteps[:1]}, not "
+            f"{type(pipeline).__name__} made {len(record.timesteps)} steps from timestep {record.timesteps[:1]}, not "
             f"{place.calls} from [{place.seen}]: its images would be of another level"
         )

@@ -180,14 +180,16 @@ def states(scores: Scores, config: QualityConfig) -> list[State]:
             conditions[name] = ~scores.finite
         elif state.thresholds:
             conditions[name] = np.any([_fails(scores, config, threshold) for threshold in state.thresholds], 0)
-    return np.select(list(conditions.values()), list(conditions), "ok").tolist()
+    found: list[State] = np.select(list(conditions.values()), list(conditions), "ok").tolist()
+    return found
 
 
 def _fails(scores: Scores, config: QualityConfig, threshold: Threshold) -> np.ndarray:
     """bool (n,): which images fail a threshold."""
-    values, limit = getattr(scores, threshold.score), getattr(config, threshold.name)
+    values: np.ndarray = getattr(scores, threshold.score)
+    limit: float | bool = getattr(config, threshold.name)
     if not threshold.remedy:
-        return ~(values >= limit)  # a NaN score is no pass: hence "not at least" where one might write "below"
+        return np.asarray(~(values >= limit))  # a NaN score must not pass: hence "not at least" instead of "below"
     if not _is_on(config, threshold):
         return np.zeros(len(values), bool)
     missing = int(np.isnan(values).sum())
@@ -196,7 +198,7 @@ def _fails(scores: Scores, config: QualityConfig, threshold: Threshold) -> np.nd
             f"{_asked(config, threshold)}, but {missing} of {len(values)} images have no such score: "
             f"{threshold.remedy}, or set it to {_off(threshold)}"
         )
-    return values > 0 if isinstance(limit, bool) else values < limit
+    return np.asarray(values > 0 if isinstance(limit, bool) else values < limit)
 
 
 def _off(threshold: Threshold) -> object:

@@ -37,7 +37,7 @@ def cosine_alphas_cumprod(steps: int) -> np.ndarray:
 class FakeDenoiser:
     """A `Denoiser` without weights: `believe` says which clean image it sees in a noisy one.
 
-    Its output is that belief told as its `prediction_type`. As long as `believe` works pixel by pixel with + - * /
+    Its output is that belief as its `prediction_type`. As long as `believe` works pixel by pixel with + - * /
     alone, an image gives the same bits whoever shares its batch.
 
     Attributes:

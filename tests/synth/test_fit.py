@@ -89,10 +89,10 @@ def test_global_generators_neither_matter_nor_move(tiny_images: LabeledImages) -
 
 
 def test_progress_is_reported_every_ten_steps_and_at_the_end(tiny_images: LabeledImages) -> None:
-    told: list[tuple[int, float]] = []
+    reported: list[tuple[int, float]] = []
     config = GeneratorConfig(steps=23, batch_size=2, channels=(8,))
-    fit = fit_generator(tiny_images, config, 0, CPU, on_step=lambda step, loss: told.append((step, loss)))
-    assert told == [(step, pytest.approx(fit.losses[step - 1])) for step in (10, 20, 23)]
+    fit = fit_generator(tiny_images, config, 0, CPU, on_step=lambda step, loss: reported.append((step, loss)))
+    assert reported == [(step, pytest.approx(fit.losses[step - 1])) for step in (10, 20, 23)]
 
 
 def test_averaging_changes_the_weights_kept_not_the_training(tiny_images: LabeledImages) -> None:

@@ -125,8 +125,8 @@ def test_every_image_is_made_from_its_own_row_of_the_plan(
     made = pixels(part_of(fakes.Generator(write), tiny_images, plan, batch_size=batch_size))
     assert len(made) == 18
     for row, image in zip(plan.to_pylist(), made, strict=True):
-        told = [row["label"], row["level_steps"], row["seed"] % 251, len(row["prompt"])]
-        assert image[0, :4, 0].tolist() == told
+        expected = [row["label"], row["level_steps"], row["seed"] % 251, len(row["prompt"])]
+        assert image[0, :4, 0].tolist() == expected
         np.testing.assert_array_equal(image[1:], tiny_images.pixels(np.array([row["source_index"]]))[0][1:])
 
 
@@ -233,11 +233,11 @@ def test_neither_batches_nor_parts_nor_their_order_change_a_row(
 def test_progress_is_reported_after_each_batch_and_not_of_second_attempts(
     fakes: SimpleNamespace, tiny_images: LabeledImages
 ) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     plan = plan_of(tiny_images, requests(np.arange(5), (2,)))
     generator = fakes.Generator(lambda references, _: 0 * references)  # all black, so all are drawn again
-    draw(generator, tiny_images, plan, SizeConfig(), BatchSizes(2), told.append)
-    assert told == [2, 2, 1]
+    draw(generator, tiny_images, plan, SizeConfig(), BatchSizes(2), reported.append)
+    assert reported == [2, 2, 1]
     assert [len(wanted) for wanted in generator.made] == [2, 2, 1] * 2
 
 
@@ -556,13 +556,13 @@ def test_batches_that_do_not_fit_are_halved_and_the_images_stay_the_same(
     fakes: SimpleNamespace, tiny_images: LabeledImages
 ) -> None:
     plan = plan_of(tiny_images, requests(np.arange(10), (2, 5)))
-    told: list[dict[str, int]] = []
-    batch = BatchSizes(16, remember=lambda sizes: told.append(dict(sizes)))
+    reported: list[dict[str, int]] = []
+    batch = BatchSizes(16, remember=lambda sizes: reported.append(dict(sizes)))
     small = draw(fakes.Generator(Moody(plan), fits=3), tiny_images, plan, SizeConfig(), batch)
     large = draw(fakes.Generator(Moody(plan)), tiny_images, plan, SizeConfig(), BatchSizes(16))
     assert small.blobs == large.blobs
     assert small.failures == {}
-    assert told == [{"make 8x8": size} for size in (8, 4, 2)]
+    assert reported == [{"make 8x8": size} for size in (8, 4, 2)]
     with pytest.raises(MemoryError, match=r"^not even one image fits into the memory \(make 8x8\)"):
         drawn_of(fakes.Generator(fits=0), tiny_images, plan)
 
@@ -617,12 +617,12 @@ def test_what_does_not_fit_is_found_by_the_probe_and_remembered(
     fakes: SimpleNamespace, tiny_images: LabeledImages
 ) -> None:
     plan = plan_of(tiny_images, requests(np.arange(16), (2, 5, 9)))
-    told: list[dict[str, int]] = []
-    batch = BatchSizes(64, remember=lambda sizes: told.append(dict(sizes)))
+    reported: list[dict[str, int]] = []
+    batch = BatchSizes(64, remember=lambda sizes: reported.append(dict(sizes)))
     generator = fakes.Generator(fits=5)
     assert probe_of(generator, tiny_images, plan, batch).seconds_per_call == 1 / 4
     assert generator.timed == [1, 4, 16]
-    assert told == [{"make 8x8": 8}]
+    assert reported == [{"make 8x8": 8}]
     # What was found is what a part begins with, and what the next probe grows to.
     drawn_of(again := fakes.Generator(), tiny_images, plan, batch_size=64)
     assert len(again.made[0]) == 48

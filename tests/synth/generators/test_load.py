@@ -172,7 +172,7 @@ def test_a_generator_that_cannot_be_fetched_is_refused_with_the_reason(monkeypat
 
 
 def test_offline_a_hub_id_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The hub's own code, told to stay offline, with nothing in its cache.
+    # The hub's own code, set to offline, with nothing in its cache.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(

@@ -82,14 +82,14 @@ def moments(grid: NoiseGrid, level: int, x0: float, mu: float, s: float) -> tupl
 def test_a_reference_is_noised_to_its_own_level(fakes: SimpleNamespace, sampler: Sampler) -> None:
     first_seen: dict[int, Tensor] = {}  # label -> x
 
-    def look(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
+    def record(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
         for image, label in zip(x, labels.tolist(), strict=True):
             first_seen.setdefault(label, image.clone())
         return x
 
     levels = [3, 7, 10, 1]
     references = torch.linspace(-1, 1, 100).reshape(4, 1, 5, 5)
-    run(fakes.Denoiser(look), levels, grid=10, sampler=sampler, references=references, labels=range(4))
+    run(fakes.Denoiser(record), levels, grid=10, sampler=sampler, references=references, labels=range(4))
     grid = NoiseGrid.of(fakes.cosine_alphas_cumprod(1000), 10)
     for place, level in enumerate(levels):
         a = grid.alphas_cumprod[level - 1]
@@ -427,11 +427,11 @@ def test_images_of_one_call_are_each_at_a_timestep_of_their_own(fakes: SimpleNam
 def test_a_reference_starts_at_its_level_however_few_the_steps(fakes: SimpleNamespace) -> None:
     seen: list[Tensor] = []
 
-    def look(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
+    def record(x: Tensor, abar: Tensor, labels: Tensor) -> Tensor:
         seen.append(x.clone())
         return x
 
-    fake = fakes.Denoiser(look)
+    fake = fakes.Denoiser(record)
     references = torch.linspace(-1, 1, 25).reshape(1, 1, 5, 5)
     run(fake, [50], grid=100, steps=4, sampler="ddim", references=references)
     a = NoiseGrid.of(fake.alphas_cumprod, 100).alphas_cumprod[49]

@@ -17,9 +17,9 @@ from latebloom.synth.sampling.strength import (
     choose,
     image_to_image_class,
     level_of,
+    recorded,
     settle_scheduler,
     starts,
-    watched,
 )
 
 # NumPy about diffusers' own schedulers.
@@ -288,7 +288,7 @@ class Idle:
 
 
 def run(pipeline: Any, place: Start, timesteps: list[float]) -> None:
-    with watched(pipeline, place):
+    with recorded(pipeline, place):
         for timestep in timesteps:
             pipeline.scheduler.step(torch.zeros(1), torch.tensor(timestep), torch.zeros(1))
 
