@@ -7,7 +7,7 @@ import numpy as np
 from latebloom.data.config import PerturbConfig
 from latebloom.data.images import LabeledImages
 
-__all__ = ["PerturbConfig", "Perturbed", "class_shares", "noise_targets", "perturb"]
+__all__ = ["Perturbed", "class_shares", "noise_targets", "perturb"]
 
 # Mistakes that people would make, from "Making Deep Neural Networks Robust to Label Noise" (arXiv 1609.03683).
 _CIFAR10_PAIRS = {"truck": "automobile", "bird": "airplane", "cat": "dog", "dog": "cat", "deer": "horse"}

@@ -17,7 +17,7 @@ from latebloom.data.store import write_bytes, write_json
 from latebloom.synth.config import GeneratorConfig
 from latebloom.synth.generators.diffusers_folder import CARD_FILE
 
-__all__ = ["GeneratorConfig", "GeneratorFit", "fit_generator", "save_generator"]
+__all__ = ["GeneratorFit", "fit_generator", "save_generator"]
 
 TRAIN_TIMESTEPS = 1000
 

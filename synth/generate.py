@@ -15,12 +15,11 @@ from torch import Tensor
 from latebloom.data.images import LabeledImages, cut, decode, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
-from latebloom.synth.config import ScoreConfig
+from latebloom.synth.config import QualityConfig, SizeConfig
 from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import (
     ClipScore,
-    QualityConfig,
     RealFeatures,
     ReferenceClassifier,
     SafetyFlag,
@@ -29,9 +28,9 @@ from latebloom.synth.scoring.quality import (
     score,
     states,
 )
-from latebloom.synth.sizes import Frame, SizeConfig, buckets
+from latebloom.synth.sizes import Frame, buckets
 
-__all__ = ["Drawn", "Probe", "ScoreConfig", "Scorers", "describe", "draw", "probe", "reference"]
+__all__ = ["Drawn", "Probe", "Scorers", "describe", "draw", "probe", "reference"]
 
 # An image of less contrast than this, in grey levels, gets its one retry. Not a threshold of the config: those may
 # move after the images are made, and which images were retried must not depend on when they did.

@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import child_seed
-from latebloom.synth.config import PlanConfig
 
-__all__ = ["PLAN_SCHEMA", "Forecast", "PlanConfig", "Request", "forecast", "item_id", "make_plan", "requests"]
+__all__ = ["PLAN_SCHEMA", "Forecast", "Request", "forecast", "item_id", "make_plan", "requests"]
 
 PLAN_SCHEMA = pa.schema(
     [

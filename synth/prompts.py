@@ -15,7 +15,7 @@ from latebloom.data.sources.folders import listed
 from latebloom.data.store import as_path
 from latebloom.synth.config import PromptConfig
 
-__all__ = ["PromptConfig", "lint", "names_of", "prompt_of"]
+__all__ = ["lint", "names_of", "prompt_of"]
 
 
 def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from latebloom.synth.config import Filter, SizeConfig
 
-__all__ = ["Filter", "Frame", "SizeConfig", "buckets", "check_channels", "work_size_warning"]
+__all__ = ["Frame", "buckets", "check_channels", "work_size_warning"]
 
 
 _MAX_ASPECT = 4  # the memory of a batch is set by its area: at 512 pixels this is 512x2048

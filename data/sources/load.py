@@ -22,7 +22,7 @@ from latebloom.data.sources.folders import LAYOUTS, Files, Found, Split, listed,
 from latebloom.data.sources.named import read_named, read_published
 from latebloom.data.store import as_path, is_remote, local_file
 
-__all__ = ["DataConfig", "Splits", "digits_split", "load"]
+__all__ = ["Splits", "digits_split", "load"]
 
 # data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import: the function that needs one
 # imports it.

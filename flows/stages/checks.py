@@ -18,8 +18,9 @@ from latebloom.flows.stages.loaders import device_of, generator_of, images_of, p
 from latebloom.flows.stages.scorers import check_named
 from latebloom.flows.stages.synthesis import check_made
 from latebloom.flows.stages.training_sets import check_coreset_file
+from latebloom.synth.config import PromptConfig
 from latebloom.synth.generators.load import kind_of
-from latebloom.synth.prompts import PromptConfig, lint, names_of
+from latebloom.synth.prompts import lint, names_of
 from latebloom.synth.scoring.quality import check_scorers
 from latebloom.synth.sizes import Frame, check_channels, work_size_warning
 from latebloom.train.augment.mixing import Mixer

@@ -8,15 +8,15 @@ from typing import Literal
 
 import torch
 
-from latebloom.data.perturb import PerturbConfig, Perturbed, perturb
+from latebloom.data.config import DataConfig, PerturbConfig
+from latebloom.data.perturb import Perturbed, perturb
 from latebloom.data.seeds import child_seed
-from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.sources.load import Splits, load
 from latebloom.flows.config.compare import CompareConfig, RunConfig
 from latebloom.flows.run.processes import team_size
-from latebloom.synth.generators.diffusemix import DiffuseMixConfig
-from latebloom.synth.generators.load import GenerateConfig, load_generator
+from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
+from latebloom.synth.generators.load import load_generator
 from latebloom.synth.sampling.denoiser import Generator
-from latebloom.synth.sampling.sample import SampleConfig
 
 __all__ = ["device_of", "forget_generator", "generator_of", "images_of", "perturbed"]
 

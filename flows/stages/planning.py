@@ -17,11 +17,12 @@ from latebloom.flows.run.progress import duration, say
 from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import device_of, generator_of
+from latebloom.synth.config import PromptConfig
 from latebloom.synth.generate import probe
 from latebloom.synth.generators.load import kind_of
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Forecast, forecast, make_plan, requests
-from latebloom.synth.prompts import PromptConfig, names_of, prompt_of
+from latebloom.synth.prompts import names_of, prompt_of
 from latebloom.synth.sampling.denoiser import Generator
 
 __all__ = ["batch_sizes", "distinct_prompts", "generator_config", "generator_processes", "plan_images"]

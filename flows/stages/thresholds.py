@@ -8,7 +8,8 @@ import pyarrow as pa
 from latebloom.data.store import read_table
 from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.stages.context import RunContext
-from latebloom.synth.scoring.quality import QualityConfig, Scores, duplicate_distances, states
+from latebloom.synth.config import QualityConfig
+from latebloom.synth.scoring.quality import Scores, duplicate_distances, states
 
 __all__ = ["with_states_of_now"]
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from latebloom.data.images import decode
 from latebloom.data.seeds import numpy_rng, torch_rng
 from latebloom.data.store import as_path, digest_file, digest_json, local_folder, read_json
-from latebloom.synth.config import RELEASED_PROMPTS, DiffuseMixConfig
+from latebloom.synth.config import DiffuseMixConfig
 from latebloom.synth.generators.diffusers_folder import digest_files, licence, load_pipeline
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
 from latebloom.synth.sampling.loop import mean_seconds
 
-__all__ = ["RELEASED_PROMPTS", "DiffuseMixConfig", "DiffuseMixGenerator", "Side", "blend", "concatenate", "julia_set"]
+__all__ = ["DiffuseMixGenerator", "Side", "blend", "concatenate", "julia_set"]
 
 
 Side = Literal["left", "top", "right", "bottom"]

@@ -7,17 +7,16 @@ from typing import Any
 import torch
 
 from latebloom.data.store import as_path, local_folder, read_json
-from latebloom.synth.config import GenerateConfig, Kind
-from latebloom.synth.generators.diffusemix import DiffuseMixConfig, DiffuseMixGenerator
+from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, Kind, SampleConfig
+from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
 from latebloom.synth.generators.latent import USUAL_GUIDANCE, LatentDenoiser
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.denoiser import Generator
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
 
-__all__ = ["GenerateConfig", "generator_folder", "kind_of", "load_generator"]
+__all__ = ["generator_folder", "kind_of", "load_generator"]
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 # The kinds that use a setting.

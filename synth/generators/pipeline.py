@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latebloom.data.seeds import child_seed
 from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.synth.config import Match
 from latebloom.synth.generators.adapters import Lora, find_lora, fuse_loras
 from latebloom.synth.generators.diffusers_folder import (
     compile_network,
@@ -23,7 +24,7 @@ from latebloom.synth.generators.diffusers_folder import (
 )
 from latebloom.synth.generators.pipeline_prompts import PipelinePrompts
 from latebloom.synth.sampling.denoiser import Made, Wanted, fixed_shapes, to_pixels
-from latebloom.synth.sampling.levels import Level, Match
+from latebloom.synth.sampling.levels import Level
 from latebloom.synth.sampling.strength import (
     Start,
     choose,

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from latebloom.synth.config import Match, paper_levels
+from latebloom.synth.config import Match
 
-__all__ = ["Level", "Match", "NoiseGrid", "glide_log_snr", "paper_levels"]
+__all__ = ["Level", "NoiseGrid", "glide_log_snr"]
 
 
 @dataclasses.dataclass(frozen=True)

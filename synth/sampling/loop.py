@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latebloom.synth.config import SampleConfig
 from latebloom.synth.sampling.denoiser import Denoiser, Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level, NoiseGrid
-from latebloom.synth.sampling.sample import SampleConfig, check_sampling, denoise
+from latebloom.synth.sampling.sample import check_sampling, denoise
 
 __all__ = ["LoopGenerator", "mean_seconds"]
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latebloom.synth.config import SampleConfig, Sampler
+from latebloom.synth.config import SampleConfig
 from latebloom.synth.sampling.denoiser import Denoiser, to_x0
 from latebloom.synth.sampling.levels import NoiseGrid
 
-__all__ = ["SampleConfig", "Sampler", "check_sampling", "denoise"]
+__all__ = ["check_sampling", "denoise"]
 
 
 def denoise(

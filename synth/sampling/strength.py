@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from latebloom.data.store import read_json
-from latebloom.synth.sampling.levels import Level, Match, glide_log_snr
+from latebloom.synth.config import Match
+from latebloom.synth.sampling.levels import Level, glide_log_snr
 
 __all__ = ["Start", "choose", "image_to_image_class", "level_of", "recorded", "settle_scheduler", "starts"]
 

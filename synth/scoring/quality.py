@@ -10,7 +10,6 @@ from latebloom.synth.config import QualityConfig
 
 __all__ = [
     "ClipScore",
-    "QualityConfig",
     "RealFeatures",
     "ReferenceClassifier",
     "SafetyFlag",

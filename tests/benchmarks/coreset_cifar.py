@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import child_seed
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.sources.load import load
 from latebloom.train.augment.mixing import EpochRows, ForwardPass, Mixer, StrongConfig, StrongLosses
 from latebloom.train.augment.policies import PolicyConfig
 from latebloom.train.config import FitConfig

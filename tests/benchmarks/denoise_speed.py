@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.load import load
+from latebloom.synth.config import SampleConfig
 from latebloom.synth.generators.load import generator_folder
 from latebloom.synth.generators.pixel import PixelDenoiser
-from latebloom.synth.sampling.sample import SampleConfig, denoise
+from latebloom.synth.sampling.sample import denoise
 
 LEVELS = (40, 50, 70, 80)
 

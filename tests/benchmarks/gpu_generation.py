@@ -27,11 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny_checkpoints import save_tiny_sd, save_tiny_tokenizer
 
+from latebloom.synth.config import SampleConfig
 from latebloom.synth.generators.latent import LatentDenoiser
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.denoiser import Denoiser, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
 
 LEVELS = (40, 50, 70, 80)
 PROMPTS = ("a photo of a top", "a photo of a middle")

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import LabeledImages
-from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.sources.load import Splits, load
 from latebloom.train.evaluate import error_rate, logits_of
 from latebloom.train.loop.fit import FitConfig, fit
 from latebloom.train.models.build import build

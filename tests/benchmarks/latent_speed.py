@@ -30,10 +30,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny_checkpoints import save_tiny_sd
 
+from latebloom.synth.config import SampleConfig
 from latebloom.synth.generators.latent import LatentDenoiser, _embed
 from latebloom.synth.sampling.denoiser import Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
 
 LEVELS, GRID = (8, 10, 14, 16), 20
 PROMPTS = ("a photo of a top", "a photo of a middle", "a photo of a bottom")

@@ -15,10 +15,12 @@ import time
 import numpy as np
 import torch
 
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.load import load
+from latebloom.synth.config import SampleConfig, Sampler
 from latebloom.synth.generators.load import generator_folder
 from latebloom.synth.generators.pixel import PixelDenoiser
-from latebloom.synth.sampling.sample import SampleConfig, Sampler, denoise
+from latebloom.synth.sampling.sample import denoise
 
 STEPS = (10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 300, 500)
 

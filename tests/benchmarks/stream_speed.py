@@ -28,7 +28,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from latebloom.data.batches import Pixels, epoch_order
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.load import load
 
 BATCH = 64
 

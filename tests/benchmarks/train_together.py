@@ -10,7 +10,8 @@ import time
 import numpy as np
 import torch
 
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.load import load
 from latebloom.flows.config.compare import preset
 from latebloom.train.loop.fit import FitConfig, fit
 from latebloom.train.models.build import build

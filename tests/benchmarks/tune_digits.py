@@ -14,21 +14,20 @@ import time
 import numpy as np
 import torch
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import LabeledImages, concat
 from latebloom.data.seeds import child_seed, numpy_rng
-from latebloom.data.sources.load import DataConfig, digits_split, load
+from latebloom.data.sources.load import digits_split, load
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import preset
 from latebloom.flows.stages.training_sets import Pool, arm_rows
-from latebloom.synth.fit import TRAIN_TIMESTEPS, GeneratorConfig, fit_generator
+from latebloom.synth.config import GeneratorConfig, SampleConfig, SizeConfig, paper_levels
+from latebloom.synth.fit import TRAIN_TIMESTEPS, fit_generator
 from latebloom.synth.generate import draw
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import make_plan, requests
-from latebloom.synth.sampling.levels import paper_levels
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
-from latebloom.synth.sizes import SizeConfig
 from latebloom.train.evaluate import error_rate, logits_of
 from latebloom.train.loop.fit import FitConfig, fit
 from latebloom.train.models.build import build

@@ -17,7 +17,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from served import Server, lay_traps
 
 from latebloom import flows
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.load import load
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.cli import app, coresets
 from latebloom.flows.config.compare import CompareConfig
@@ -27,7 +28,8 @@ from latebloom.flows.run.folder import LOCK, RunFolder, read_config
 from latebloom.flows.run.progress import meter
 from latebloom.flows.stages import checks, planning, select, synthesis, training
 from latebloom.flows.stages.loaders import images_of
-from latebloom.synth.fit import GeneratorConfig, fit_generator, save_generator
+from latebloom.synth.config import GeneratorConfig
+from latebloom.synth.fit import fit_generator, save_generator
 from latebloom.synth.plan import PLAN_SCHEMA
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import unserved
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import encode_png
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.sources.load import load
 from latebloom.data.store import read_json
 from latebloom.data.synthetic import folder as synthetic
 from latebloom.data.synthetic.folder import SyntheticFolder

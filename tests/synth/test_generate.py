@@ -14,14 +14,13 @@ from torch import Tensor
 from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
+from latebloom.synth.config import QualityConfig, SampleConfig, SizeConfig
 from latebloom.synth.generate import Drawn, Probe, Scorers, describe, draw, probe, reference
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Request, make_plan, requests
 from latebloom.synth.sampling.denoiser import Made, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
-from latebloom.synth.sampling.sample import SampleConfig
-from latebloom.synth.scoring.quality import QualityConfig, RealFeatures, fingerprints
-from latebloom.synth.sizes import SizeConfig
+from latebloom.synth.scoring.quality import RealFeatures, fingerprints
 
 SAMPLE = SampleConfig(sampler="ddpm", grid=10, guidance_scale=1)
 AS_STORED = SizeConfig(returned="source")

@@ -6,7 +6,8 @@ import pydantic
 import pytest
 
 from latebloom.data.images import LabeledImages
-from latebloom.synth.plan import PLAN_SCHEMA, PlanConfig, Request, forecast, item_id, make_plan, requests
+from latebloom.synth.config import PlanConfig
+from latebloom.synth.plan import PLAN_SCHEMA, Request, forecast, item_id, make_plan, requests
 
 SLOW = np.array([1, 5, 12])
 

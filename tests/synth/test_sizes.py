@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from latebloom.synth.sizes import Frame, SizeConfig, buckets, check_channels, work_size_warning
+from latebloom.synth.config import SizeConfig
+from latebloom.synth.sizes import Frame, buckets, check_channels, work_size_warning
 
 DEFAULT = SizeConfig()
 SIDES = st.integers(8, 60)

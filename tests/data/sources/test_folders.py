@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from latebloom.data.config import DataConfig
 from latebloom.data.sources.folders import numbered
-from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.sources.load import Splits, load
 
 CIFAR10 = Path(__file__).parents[4] / "shared" / "cifar10"
 

@@ -10,7 +10,8 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.load import Splits, load
 
 
 def put_image(file: Path, value: int, size: int = 8, mode: str = "RGB") -> None:

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import encode_png
-from latebloom.data.sources.load import DataConfig, load
+from latebloom.data.sources.load import load
 from latebloom.data.store import (
     as_path,
     atomic_folder,

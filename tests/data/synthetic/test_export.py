@@ -11,8 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import LabeledImages, encode_png
-from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.sources.load import Splits, load
 from latebloom.data.states import STATES, State
 from latebloom.data.store import digest_file
 from latebloom.data.synthetic import export as module

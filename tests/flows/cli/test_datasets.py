@@ -18,7 +18,7 @@ from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, SyntheticFolder
 from latebloom.flows.report import inspect
 from latebloom.flows.report.inspect import sheet
 from latebloom.flows.run.folder import RunFolder, read_config
-from latebloom.synth.scoring.quality import QualityConfig
+from latebloom.synth.config import QualityConfig
 
 RunCommand = Callable[..., Any]
 

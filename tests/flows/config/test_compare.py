@@ -22,7 +22,7 @@ from latebloom.flows.config.compare import (
 from latebloom.flows.config.tools import CoresetRunConfig, FitGeneratorConfig
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages.training_sets import Pool, arm_rows
-from latebloom.synth.sampling.sample import SampleConfig
+from latebloom.synth.config import SampleConfig
 from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from latebloom.data.config import DataConfig
 from latebloom.data.images import LabeledImages
-from latebloom.data.sources.load import DataConfig, Splits, load
+from latebloom.data.sources.load import Splits, load
 from latebloom.data.store import read_json
 from latebloom.flows.stages import fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig, check_fit, fit_and_save
