@@ -103,7 +103,7 @@ def test_a_family_from_disk_to_images(ready: Ready, family: str) -> None:
     assert difference(made.images[1], made.images[2]) > 20
 
 
-@pytest.mark.parametrize("family", ["sd3", "if", "lcm"])
+@pytest.mark.parametrize("family", ["sd3", "lcm"])
 def test_every_level_makes_the_steps_it_says(checkpoint: Folders, family: str) -> None:
     generator = load(checkpoint(family), match="steps", grid=8)
     generator.prepare(PROMPTS)

@@ -297,7 +297,7 @@ def test_predicting_keeps_no_graph_and_no_mode_of_training(tiny_unet: Callable[.
     assert torch.equal(first, denoiser.predict(x, timesteps, labels))  # no dropout
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m", "lcm"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++2m"])
 def test_the_batch_size_changes_no_image(denoiser: PixelDenoiser, tiny_images: LabeledImages, sampler: Sampler) -> None:
     # Convolutions of another batch size may sum in another order. Measured on an x86-64 CPU with AVX-512, torch 2.15,
     # one thread and two: x0 up to 2.7e-6 apart (a grey level is 7.8e-3), every pixel equal. Allowed: one grey level on
