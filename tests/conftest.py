@@ -17,10 +17,11 @@ _bucket_numbers = itertools.count()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests in one process that share what is costly: those of a Prefect server, else those of a file."""
+    """Keep tests in one process that share what is costly: those of a Prefect server, first, else those of a file."""
+    served = {item for item in items if "prefect_server" in getattr(item, "fixturenames", ())}
     for item in items:
-        served = "prefect_server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("server" if served else item.location[0]))
+        item.add_marker(pytest.mark.xdist_group("server" if item in served else item.location[0]))
+    items.sort(key=lambda item: item not in served)
 
 
 @pytest.fixture(scope="session")
