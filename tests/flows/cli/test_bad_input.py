@@ -254,7 +254,7 @@ BAD_INPUT = [
     ("run SHOP/long --image-size 8 --set sizes.returned=source", "an image of 40x8 has one side 5.0 times"),
     (
         "run digits --set scores.clip=SHOP/nowhere",
-        "nowhere has no config.json, expected the folder of a CLIP model",
+        "the folder of a CLIP model",
     ),
     ("run digits --set scores.safety=true", "generator tiny ships no safety checker; turn scores.safety off"),
     ("run digits --set quality.min_clip_score=0.2", "quality.min_clip_score is 0.2: name a CLIP model"),
