@@ -483,7 +483,7 @@ def test_damaged_batch_sizes_are_removed_in_one_line_and_found_out_again(
     file.write_text(content.replace("KEY", f"cpu {generator_of(tiny()).digest[:16]}"))
     outcome = command("generate", "--out", planned.path)
     assert outcome.code == 0
-    line = f"generate: {file} was damaged and is removed; which batches fit is found out again"
+    line = f"generate: {file} was damaged and is removed; which batches fit is measured again"
     assert outcome.err.splitlines().count(line) == 1
     assert not file.exists()
     assert story.data_set(planned) == story.data_set(pristine)
