@@ -87,13 +87,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities float64 (N, K) of logits (N, K)."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     exponent = np.exp(shifted)
-    return exponent / exponent.sum(1, keepdims=True)
+    result: np.ndarray = exponent / exponent.sum(1, keepdims=True)
+    return result
 
 
 def losses_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cross-entropy float64 (N,) of each row of logits (N, K) with its label (N,)."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    result: np.ndarray = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    return result
 
 
 def error_rate(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -133,7 +133,8 @@ def _covering(has: np.ndarray, count: int, rng: np.random.Generator) -> list[int
         best = int(gain.argmax())
         free[best] = False
         shown += has[best]
-    return np.sort(order[~free]).tolist()
+    result: list[int] = np.sort(order[~free]).tolist()
+    return result
 
 
 # -------------------------------------------------------------------------------------------------------- one image

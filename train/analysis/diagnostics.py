@@ -123,7 +123,8 @@ def jacobian_spectrum(
     total = sum(w.numel() for w in weights.values())
 
     def logits(weights: dict[str, Tensor], image: Tensor) -> Tensor:
-        return functional_call(model, (weights, buffers), (image[None],))[0]
+        result: Tensor = functional_call(model, (weights, buffers), (image[None],))[0]
+        return result
 
     def logit(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         return logits(weights, image).gather(0, label[None])[0]

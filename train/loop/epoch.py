@@ -107,9 +107,13 @@ class Epoch:
         """Places of the images that Mixup mixes into the strong copies of these ranks; they are weakly augmented."""
         if not len(ranks):
             return np.empty(0, np.int64)
-        return self.strong[self.plan.copies["partner"].numpy()[ranks]]
+        result: np.ndarray = self.strong[self.plan.copies["partner"].numpy()[ranks]]
+        return result
 
 
 def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
     """The arrays as tensors on the device, in one transfer that does not wait for the device."""
-    return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True).split([len(part) for part in parts])
+    result: Sequence[Tensor] = (
+        torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True).split([len(part) for part in parts])
+    )
+    return result

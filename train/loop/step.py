@@ -230,4 +230,5 @@ def _logits_together(models: Sequence[nn.Module], images: Tensor) -> Tensor:
     if buffers:
         own = [m.get_buffer(n) for n in buffers for m in models]
         torch._foreach_copy_(own, [b for stacked in buffers.values() for b in stacked.unbind()])
-    return logits
+    result: Tensor = logits
+    return result

@@ -83,4 +83,5 @@ def join() -> torch.device | None:
         import accelerate  # type: ignore[import-untyped]  # half a second, and only several processes need it
     except ImportError:
         raise ValueError("several processes need accelerate, which is not installed: pip install accelerate") from None
-    return accelerate.PartialState().device
+    result: torch.device | None = accelerate.PartialState().device
+    return result

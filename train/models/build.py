@@ -48,7 +48,8 @@ class SmallCNN(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)  # (B, w, H/2, W/2)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)  # (B, 2w, H/4, W/4)
         x = F.adaptive_avg_pool2d(x, 2)  # (B, 2w, 2, 2); changes nothing at 8 px
-        return self.head(x.flatten(1))
+        out: Tensor = self.head(x.flatten(1))
+        return out
 
 
 class _GreyToColour(nn.Module):
@@ -59,7 +60,8 @@ class _GreyToColour(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.expand(-1, 3, -1, -1))
+        out: Tensor = self.model(x.expand(-1, 3, -1, -1))
+        return out
 
 
 class _Normalised(nn.Module):
@@ -78,7 +80,8 @@ class _Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model((x - self.mean) / self.std)
+        out: Tensor = self.model((x - self.mean) / self.std)
+        return out
 
 
 def _resnet(blocks: int) -> Callable[[int, tuple[int, int, int], int], nn.Module]:
@@ -169,7 +172,7 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int],
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], weights: str) -> nn.Module:
     try:
         import timm
-        from timm.layers import DropPath
+        from timm.layers.drop import DropPath
     except ImportError as error:
         raise ValueError(not_installed(f"timm:{name}", "timm", "timm")) from error
     if not timm.is_model(name):

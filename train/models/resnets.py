@@ -27,8 +27,8 @@ class _PreActBlock(nn.Module):
         out = F.relu(self.bn1(x))
         # As in the reference (He et al., arXiv 1603.05027): a projection sees the pre-activated input.
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv2(F.relu(self.bn2(self.conv1(out))))
-        return out + shortcut
+        result: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
+        return result
 
 
 class PreActResNet(nn.Module):
@@ -61,7 +61,8 @@ class PreActResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.blocks(self.stem(x))))  # (B, widths[-1], h, w)
-        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        out: Tensor = self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return out
 
 
 class PreActResNet18(PreActResNet):
@@ -142,4 +143,5 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.bn(self.stem(x))))  # (B, widths[-1], h, w)
-        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        out: Tensor = self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return out

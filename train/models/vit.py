@@ -23,7 +23,8 @@ class _Attention(nn.Module):
         # is no faster.
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, heads, T, T)
         mixed = scores.softmax(-1) @ value  # (B, heads, T, d)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, width)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 class _MLP(nn.Module):
@@ -34,7 +35,8 @@ class _MLP(nn.Module):
         self.out = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.hidden(self.norm(x))))
+        out: Tensor = self.out(F.gelu(self.hidden(self.norm(x))))
+        return out
 
 
 class _Layer(nn.Module):
@@ -45,7 +47,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
-        return x + self.mlp(x)
+        out: Tensor = x + self.mlp(x)
+        return out
 
 
 class ViT(nn.Module):
@@ -98,4 +101,5 @@ class ViT(nn.Module):
         x = x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)  # (B, T, p p C), rows of patches first
         x = self.embed_norm(self.embed(self.pixels_norm(x)))  # (B, T, width)
         x = torch.cat([self.token.expand(batch, -1, -1), x], 1) + self.positions  # (B, 1 + T, width)
-        return self.head(self.norm(self.layers(x))[:, 0])
+        out: Tensor = self.head(self.norm(self.layers(x))[:, 0])
+        return out

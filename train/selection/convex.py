@@ -73,4 +73,5 @@ def newton_directions(
     curvature = 0.25 - np.square(half)  # s (1 - s), (N,)
     scale = l2 + damping
     along = curvature * (u * gradient).sum(1) / (scale + curvature * np.square(u).sum(1))  # (N,)
-    return ((gradient - along[:, None] * u) / scale).astype(np.float32)
+    result: np.ndarray = ((gradient - along[:, None] * u) / scale).astype(np.float32)
+    return result

@@ -83,7 +83,8 @@ def normalised(weights: np.ndarray) -> np.ndarray:
     total = weights.sum(dtype=np.float64)
     if not (np.isfinite(total) and total > 0):
         raise ValueError(f"weights sum to {total}, expected a number above 0; select anew, or give weights=none")
-    return (weights * (len(weights) / total)).astype(np.float32)
+    result: np.ndarray = (weights * (len(weights) / total)).astype(np.float32)
+    return result
 
 
 def select_coreset(
@@ -289,7 +290,8 @@ def _second_order(
 
 
 def _width(evidence: Evidence, config: CoresetConfig) -> int:
-    return evidence.logits.shape[1] * (1 if config.gradient == "logits" else evidence.features.shape[1] + 1)
+    result: int = evidence.logits.shape[1] * (1 if config.gradient == "logits" else evidence.features.shape[1] + 1)
+    return result
 
 
 def _pool_curvature(evidence: Evidence, config: CoresetConfig) -> np.ndarray | None:
@@ -298,7 +300,8 @@ def _pool_curvature(evidence: Evidence, config: CoresetConfig) -> np.ndarray | N
         return None
     curvature = curvatures(evidence.logits).astype(np.float64)  # (N, C)
     if config.gradient == "logits":
-        return curvature.mean(0)
+        result: np.ndarray | None = curvature.mean(0)
+        return result
     square = np.square(_with_one(evidence.features).astype(np.float64))  # (N, D + 1)
     return (curvature.T @ square / len(square)).ravel()
 

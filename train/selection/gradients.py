@@ -51,7 +51,8 @@ def curvatures(logits: np.ndarray) -> np.ndarray:
     """p (1 - p), the diagonal of cross-entropy's Hessian in the logits: float32 (N, C), in [0, 0.25]."""
     _check_logits(logits)
     p = softmax(logits)
-    return (p * (1 - p)).astype(np.float32)
+    result: np.ndarray = (p * (1 - p)).astype(np.float32)
+    return result
 
 
 def _check_logits(logits: np.ndarray) -> None:
@@ -80,7 +81,8 @@ def gradient_norms(residual: np.ndarray, features: np.ndarray | None = None) -> 
     norms = np.linalg.norm(residual.astype(np.float64), axis=1)
     if features is not None:
         norms *= np.linalg.norm(_with_one(features).astype(np.float64), axis=1)
-    return norms.astype(np.float32)
+    result: np.ndarray = norms.astype(np.float32)
+    return result
 
 
 def last_layer_gradients(residual: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -89,13 +91,15 @@ def last_layer_gradients(residual: np.ndarray, features: np.ndarray) -> np.ndarr
     Entry c * (D + 1) + d is (p - y)_c [h, 1]_d. For small problems and tests: N * C * D floats.
     """
     outer = residual[:, :, None] * _with_one(features)[:, None, :]  # (N, C, D + 1)
-    return outer.reshape(len(residual), -1).astype(np.float32)
+    result: np.ndarray = outer.reshape(len(residual), -1).astype(np.float32)
+    return result
 
 
 def last_layer_curvatures(logits: np.ndarray, features: np.ndarray) -> np.ndarray:
     """The Hessian diagonals p_c (1 - p_c) [h, 1]_d^2, written out and laid out as `last_layer_gradients`."""
     outer = curvatures(logits)[:, :, None] * np.square(_with_one(features))[:, None, :]  # (N, C, D + 1)
-    return outer.reshape(len(logits), -1).astype(np.float32)
+    result: np.ndarray = outer.reshape(len(logits), -1).astype(np.float32)
+    return result
 
 
 def varying_curvature(logits: np.ndarray, features: np.ndarray, k: int | float) -> np.ndarray:
@@ -243,12 +247,14 @@ class Moments:
     def gradients(self, rows: np.ndarray) -> np.ndarray:
         """float32 (n, width): the bias-corrected mean gradient of the examples `rows`."""
         corrected = self._gradient[rows] / self._weight(self.gradient_decay, rows)
-        return corrected.astype(np.float32)
+        result: np.ndarray = corrected.astype(np.float32)
+        return result
 
     def curvatures(self, rows: np.ndarray) -> np.ndarray:
         """float32 (n, width), >= 0: the bias-corrected root mean square of the curvature of the examples `rows`."""
         corrected = np.sqrt(self._square[rows] / self._weight(self.curvature_decay, rows))
-        return corrected.astype(np.float32)
+        result: np.ndarray = corrected.astype(np.float32)
+        return result
 
     def _weight(self, decay: float, rows: np.ndarray) -> np.ndarray:
         """float64 (n, 1): 1 - decay^t."""
@@ -256,7 +262,8 @@ class Moments:
             raise ValueError(
                 f"{int((self._count[rows] == 0).sum())} examples have never been updated; update all first"
             )
-        return (1 - np.power(float(decay), self._count[rows]))[:, None]
+        result: np.ndarray = (1 - np.power(float(decay), self._count[rows]))[:, None]
+        return result
 
     def state(self) -> dict[str, np.ndarray]:
         """All arrays, for a checkpoint that `Moments.restored` reads."""

@@ -14,13 +14,15 @@ def least_confidence(logits: np.ndarray) -> np.ndarray:
     """1 - max p, float64 (N,) in [0, 1 - 1/C], of logits (N, C). Summed from the other p: 1 - p would round to 0."""
     p = softmax(logits)
     p[np.arange(len(p)), p.argmax(1)] = 0
-    return p.sum(1)
+    result: np.ndarray = p.sum(1)
+    return result
 
 
 def entropy(logits: np.ndarray) -> np.ndarray:
     """-sum p log p in nats, float64 (N,) in [0, log C], of logits (N, C); finite where p is 0."""
     p = softmax(logits)
-    return -(p * np.log(np.where(p > 0, p, 1))).sum(1)
+    result: np.ndarray = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
+    return result
 
 
 def margin(logits: np.ndarray) -> np.ndarray:
@@ -32,12 +34,14 @@ def margin(logits: np.ndarray) -> np.ndarray:
     if logits.shape[1] < 2:
         raise ValueError("margin got logits of 1 class, expected 2 or more; choose another method")
     second, first = np.partition(softmax(logits), -2, axis=1)[:, -2:].T
-    return 1 - (first - second)
+    result: np.ndarray = 1 - (first - second)
+    return result
 
 
 def el2n(logits: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """Mean over models of |p - y|_2, float64 (N,); logits (N, C) of each. Deep Learning on a Data Diet, Def. 2.2."""
-    return np.stack([gradient_norms(residuals(one, labels)) for one in logits]).mean(0, dtype=np.float64)
+    result: np.ndarray = np.stack([gradient_norms(residuals(one, labels)) for one in logits]).mean(0, dtype=np.float64)
+    return result
 
 
 def grand(outputs: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> np.ndarray:
@@ -47,7 +51,8 @@ def grand(outputs: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) 
     loss, so it does not depend on batches. (DeepCore uses batch means, so examples in a short last batch score higher.)
     """
     norms = [gradient_norms(residuals(logits, labels), features) for logits, features in outputs]
-    return np.stack(norms).mean(0, dtype=np.float64)
+    result: np.ndarray = np.stack(norms).mean(0, dtype=np.float64)
+    return result
 
 
 def top(score: np.ndarray, labels: np.ndarray, budgets: np.ndarray, by_class: bool) -> np.ndarray:
