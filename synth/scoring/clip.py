@@ -156,7 +156,7 @@ def _is_kind(folder: Path, kind: str) -> bool:
 def _check_folder(folder: Path, kind: str, words: str) -> None:
     """Raise ValueError where a folder holds another model, or no weights in safetensors."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not the folder of {words}: it has no config.json; give that folder")
+        raise ValueError(f"{folder} has no config.json, expected the folder of {words}; give that folder")
     if not _is_kind(folder, kind):
         found = ", ".join(read_json(folder / "config.json").get("architectures", [])) or "something else"
         raise ValueError(f"{folder} holds {found}, expected {words} ({kind}); give the folder of one")

@@ -105,7 +105,7 @@ def test_the_digest_follows_prompts_and_weights(clip_folder: Path, tmp_path: Pat
 
 
 def test_what_is_no_clip_folder_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing is not the folder of a CLIP model: it has no config\.json; give"):
+    with pytest.raises(ValueError, match=r"nothing has no config\.json, expected the folder of a CLIP model; give"):
         ClipScorer.load(tmp_path / "nothing", PROMPTS, CPU)
     other = copied(clip_folder, tmp_path / "other")
     (other / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
