@@ -280,11 +280,10 @@ class DiffuseMixConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 class ScoreConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What images are scored with. Scores alone keep no image out; the thresholds of `quality` do."""
 
-    judge: str = Field(
+    reference_classifier: str = Field(
         "",
-        description="Reference classifier, which gives the probability of the label: the path of a .safetensors file "
-        "that a run wrote (retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early "
-        "classifiers",
+        description="Gives the probability of the label: the path of a .safetensors file that a run wrote "
+        "(retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early classifiers",
     )
     clip: str = Field("", description="Folder of a CLIP model for CLIP scores; empty: none")
     safety: bool = Field(False, description="Run the generator's own safety checker, as a score: it blanks no image")

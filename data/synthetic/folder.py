@@ -184,7 +184,7 @@ class SyntheticFolder:
         return record
 
     def cache_parts(self, made: str, keep: Collection[int]) -> int:
-        """Move parts that are to be cut or scored in another way into the cache, where `cached` finds their images.
+        """Move parts that are to be cut or scored differently into the cache, where `cached` finds their images.
 
         Args:
             made: only parts of this `made` are worth it.

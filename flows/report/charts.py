@@ -245,7 +245,7 @@ def _chart(title: str, height: float, draw: Callable[["Axes"], None]) -> Markup:
 def cluster_svg(class_name: str, points: np.ndarray, slow: np.ndarray, most: int) -> Markup:
     """At most `most` of the points float (n, 2), evenly taken, as dots: slow (bool (n,)) ones square and on top.
 
-    Both axes have one scale, so that distances are what they look.
+    Both axes have one scale, so that distances look as they are.
     """
     points, slow = np.asarray(points, np.float64).reshape(-1, 2), np.asarray(slow, bool)
     assert np.isfinite(points).all(), f"class {class_name!r} has points that are not finite"

@@ -99,7 +99,7 @@ def _error(errors: list[float]) -> str:
 
 
 def short(digest: str) -> str:
-    """The start of a digest: enough to tell two apart, and to find it in a record."""
+    """The start of a digest: enough to distinguish two, and to find it in a record."""
     return digest[:12]
 
 

@@ -1,4 +1,4 @@
-"""The report that people look at: report.json, contact_sheet.png and report.html, from values and pictures."""
+"""The report that people read: report.json, contact_sheet.png and report.html, from values and pictures."""
 
 import base64
 import bisect
@@ -44,7 +44,7 @@ TABLE_HEADER = [
     "training, s",
     "generation, s",
 ]
-STRONG_HEADER = ["picked", "of them synthetic, %", "strong copies", "picking, s"]  # where an arm has strong copies
+STRONG_HEADER = ["selected", "of them synthetic, %", "strong copies", "selection, s"]  # where an arm has strong copies
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {
     "train": "training images",
@@ -122,13 +122,13 @@ def _table_row(arm: ArmResult, strong: bool) -> list[str]:
         difference += " *" if is_marked(arm) else ""
     counts = [f"{arm.images_added:,.0f}", f"{arm.steps:,.0f}"]
     times = [_seconds(arm.train_seconds), _seconds(arm.generation_seconds)]
-    picked: list[str] = []
+    strong_cells: list[str] = []
     if strong and arm.selections:
-        picked = [f"{arm.selected:,.0f}", _percent(arm.selected_synthetic, 0), f"{arm.strong_copies:,.0f}"]
-        picked.append(_seconds(arm.selection_seconds))
+        strong_cells = [f"{arm.selected:,.0f}", _percent(arm.selected_synthetic, 0), f"{arm.strong_copies:,.0f}"]
+        strong_cells.append(_seconds(arm.selection_seconds))
     elif strong:
-        picked = ["–"] * len(STRONG_HEADER)
-    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *counts, *times, *picked]
+        strong_cells = ["–"] * len(STRONG_HEADER)
+    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *counts, *times, *strong_cells]
 
 
 def _percent(share: float | None, decimals: int = 2) -> str:

@@ -3,11 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latebloom.flows.run.records import RetrainFacts
+if TYPE_CHECKING:  # the values of a report need no torch
+    from latebloom.flows.run.records import RetrainFacts
 
 __all__ = [
     "ArmResult",
@@ -60,10 +61,10 @@ class ArmResult:
         generation_seconds: share of the measured generation, by denoiser calls of the images used, mean over seeds.
         train_error: training error by epoch, of the first seed.
         selected: examples that got strong copies after one selection, mean over selections and seeds; 0 without.
-        selected_synthetic, pool_synthetic: share 0..1 of synthetic images among them, and among all they were picked
+        selected_synthetic, pool_synthetic: share 0..1 of synthetic images among them, and among all they were chosen
             from; None where there are none.
-        selections: how often they were picked, mean over seeds.
-        selection_seconds: of all selections of one classifier with the looks they take, mean; within `train_seconds`.
+        selections: how often they were selected, mean over seeds.
+        selection_seconds: of all selections of one classifier with their forward passes, mean; within `train_seconds`.
         strong_copies: strongly augmented images that were trained on, over the whole run, mean over seeds.
     """
 
@@ -161,7 +162,7 @@ def paired(errors: Sequence[float], base: Sequence[float]) -> tuple[float | None
     return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
-def arm_results(facts: dict[tuple[str, str], RetrainFacts], seconds_per_call: float) -> list[ArmResult]:
+def arm_results(facts: dict[tuple[str, str], "RetrainFacts"], seconds_per_call: float) -> list[ArmResult]:
     """One result per arm and optimizer.
 
     Args:
@@ -195,7 +196,7 @@ def arm_results(facts: dict[tuple[str, str], RetrainFacts], seconds_per_call: fl
 
 
 def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
-    """What the numbers say, whichever way they fall. A difference counts from two standard errors."""
+    """What the numbers say, for or against. A difference counts from two standard errors."""
     by_name = {(result.arm, result.optimizer): result for result in results}
     lines = []
     for optimizer in dict.fromkeys(result.optimizer for result in results):
@@ -229,7 +230,7 @@ def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
 
 
 def _strong_sentences(results: Sequence[ArmResult], optimizer: str) -> list[str]:
-    """Each arm with strong copies against the same without, at equal epochs and steps, and against picks by lot."""
+    """Each arm with strong copies against the same without, at equal epochs and steps, and a random selection."""
     by_name = {result.arm: result for result in results if result.optimizer == optimizer}
     lines = []
     for name, strong in by_name.items():
@@ -242,25 +243,25 @@ def _strong_sentences(results: Sequence[ArmResult], optimizer: str) -> list[str]
             f"original@{name}": "the real images alone at the same optimizer steps",
         }
         if selector != "random":
-            rivals[f"{base}+random"] = "strong copies of images picked by lot"
+            rivals[f"{base}+random"] = "strong copies of images selected at random"
         if selector != "all":
             rivals[f"{base}+all"] = "strong copies of every image"
         lines += [_versus(strong, by_name[arm], words) for arm, words in rivals.items() if arm in by_name]
         if selector != "all":
-            lines.append(_picked(strong))
+            lines.append(_selected(strong))
     return lines
 
 
-def _picked(strong: ArmResult) -> str:
-    """How many images got strong copies, what share of them is synthetic, and what picking them took."""
+def _selected(strong: ArmResult) -> str:
+    """How many images got strong copies, what share of them is synthetic, and what selecting them took."""
     share = ""
     if strong.selected_synthetic is not None and strong.pool_synthetic is not None:
         share = (
             f", of which {strong.selected_synthetic:.0%} are synthetic, as are {strong.pool_synthetic:.0%} of the "
-            "images it picks from"
+            "images it selects from"
         )
     return (
-        f"{strong.optimizer.upper()}: {strong.arm} picks {strong.selected:,.0f} images{share}, "
+        f"{strong.optimizer.upper()}: {strong.arm} selects {strong.selected:,.0f} images{share}, "
         f"{strong.selections:,.0f} times in {strong.selection_seconds:.1f} s of a training that takes "
         f"{strong.train_seconds:.1f} s."
     )

@@ -124,7 +124,7 @@ class RunContext:
     @cached_property
     def reference(self) -> Sequence[nn.Module]:
         """The reference classifiers: the one that the settings name, or the early ones of this run."""
-        if self.config.scores.judge:
+        if self.config.scores.reference_classifier:
             return [scorers.named_reference(self.config)]
         return loaded_classifiers(self.config, self.splits.train, early_weights(self.folder, self.config.seeds))
 

@@ -28,8 +28,8 @@ def reference_digest(config: CompareConfig) -> str:
     Raises:
         ValueError: there is no such file.
     """
-    file = as_path(config.scores.judge)
-    if not config.scores.judge:
+    file = as_path(config.scores.reference_classifier)
+    if not config.scores.reference_classifier:
         return ""
     if not file.is_file():
         raise ValueError(
@@ -44,7 +44,7 @@ def scorer_digests(config: CompareConfig, early: str) -> dict[str, str]:
     Args:
         early: digest of the early classifiers, which are the reference where none is named.
     """
-    return {"judge": reference_digest(config) or early, **_clip_and_safety_digests(config)}
+    return {"reference": reference_digest(config) or early, **_clip_and_safety_digests(config)}
 
 
 @functools.lru_cache(maxsize=1)
@@ -96,8 +96,8 @@ def _named(config: CompareConfig, _reference: str) -> tuple[nn.Module | None, Cl
     """The reference classifier, the CLIP model and the safety checker where a config names them."""
     train, device = images_of(config).train, device_of(config.device)
     reference = clip = safety = None
-    if config.scores.judge:
-        reference = loaded_classifiers(config, train, [as_path(config.scores.judge)])[0]
+    if config.scores.reference_classifier:
+        reference = loaded_classifiers(config, train, [as_path(config.scores.reference_classifier)])[0]
     if config.scores.clip:
         clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), _clip_prompts(config), device)
     if config.scores.safety:

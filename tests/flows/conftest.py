@@ -111,10 +111,16 @@ def up_to_plan(path: Path, config: CompareConfig) -> RunFolder:
     return run
 
 
-def all_stages(path: Path, config: CompareConfig) -> RunFolder:
-    """The whole story but for the report, as flows/pipeline.py tells it."""
+def with_images(path: Path, config: CompareConfig) -> RunFolder:
+    """The stages up to the synthetic data set."""
     run = up_to_plan(path, config)
     make_images(run, config)
+    return run
+
+
+def all_stages(path: Path, config: CompareConfig) -> RunFolder:
+    """The whole story but for the report, as flows/pipeline.py tells it."""
+    run = with_images(path, config)
     for arm in config.arms:
         for optimizer in config.optimizers:
             training.retrain_arm(run, config, arm, optimizer)
@@ -170,6 +176,7 @@ def story() -> SimpleNamespace:
         same_but_for_rounding=same_but_for_rounding,
         times=times,
         up_to_plan=up_to_plan,
+        with_images=with_images,
     )
 
 

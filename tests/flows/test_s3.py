@@ -1,6 +1,7 @@
 """The flows with everything in S3: moto's server on loopback, started by the `bucket` fixture."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,33 +39,44 @@ def stages_of(run: RunFolder) -> dict[str, Any]:
     return {record["stage"]: (record["digest"], record["outputs"]) for record in run.records()}
 
 
+@pytest.fixture(scope="module")
+def small(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, story: SimpleNamespace) -> SimpleNamespace:
+    """A finished run of one arm and one seed in three parts, and its config. Read only: every file costs requests."""
+    config = tiny({"arms": ("ours-3",), "seeds": 1, "train.epochs": 1, "plan.part_size": 20})
+    run = story.all_stages(tmp_path_factory.mktemp("small") / "run", config)
+    gather.write(run, config)
+    return SimpleNamespace(config=config, run=run)
+
+
 def test_a_run_in_s3_makes_what_a_local_one_makes(
-    bucket: str, tiny: Tiny, story: SimpleNamespace, pristine: RunFolder, generator: Path
+    bucket: str, small: SimpleNamespace, story: SimpleNamespace, generator: Path
 ) -> None:
     upload(generator, f"{bucket}/models/{generator.name}")
-    config = tiny({"generate.generator": f"{bucket}/models/{generator.name}"})
+    generate = small.config.generate.model_copy(update={"generator": f"{bucket}/models/{generator.name}"})
+    config = small.config.model_copy(update={"generate": generate})
     run = story.all_stages(f"{bucket}/run", config)
     assert is_remote(run.path)
     assert read_config(run.path) == config
-    assert stages_of(run) == stages_of(pristine)
+    assert stages_of(run) == stages_of(small.run)
     page = gather.write(run, config)
     assert str(page) == f"{bucket}/run/report.html"
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
-    logs = {f"retrained/{arm}-sgd/log/seed-{number}/log.jsonl" for arm in config.arms for number in (0, 1)}
-    assert files == set(story.contents(pristine.path)) | logs  # there is no TensorBoard in s3
+    logs = {"retrained/ours-3-sgd/log/seed-0/log.jsonl"}
+    assert files == set(story.contents(small.run.path)) | logs  # there is no TensorBoard in s3
     story.all_stages(f"{bucket}/run", config)
     assert story.made(run) == set()
     # As after a kill: what is missing is made again, and only that.
     (run.path / "synthetic" / "part-00001.parquet").unlink()
     assert story.make_images(run, config) == [1]
-    assert stages_of(run) == stages_of(pristine)
+    assert stages_of(run) == stages_of(small.run)
 
 
 def test_a_finished_run_is_used_in_s3_as_on_disk(
-    bucket: str, run_command: Any, story: SimpleNamespace, finished: RunFolder, tmp_path: Path
+    bucket: str, run_command: Any, story: SimpleNamespace, small: SimpleNamespace, tmp_path: Path
 ) -> None:
-    upload(finished.path, f"{bucket}/run")
-    runs = [str(finished.path), f"{bucket}/run"]
+    shutil.copytree(small.run.path, tmp_path / "run")
+    upload(tmp_path / "run", f"{bucket}/run")
+    runs = [str(tmp_path / "run"), f"{bucket}/run"]
     outs = [str(tmp_path / "out"), f"{bucket}/out"]
     assert [run_command("export", run, out).out for run, out in zip(runs, outs, strict=True)] == [
         f"{o}\n" for o in outs
@@ -75,13 +87,13 @@ def test_a_finished_run_is_used_in_s3_as_on_disk(
     assert f"{bucket}/out is not empty; export to a new folder" in run_command("export", runs[1], outs[1]).err
 
     item = next(Path(name).stem for name in here if name.endswith(".png"))
-    stories = [json.loads(run_command("inspect", run, item, "--json").out) for run in runs]
-    pictures = [told.pop("picture") for told in stories]
-    assert stories[0] == stories[1]
+    details = [json.loads(run_command("inspect", run, item, "--json").out) for run in runs]
+    pictures = [one.pop("picture") for one in details]
+    assert details[0] == details[1]
     assert pictures[1] == f"{bucket}/run/inspect/{item}.png"
     assert as_path(pictures[1]).read_bytes() == Path(pictures[0]).read_bytes()
 
-    half = stories[0]["scores"]["label_probability"]
+    half = details[0]["scores"]["label_probability"]
     words = ("--set", f"quality.min_label_probability={half}", "--json")
     moved = [json.loads(run_command("filter", run, *words).out) for run in runs]
     assert moved[0] == moved[1]

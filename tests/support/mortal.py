@@ -8,15 +8,24 @@ import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+from latebloom.data.synthetic import folder as synthetic_folder
 from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder
-from latebloom.flows.stages import synthesis
+from latebloom.flows.run.folder import RunFolder, read_config
+from latebloom.flows.stages import fitting, synthesis, training
 
-__all__ = ["deaths", "die_while_reporting", "make_one_part", "make_one_part_slowly"]
+__all__ = [
+    "deaths",
+    "die_while_reporting",
+    "make_one_part",
+    "make_one_part_slowly",
+    "make_parts_until_the_third",
+    "retrain_until_the_last_epoch",
+]
 
 _make_one_part = synthesis.make_one_part  # also where a test puts this module's in its place
 
@@ -54,3 +63,37 @@ def die_while_reporting(due: Path, on_images: Callable[[int], None]) -> None:
         pipe: Any = Connection
         pipe._send = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     on_images(1)
+
+
+def make_parts_until_the_third(run: RunFolder, reached: Event) -> None:
+    """Make the parts of a run; the third one is written under its temporary name and never renamed."""
+    pq: Any = synthetic_folder.pq
+    write_table, written = pq.write_table, []
+
+    def third_stops(*args: Any, **options: Any) -> None:
+        write_table(*args, **options)
+        written.append(1)
+        if len(written) == 3:
+            reached.set()
+            time.sleep(600)
+
+    pq.write_table = third_stops
+    config = read_config(run.path)
+    for number in synthesis.open_parts(run, config).parts:
+        synthesis.make_one_part(run, config, number, lambda _: None)
+
+
+def retrain_until_the_last_epoch(run: RunFolder, reached: Event) -> None:
+    """Retrain an arm with SAM; it stops after the checkpoint of the second of three epochs."""
+    module: Any = fitting
+    save_fit, saved = module.save_fit, []
+
+    def second_stops(*args: Any) -> None:
+        save_fit(*args)
+        saved.append(1)
+        if len(saved) == 2:
+            reached.set()
+            time.sleep(600)
+
+    module.save_fit, module.CHECKPOINT_SECONDS = second_stops, 0
+    training.retrain_arm(run, read_config(run.path), "ours-3", "sam")

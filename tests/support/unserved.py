@@ -23,7 +23,7 @@ from latebloom.flows.cli import app
 from latebloom.flows.run import processes
 from latebloom.flows.runners import parts as runners
 
-__all__ = ["context", "start_command", "unserve"]
+__all__ = ["context", "start_command", "start_work", "unserve"]
 
 # Imported once for all processes. Not this module: the server's path is not that of the tests.
 _IMPORTED = [
@@ -81,6 +81,20 @@ def start_command(words: list[str], log: Path, operation: int = 0) -> Any:
     process = forks.Process(target=_command, args=(words, log, operation, server._forkserver_address))
     process.start()
     return process
+
+
+def start_work(work: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """Start `work(*args, reached)` in a process of its own; the process, and the event `reached` that it sets."""
+    forks = context()
+    reached = forks.Event()
+    process = forks.Process(target=_work, args=(work, *args, reached))
+    process.start()
+    return process, reached
+
+
+def _work(work: Callable[..., Any], *args: Any) -> None:
+    torch.set_num_threads(1)
+    work(*args)
 
 
 def _command(words: list[str], log: Path, operation: int, server: str) -> None:

@@ -132,6 +132,14 @@ class Page(HTMLParser):
         return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report with everything in it. Read only."""
+    folder = tmp_path_factory.mktemp("full")
+    write_report(folder, report(), pictures())
+    return folder
+
+
 def written(folder: Path, values: Report, shown: Pictures = NOTHING) -> str:
     return write_report(folder, values, shown).read_text("utf-8")
 
@@ -208,8 +216,8 @@ def test_without_a_standard_deviation_the_mean_stands_alone() -> None:
 # ------------------------------------------------------------------------------------------------------ the page
 
 
-def test_the_page_shows_every_section_with_its_numbers(tmp_path: Path) -> None:
-    page = Page(written(tmp_path, report(), pictures()))
+def test_the_page_shows_every_section_with_its_numbers(full: Path) -> None:
+    page = Page((full / "report.html").read_text("utf-8"))
     text = " ".join(" ".join(page.texts).split())
     for shown in (
         "A title",
@@ -313,8 +321,8 @@ def test_an_arm_name_is_text_in_its_chart_too(tmp_path: Path) -> None:
     assert "b" not in {tag for tag, _ in page.tags}
 
 
-def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    html = written(tmp_path, report(), pictures())
+def test_the_page_needs_nothing_from_elsewhere(full: Path) -> None:
+    html = (full / "report.html").read_text("utf-8")
     assert set(re.findall(r"https?://[^\s\"'<)]+", html)) <= {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
@@ -329,8 +337,8 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_every_chart_takes_its_colours_from_the_page(tmp_path: Path) -> None:
-    html = written(tmp_path, report(), pictures())
+def test_every_chart_takes_its_colours_from_the_page(full: Path) -> None:
+    html = (full / "report.html").read_text("utf-8")
     assert html.count("<style") == 1  # a chart's own would hold for the whole page
     svgs = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(svgs) > 4
@@ -344,7 +352,7 @@ def test_every_chart_takes_its_colours_from_the_page(tmp_path: Path) -> None:
 def test_the_page_carries_the_very_pixels(tmp_path: Path, pixels: np.ndarray) -> None:
     pixels = pixels.copy()
     pixels[0, 1] = 99
-    (source,) = Page(written(tmp_path, report(), Pictures([("x", pixels)], [], [], []))).images
+    (source,) = Page(written(tmp_path, least(), Pictures([("x", pixels)], [], [], []))).images
     with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))) as image:
         assert image.mode == ("L" if pixels.shape[2] == 1 else "RGB")
         np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
@@ -352,12 +360,12 @@ def test_the_page_carries_the_very_pixels(tmp_path: Path, pixels: np.ndarray) ->
 
 @pytest.mark.parametrize(
     ("height", "width", "shown"),
-    [(8, 8, ("72", "72")), (28, 28, ("56", "56")), (64, 48, ("48", "64")), (144, 72, ("36", "72"))],
+    [(28, 28, ("56", "56")), (64, 48, ("48", "64")), (144, 72, ("36", "72"))],
 )
 def test_an_image_is_shown_at_a_whole_multiple_or_fitted(
     tmp_path: Path, height: int, width: int, shown: tuple[str, str]
 ) -> None:
-    page = Page(written(tmp_path, report(), Pictures([("x", flat(RED, height, width))], [], [], [])))
+    page = Page(written(tmp_path, least(), Pictures([("x", flat(RED, height, width))], [], [], [])))
     ((_, attributes),) = [tag for tag in page.tags if tag[0] == "img"]
     assert (attributes["width"], attributes["height"]) == shown
 
@@ -366,7 +374,7 @@ def test_a_hundred_classes_and_large_images_stay_a_page_one_can_mail(tmp_path: P
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
     clusters = [Cluster(f"class {n}", rng.normal(size=(1000, 2)), np.arange(1000) % 2 == 0) for n in range(100)]
-    html = written(tmp_path, report(), Pictures([("x", noise)] * 24, [("x", noise)] * 24, [], clusters))
+    html = written(tmp_path, least(), Pictures([("x", noise)] * 24, [("x", noise)] * 24, [], clusters))
     assert len(html) < 2_000_000
     assert all(f'<figcaption title="class {n}">class {n}</figcaption>' in html for n in range(100))
     assert "The other 80 classes" in html
@@ -375,33 +383,27 @@ def test_a_hundred_classes_and_large_images_stay_a_page_one_can_mail(tmp_path: P
 # ----------------------------------------------------------------------------------------------------- the files
 
 
-def test_report_json_reads_back_as_the_report(tmp_path: Path) -> None:
-    write_report(tmp_path, report(), NOTHING)
-    assert Report.from_json(read_json(tmp_path / "report.json")) == report()
+def test_report_json_reads_back_as_the_report(full: Path, tmp_path: Path) -> None:
+    assert Report.from_json(read_json(full / "report.json")) == report()
     write_report(tmp_path, least(), NOTHING)
     assert Report.from_json(read_json(tmp_path / "report.json")) == least()
 
 
-def test_equal_values_make_equal_files_whatever_matplotlib_is_set_to(tmp_path: Path) -> None:
-    write_report(tmp_path / "a", report(), pictures())
+def test_equal_values_make_equal_files_whatever_matplotlib_is_set_to(full: Path, tmp_path: Path) -> None:
     before = matplotlib.rcParams["svg.hashsalt"], matplotlib.rcParams["text.color"]
     with matplotlib.rc_context({"axes.linewidth": 9.0, "svg.fonttype": "path", "axes.grid": False}):
         write_report(tmp_path / "b", report(), pictures())
         assert matplotlib.rcParams["axes.linewidth"] == 9
     assert (matplotlib.rcParams["svg.hashsalt"], matplotlib.rcParams["text.color"]) == before
     for name in ("report.json", "report.html", "contact_sheet.png"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert {file.name for file in (tmp_path / "a").iterdir()} == {"report.json", "report.html", "contact_sheet.png"}
-
-
-def test_other_values_make_another_page(tmp_path: Path) -> None:
-    assert written(tmp_path, report()) != written(tmp_path, report(separating_epoch=3))
+        assert (full / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert {file.name for file in full.iterdir()} == {"report.json", "report.html", "contact_sheet.png"}
 
 
 def test_a_contact_sheet_of_an_earlier_report_is_not_left_lying(tmp_path: Path) -> None:
-    write_report(tmp_path, report(), pictures())
+    write_report(tmp_path, least(), pictures())
     assert (tmp_path / "contact_sheet.png").is_file()
-    html = written(tmp_path, report(), NOTHING)
+    html = written(tmp_path, least(), NOTHING)
     assert not (tmp_path / "contact_sheet.png").exists()
     assert "contact_sheet.png" not in html
 

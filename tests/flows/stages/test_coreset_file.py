@@ -85,7 +85,7 @@ def test_the_picks_alone_are_trained_on_with_their_weights(alone: SimpleNamespac
     job = training._job(RunContext(alone.run, alone.config), "original+file", "sgd")
     assert job.training.mixers is not None
     for mixer in job.training.mixers:
-        plan = mixer.epoch(0, None, None)  # type: ignore[arg-type]  # it neither looks nor judges
+        plan = mixer.epoch(0, None, None)  # type: ignore[arg-type]  # it asks no classifier
         assert plan.rows.tolist() == arrays["indices"].tolist()
         assert plan.weights is not None
         np.testing.assert_allclose(plan.weights, arrays["weights"] / arrays["weights"].mean(), rtol=1e-6)

@@ -182,12 +182,12 @@ def test_a_run_without_early_classifiers_has_a_report(direct: SimpleNamespace, t
     assert "(original@original+random)" in told
     assert "strong copies of every image (original+all)" in told
     assert "s of a training that takes" in told
-    assert "picking, s" in page
+    assert "selection, s" in page
     assert "The slow set" not in page
 
 
 def test_columns_of_strong_copies_are_there_only_where_an_arm_has_some(pristine: RunFolder) -> None:
-    assert "picking, s" not in (pristine.path / "report.html").read_text()
+    assert "selection, s" not in (pristine.path / "report.html").read_text()
 
 
 # ------------------------------------------------------------------------------------------ weights from a file
