@@ -27,7 +27,7 @@ down: .venv/.runtime
 	$(BIN)/latebloom down
 
 test: .venv/.dev
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 e2e: .venv/.e2e
 	$(BIN)/pytest -m e2e tests/e2e $(ARGS)

@@ -136,15 +136,15 @@ def report(config: CompareConfig, out: str) -> str:
 
 @flow(name="coreset", flow_run_name="{out}")
 def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
-    """Pick the images that stand for a training set, with weights.
+    """Select the images that stand for a training set, with weights.
 
     Args:
-        config: what is picked from, by what classifier, and how.
+        config: what is selected from, by what classifier, and how.
         out: the folder that gets coreset-METHOD.npz and coreset-METHOD.json; may be a run folder.
     """
     check_coreset(config)
     with held(RunFolder(as_path(out))):
-        return tasks.pick_coreset(as_path(out), config)
+        return tasks.write_coreset(as_path(out), config)
 
 
 @flow(name="fit-generator", flow_run_name="{out}")

@@ -26,11 +26,11 @@ __all__ = [
     "finish_synthetic",
     "open_parts",
     "open_run",
-    "pick_coreset",
     "plan_images",
     "retrain_arm",
     "select_examples",
     "train_early",
+    "write_coreset",
     "write_report",
 ]
 
@@ -94,10 +94,10 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
     publish.stage_done(RunFolder(run), retrain_key(arm, optimizer))
 
 
-@task(task_run_name="pick a coreset", cache_policy=NO_CACHE, **RETRIES)
-def pick_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
-    """Pick a coreset and write it; what its record says."""
-    return coreset.pick_coreset(RunFolder(out), config).model_dump(mode="json")
+@task(task_run_name="select a coreset", cache_policy=NO_CACHE, **RETRIES)
+def write_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
+    """Select a coreset and write it; its record."""
+    return coreset.write_coreset(RunFolder(out), config).model_dump(mode="json")
 
 
 @task(task_run_name="write the report", cache_policy=NO_CACHE, **RETRIES)

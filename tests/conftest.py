@@ -9,19 +9,45 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 _bucket_numbers = itertools.count()
 
 
+# Their tests share one Prefect server, so one process has them all, and begins with them, since they take longest.
+SERVED = {
+    f"tests/flows/{name}.py"
+    for name in (
+        *("runners/test_limits", "runners/test_locks", "runners/test_retries"),
+        *("server/test_automations", "server/test_serve", "server/test_served"),
+    )
+}
+
+
+class _ByFile(LoadFileScheduling):
+    """A file's tests stay in one process, and so do those of all files of the server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "server" if file in SERVED else file
+
+
 @pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests in one process that share what is costly: those of a Prefect server, first, else those of a file."""
-    served = {item for item in items if "prefect_server" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("server" if item in served else item.location[0]))
-    items.sort(key=lambda item: item not in served)
+    items.sort(key=lambda item: item.location[0] not in SERVED)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):  # several processes, and with them the fast tests alone
+        served = {item.location[0] for item in session.items if "prefect_server" in getattr(item, "fixturenames", ())}
+        assert served <= SERVED, f"{served - SERVED} need the server; add them to SERVED"
 
 
 @pytest.fixture(scope="session")

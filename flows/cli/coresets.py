@@ -54,15 +54,17 @@ def _print(found: dict[str, Any], folder: Path) -> None:
     header = ["class", "images", "selected", "share, %", *(["of them synthetic"] if synthetic else []), "weight"]
     rows = []
     for row in found["classes"]:
-        share = f"{100 * row['picked'] / row['images']:.1f}" if row["images"] else "–"
-        of_them = [f"{row['picked_synthetic']:,}"] if synthetic else []
-        rows.append([row["name"], f"{row['images']:,}", f"{row['picked']:,}", share, *of_them, f"{row['weight']:,.1f}"])
+        share = f"{100 * row['selected'] / row['images']:.1f}" if row["images"] else "–"
+        of_them = [f"{row['selected_synthetic']:,}"] if synthetic else []
+        rows.append(
+            [row["name"], f"{row['images']:,}", f"{row['selected']:,}", share, *of_them, f"{row['weight']:,.1f}"]
+        )
     console = Console()
     console.print(table(f"{found['method']} of {found['origin']}", header, rows))
     seconds, ours, random = found["seconds"], found["objective"], found["objective_random"]
     training = f", training {seconds['training']:.1f} s" if seconds["training"] else ""
     lines = [
-        f"{found['picked']:,} of {found['images']:,} images: selection {seconds['selection']:.2f} s, forward pass "
+        f"{found['selected']:,} of {found['images']:,} images: selection {seconds['selection']:.2f} s, forward pass "
         f"before it {seconds['forward_pass']:.2f} s{training}",
         f"mean distance of a gradient to that of the nearest selected image {ours['coverage']:.4f}, at random "
         f"{random['coverage']:.4f}; error of the mean gradient {ours['gradient_error']:.4f}, at random "
@@ -70,8 +72,8 @@ def _print(found: dict[str, Any], folder: Path) -> None:
     ]
     if synthetic:
         lines.append(
-            f"{found['picked_synthetic'] / max(1, found['picked']):.0%} of the selected images are synthetic, as are "
-            f"{found['synthetic_images'] / found['images']:.0%} of all"
+            f"{found['selected_synthetic'] / max(1, found['selected']):.0%} of the selected images are synthetic, "
+            f"as are {found['synthetic_images'] / found['images']:.0%} of all"
         )
     for line in lines:
         console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)

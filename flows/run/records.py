@@ -131,8 +131,8 @@ class ClassFacts(_Facts):
 
     name: str
     images: int
-    picked: int
-    picked_synthetic: int
+    selected: int
+    selected_synthetic: int
     weight: float
 
 
@@ -170,8 +170,8 @@ class CoresetFacts(_Facts):
     origin: str
     images: int
     synthetic_images: int
-    picked: int
-    picked_synthetic: int
+    selected: int
+    selected_synthetic: int
     classes: list[ClassFacts]
     seconds: CoresetSeconds
     objective: Fit

@@ -34,7 +34,7 @@ from latebloom.train.loop.checkpoint import save_model
 from latebloom.train.selection.coreset import Coreset, Evidence, budgets, select_coreset
 from latebloom.train.selection.gradients import residuals
 
-__all__ = ["CoresetRunConfig", "check_coreset", "pick_coreset"]
+__all__ = ["CoresetRunConfig", "check_coreset", "write_coreset"]
 
 _CHUNK = 4096  # rows of the pool that are compared with the selected ones at once
 
@@ -61,7 +61,7 @@ def check_coreset(config: CoresetRunConfig) -> None:
     len(pool.sha256)  # decodes every image, so that a damaged one is named now
 
 
-def pick_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
+def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
     """Write coreset-METHOD.npz and coreset-METHOD.json into a folder; what the latter says.
 
     The .npz has `indices` int64 (B,) into the pool, class after class in the order of selection, their `labels` int64,
@@ -113,8 +113,8 @@ def pick_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
             origin=pool.origin,
             images=len(pool),
             synthetic_images=len(items),
-            picked=len(chosen.indices),
-            picked_synthetic=int((chosen.indices >= len(pool) - len(items)).sum()),
+            selected=len(chosen.indices),
+            selected_synthetic=int((chosen.indices >= len(pool) - len(items)).sum()),
             classes=_classes(pool, chosen, len(pool) - len(items)),
             seconds=CoresetSeconds(training=training, forward_pass=forward_pass, selection=selection),
             objective=_objective(evidence, chosen),
@@ -213,8 +213,8 @@ def _classes(pool: LabeledImages, chosen: Coreset, n_real: int) -> list[ClassFac
             ClassFacts(
                 name=name,
                 images=size,
-                picked=int(mine.sum()),
-                picked_synthetic=int((chosen.indices[mine] >= n_real).sum()),
+                selected=int(mine.sum()),
+                selected_synthetic=int((chosen.indices[mine] >= n_real).sum()),
                 weight=float(chosen.weights[mine].sum()),
             )
         )

@@ -19,7 +19,7 @@ _KINDS = {"indices": "iu", "labels": "iu", "weights": "fiu", "source": "U"}  # N
 
 @dataclasses.dataclass(frozen=True)
 class SelectedExamples:
-    """The B selected examples of a file, as `coreset.pick_coreset` describes them.
+    """The B selected examples of a file, as `write_coreset` describes them.
 
     Attributes:
         file: where they come from, for messages.

@@ -20,7 +20,7 @@ from latebloom.flows.run.records import coreset_key
 from latebloom.flows.run.resolve import resolve_coreset
 from latebloom.flows.stages import coreset
 from latebloom.flows.stages.context import RunContext
-from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, pick_coreset
+from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, write_coreset
 from latebloom.flows.stages.loaders import images_of
 from latebloom.train.evaluate import features_of
 from latebloom.train.selection.coreset import CoresetConfig, Evidence, select_coreset
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """CRAIG by a classifier that was trained for it."""
     run, config = RunFolder(tmp_path_factory.mktemp("coreset")), asked("craig")
     check_coreset(config)
-    return SimpleNamespace(run=run, config=config, told=pick_coreset(run, config).model_dump(mode="json"))
+    return SimpleNamespace(run=run, config=config, told=write_coreset(run, config).model_dump(mode="json"))
 
 
 # ------------------------------------------------------------------------------------------------ what is written
@@ -76,10 +76,12 @@ def test_the_record_says_how_and_by_whom(trained: SimpleNamespace) -> None:
     assert told["method"] == told["coreset"]["method"] == "craig"
     assert told["data"] == load(trained.config.data).train.digest
     assert told["weights"] == [digest_file(trained.run.path / "coreset/others/seed-0.safetensors")]
-    assert (told["images"], told["synthetic_images"], told["picked"]) == (60, 0, 12)
+    assert (told["images"], told["synthetic_images"], told["selected"]) == (60, 0, 12)
     assert set(told["seconds"]) == {"training", "forward_pass", "selection"}
     assert min(told["seconds"].values()) > 0
-    assert [row["picked"] for row in told["classes"]] == np.bincount(arrays_of(trained.run, "craig")["labels"]).tolist()
+    assert [row["selected"] for row in told["classes"]] == np.bincount(
+        arrays_of(trained.run, "craig")["labels"]
+    ).tolist()
     assert sum(row["weight"] for row in told["classes"]) == 60
 
 
@@ -87,11 +89,11 @@ def test_the_second_method_looks_by_the_same_classifier_and_the_first_is_not_pic
     trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coreset, "fit_all", None)  # not to be called
-    told = pick_coreset(trained.run, asked("max_loss"))
+    told = write_coreset(trained.run, asked("max_loss"))
     assert told.weights == trained.told["weights"]
     assert not trained.run.record(coreset_key("craig")).skipped
     monkeypatch.setattr(coreset, "select_coreset", None)
-    assert pick_coreset(trained.run, trained.config).model_dump(mode="json") == trained.told
+    assert write_coreset(trained.run, trained.config).model_dump(mode="json") == trained.told
     assert trained.run.record(coreset_key("craig")).skipped
 
 
@@ -118,7 +120,7 @@ def test_coverage_and_gradient_error_are_what_they_say() -> None:
 def test_the_early_classifier_of_a_run_looks(finished: RunFolder, tiny: Tiny) -> None:
     config = of_run(finished, "max_loss")
     check_coreset(config)
-    told = pick_coreset(finished, config)
+    told = write_coreset(finished, config)
     assert told.weights == [digest_file(finished.path / "early/seed-0/model.safetensors")]
     assert told.seconds.training == 0
     with np.load(finished.path / "early/seed-0/outputs.npz") as outputs:
@@ -129,7 +131,7 @@ def test_the_early_classifier_of_a_run_looks(finished: RunFolder, tiny: Tiny) ->
 
 
 def test_el2n_is_the_mean_over_classifiers(finished: RunFolder, tiny: Tiny) -> None:
-    pick_coreset(finished, of_run(finished, "el2n", seeds=2))
+    write_coreset(finished, of_run(finished, "el2n", seeds=2))
     train = images_of(tiny()).train
     first, second = (features_of(model, train) for model in RunContext(finished, tiny()).reference)
     evidence = Evidence(first[0], train.labels, first[1], ensemble=(second,))
@@ -139,14 +141,14 @@ def test_el2n_is_the_mean_over_classifiers(finished: RunFolder, tiny: Tiny) -> N
 
 def test_a_checkpoint_looks(finished: RunFolder, tmp_path: Path) -> None:
     checkpoint = finished.path / "retrained/original-sgd/seed-1.safetensors"
-    told = pick_coreset(RunFolder(tmp_path / "out"), asked("craig", checkpoint=str(checkpoint)))
+    told = write_coreset(RunFolder(tmp_path / "out"), asked("craig", checkpoint=str(checkpoint)))
     assert told.weights == [digest_file(checkpoint)]
     assert not (tmp_path / "out/coreset").exists()  # nothing was trained
 
 
 def test_forgetting_is_counted_in_training(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    pick_coreset(run, asked("forgetting", train={**PLAIN["train"], "epochs": 5}))
+    write_coreset(run, asked("forgetting", train={**PLAIN["train"], "epochs": 5}))
     with np.load(tmp_path / "coreset/forgetting/forgotten.npz") as arrays:
         forgotten = arrays["forgotten"]
     assert len(forgotten) == 60
@@ -164,7 +166,7 @@ def test_forgetting_is_counted_in_training(tmp_path: Path) -> None:
 def test_picks_from_real_and_synthetic_images_name_their_source(finished: RunFolder) -> None:
     config = of_run(finished, "k_center", with_synthetic=True)
     check_coreset(config)
-    told = pick_coreset(finished, config)
+    told = write_coreset(finished, config)
     table = SyntheticFolder(finished.path / "synthetic").rows()
     items, arrays = table["item_id"].to_pylist(), arrays_of(finished, "k_center")
     assert told.images == 60 + len(items)
@@ -172,7 +174,7 @@ def test_picks_from_real_and_synthetic_images_name_their_source(finished: RunFol
         assert source == ("real" if index < 60 else items[index - 60])
         if index >= 60:
             assert label == table["label"][int(index) - 60].as_py()
-    assert told.picked_synthetic == (arrays["source"] != "real").sum() > 0
+    assert told.selected_synthetic == (arrays["source"] != "real").sum() > 0
 
 
 # --------------------------------------------------------------------------------------------------- the command

@@ -21,7 +21,7 @@ from latebloom.flows.run.records import RetrainFacts, retrain_key
 from latebloom.flows.run.resolve import resolve, resolve_coreset
 from latebloom.flows.stages import checks, fitting, training
 from latebloom.flows.stages.context import RunContext
-from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, pick_coreset
+from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, write_coreset
 from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
 from latebloom.flows.stages.loaders import images_of
 
@@ -60,7 +60,7 @@ def picked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     check_coreset(asked)
     run = RunFolder(tmp_path_factory.mktemp("coreset"))
-    pick_coreset(run, asked)
+    write_coreset(run, asked)
     return run.path / "coreset-craig.npz"
 
 
@@ -170,7 +170,7 @@ def of_real_and_synthetic(run: RunFolder, tiny: Tiny) -> Path:
         coreset={"method": "k_center", "fraction": 0.3},  # type: ignore[arg-type]
         device="cpu",
     )
-    pick_coreset(run, asked)
+    write_coreset(run, asked)
     return run.path / "coreset-k_center.npz"
 
 
