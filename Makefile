@@ -3,19 +3,21 @@ PYTHON ?= python3
 # Processes that test side by side; 0: none beside the first. What is killed or timed (-m slow) is tested alone.
 JOBS ?= $(if $(findstring slow,$(ARGS)),0,2)
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
 
-.PHONY: demo up down test e2e check bench clean
+.PHONY: demo up down test coverage e2e check bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    the whole pipeline on scikit-learn's digits, with its report"
-	@echo "make up      the Prefect UI with all deployments (make up ARGS='--port 4300'); make down ends it"
-	@echo "make test    the tests (make test ARGS='-m slow' for the slow ones)"
-	@echo "make e2e     the tests that use the Prefect UI in a browser (Chromium, or LATEBLOOM_CHROMIUM=its path)"
-	@echo "make check   lint, format, types, import rule"
-	@echo "make bench   benchmarks: ratios of two ways measured in one run"
-	@echo "make clean   remove .venv (runs/ stays)"
+	@echo "make demo      the whole pipeline on scikit-learn's digits, with its report"
+	@echo "make up        the Prefect UI with all deployments (make up ARGS='--port 4300'); make down ends it"
+	@echo "make test      the tests (make test ARGS='-m slow' for the slow ones)"
+	@echo "make coverage  the tests with their coverage, which has a floor"
+	@echo "make e2e       the tests that use the Prefect UI in a browser (Chromium, or LATEBLOOM_CHROMIUM=its path)"
+	@echo "make check     lint, format, types, import rule"
+	@echo "make bench     benchmarks: ratios of two ways measured in one run"
+	@echo "make clean     remove .venv (runs/ stays)"
 
 demo: .venv/.runtime
 	$(BIN)/latebloom demo
@@ -27,7 +29,10 @@ down: .venv/.runtime
 	$(BIN)/latebloom down
 
 test: .venv/.dev
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+coverage: .venv/.dev
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 e2e: .venv/.e2e
 	$(BIN)/pytest -m e2e tests/e2e $(ARGS)
