@@ -41,7 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.location[0] not in SERVED)
+    """The longest files first, so that no process is left with one at the end: of the server, of flows, the others."""
+    items.sort(key=lambda item: (item.location[0] not in SERVED, not item.location[0].startswith("tests/flows")))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
