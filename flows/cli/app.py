@@ -90,7 +90,7 @@ _SAMPLING = option(
     "|".join(SAMPLING),
 )
 _DEFAULTS = (
-    "Defaults are those of a new run on a data set of your own; digits has some of its own (latebloom presets), and a "
+    "Defaults are those of a new run on a data set of your own; digits has some of its own, and a "
     "run folder named by --out without a SOURCE keeps what it was made with."
 )
 
