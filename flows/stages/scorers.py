@@ -28,9 +28,9 @@ def reference_digest(config: CompareConfig) -> str:
     Raises:
         ValueError: there is no such file.
     """
-    file = as_path(config.scores.reference_classifier)
     if not config.scores.reference_classifier:
         return ""
+    file = as_path(config.scores.reference_classifier)
     if not file.is_file():
         raise ValueError(
             f"there is no reference classifier at {file}; give a .safetensors file that a run wrote, or none"
