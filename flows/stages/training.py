@@ -124,7 +124,7 @@ def _job(run: RunContext, arm_name: str, optimizer: str) -> _Job:
     }
     if training.mixers:
         inputs["strong"] = strong_key(config.strong_of(arm))
-    stage = run.folder.stage(retrain_key(arm_name, optimizer), 2, inputs)
+    stage = run.folder.stage(retrain_key(arm_name, optimizer), 3, inputs)
     return _Job(arm, optimizer, images, training, steps, fit_config, inputs, stage)
 
 
@@ -156,14 +156,17 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
         begin = time.perf_counter()
         models, histories = _fit_arm(run, job, place, logs)
         seconds = (time.perf_counter() - begin) / config.seeds
-        errors = []
+        errors, predictions = [], []
         for number, model in enumerate(models):
-            errors.append(error_rate(logits_of(model, test), test.labels))
+            logits = logits_of(model, test)
+            errors.append(error_rate(logits, test.labels))
+            predictions.append(logits.argmax(1).astype(np.int32))
             logs.end(number, test_error=errors[-1])
             save_model(place / f"seed-{number}.safetensors", model)
             outcome.outputs.append(place / f"seed-{number}.safetensors")
+        write_arrays(place / "predictions.npz", test=np.stack(predictions))  # (seeds, T)
         write_json(place / "config.json", job.inputs)
-        outcome.outputs.append(place / "config.json")
+        outcome.outputs += [place / "predictions.npz", place / "config.json"]
         outcome.facts = RetrainFacts(
             seconds=seconds,
             errors=errors,

@@ -60,7 +60,11 @@ def test_a_run_folder_holds_what_the_design_says(pristine: RunFolder, story: Sto
         *(f"synthetic/.parts/{file.name}" for file in (pristine.path / "synthetic/.parts").iterdir()),
         "synthetic/manifest.json",
         *(f"retrained/{arm}-sgd/{seed}.safetensors" for arm in ("original", "ours-3") for seed in seeds),
-        *(f"retrained/{arm}-sgd/config.json" for arm in ("original", "ours-3")),
+        *(
+            f"retrained/{arm}-sgd/{file}"
+            for arm in ("original", "ours-3")
+            for file in ("predictions.npz", "config.json")
+        ),
         *(f"stages/{stage}.json" for stage in BEFORE_RETRAINING | BOTH_ARMS),
         "report.json",
         "report.html",
@@ -79,6 +83,15 @@ def test_every_classifier_that_is_trained_again_has_a_log_of_its_epochs(pristine
             assert len(list((folder / "tensorboard").iterdir())) == 1
             if number == 0:
                 assert [line["error"] for line in lines] == record.train_error
+
+
+def test_the_predicted_class_of_each_test_image_is_kept_by_seed(pristine: RunFolder, tiny: Tiny) -> None:
+    labels = load(tiny().data).test.labels
+    for arm in ("original", "ours-3"):
+        with np.load(pristine.path / f"retrained/{arm}-sgd/predictions.npz") as arrays:
+            predictions = arrays["test"]
+        assert (predictions.dtype, predictions.shape) == (np.int32, (2, len(labels)))
+        assert (predictions != labels).mean(1).tolist() == facts(pristine, arm).errors
 
 
 def test_the_outputs_of_the_early_classifier_are_a_row_an_image(pristine: RunFolder, tiny: Tiny) -> None:
