@@ -24,19 +24,21 @@ __all__ = [
 ]
 
 
-# Paper 2505.21574, App. F.1 and Table 4: denoising steps of 100 by k. (k counts the real image.)
-_PAPER_LEVELS = {2: (50,), 4: (50, 70, 80), 5: (40, 50, 70, 80)}
+# Denoising steps of 100 in the order in which they join as k grows. The first 1, 3 and 4 are those of paper 2505.21574
+# (App. F.1, Table 4) for k = 2, 4 and 5. It names none for other k.
+_LEVEL_ORDER = (50, 70, 80, 40)
 
 
 def paper_levels(k: int, grid: int) -> tuple[int, ...]:
-    """The paper's k - 1 levels on a grid of `grid` steps: (40, 50, 70, 80) of 100 for k = 5, (8, 10, 14, 16) of 20.
+    """k - 1 levels, ascending, on a grid of `grid` steps: (40, 50, 70, 80) of 100 for k = 5, (8, 10, 14, 16) of 20.
+
+    The paper's for k = 2, 4 and 5. The rule for every k: levels join in the order 50, 70, 80, 40 of 100, and then again
+    from the start, each time as another variant. So k = 3 has 50 and 70, k = 6 has 40, 50 twice, 70 and 80.
 
     Raises:
-        ValueError: the paper names none for this k, or they do not fall on this grid.
+        ValueError: they do not fall on this grid.
     """
-    if k not in _PAPER_LEVELS:
-        raise ValueError(f"the paper gives levels for k = 2, 4 and 5 only; name {k - 1} levels yourself for k = {k}")
-    levels = _PAPER_LEVELS[k]
+    levels = tuple(sorted(_LEVEL_ORDER[place % len(_LEVEL_ORDER)] for place in range(k - 1)))
     if any(level * grid % 100 for level in levels):
         raise ValueError(
             f"levels {levels} of 100 do not fall on a grid of {grid} steps (a multiple of 10 does); "
@@ -54,8 +56,9 @@ class PlanConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     levels: tuple[int, ...] = Field(
         (),
         max_length=999,
-        description="k - 1 levels in steps of the grid, each 1 to grid; empty: the paper's 50 for k = 2, 50 70 80 for "
-        "k = 4, 40 50 70 80 for k = 5 (of 100, scaled to the grid). A repeated level makes another variant",
+        description="k - 1 levels in steps of the grid, each 1 to grid; empty: 50 for k = 2, 50 70 for k = 3, 50 70 "
+        "80 for k = 4, 40 50 70 80 for k = 5 (of 100, scaled to the grid), then again from 50. A repeated level makes "
+        "another variant",
     )
     part_size: int = Field(
         512, ge=1, le=1_000_000, description="Images a part: what an interruption can cost, 1 to 1,000,000"

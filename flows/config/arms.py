@@ -17,6 +17,7 @@ class Arm(pydantic.BaseModel, frozen=True):
     kind: Literal["original", "upsample", "synthetic"]
     method: SlowMethod = "cluster"  # which examples are duplicated or augmented
     k: int = 1
+    levels: tuple[int, ...] = ()  # k - 1 steps of the grid; empty: as the comparison says
     from_noise: bool = False
     selector: Selector = "none"  # which selected examples get strong copies
     equal_steps_of: str = ""
@@ -36,7 +37,7 @@ _SELECTORS: tuple[Selector, ...] = ("all", *get_args(CoresetMethod), "file")
 
 
 def parse_arm(name: str) -> Arm:
-    """Read an arm's name, such as `ours-5`, `upsample-2`, `ours-5+craig` or `original@ours-5`.
+    """Read an arm's name, such as `ours-5`, `upsample-2`, `ours-3:L50-70`, `ours-5+craig` or `original@ours-5`.
 
     Raises:
         ValueError: no such arm; the message lists the forms.
@@ -47,23 +48,32 @@ def parse_arm(name: str) -> Arm:
     selector: Selector = next((known for known in _SELECTORS if known == word), "none")
     if plus and selector == "none":
         raise ValueError(f"arm {name!r}: no selector is called {word!r}; there are {', '.join(_SELECTORS)}")
-    match = re.fullmatch(r"([a-z_]+)-([1-9]\d{0,3})", base)
+    match = re.fullmatch(r"([a-z_]+)-([1-9]\d{0,3})(?::L([1-9]\d{0,3}(?:-[1-9]\d{0,3})*))?", base)
     if whole and base == "original":
         return Arm(name=name, kind="original", selector=selector, equal_steps_of=other)
     if whole and match and 2 <= int(match[2]) <= 1000 and (match[1] == "upsample" or match[1] in METHODS):
         kind: Literal["upsample", "synthetic"] = "upsample" if match[1] == "upsample" else "synthetic"
         method = METHODS.get(match[1], "cluster")
+        levels = tuple(map(int, match[3].split("-"))) if match[3] else ()
+        if levels and match[1] in ("upsample", "noise"):
+            raise ValueError(f"arm {name!r}: {match[1]} has no levels; leave :L{match[3]} out")
+        if levels and len(levels) != int(match[2]) - 1:
+            raise ValueError(
+                f"arm {name!r} names {len(levels)} levels, and k = {match[2]} needs {int(match[2]) - 1}: k counts the "
+                "real image"
+            )
         return Arm(
             name=name,
             kind=kind,
             method=method,
             k=int(match[2]),
+            levels=levels,
             from_noise=match[1] == "noise",
             selector=selector,
             equal_steps_of=other,
         )
     forms = ", ".join(["original", "upsample-K", *(f"{method}-K" for method in METHODS)])
     raise ValueError(
-        f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, ARM+SELECTOR with strong copies, "
-        "or ARM@OTHER for equal steps"
+        f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, ARM:L50-70 at these levels, "
+        "ARM+SELECTOR with strong copies, or ARM@OTHER for equal steps"
     )

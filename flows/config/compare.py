@@ -117,8 +117,9 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         ("original", "original@ours-5", "upsample-2", "random-5", "all-5", "ours-2", "ours-5"),
         min_length=1,
         description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, misclassified-K "
-        "(as many as ours); all-K; noise-K (ours from pure noise); ARM+SELECTOR is ARM with strong copies as `strong` "
-        "says of what the selector selects, such as ours-5+craig or original+all; original+file those of "
+        "(as many as ours); all-K; noise-K (ours from pure noise); ARM:L50-70 "
+        "is ARM at these K - 1 levels of the grid, such as ours-2:L50; ARM+SELECTOR is ARM with strong copies as "
+        "`strong` says of what the selector selects, such as ours-5+craig or original+all; original+file those of "
         "`strong.file`; ARM@OTHER is ARM at the optimizer steps of OTHER",
     )
     optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
@@ -182,7 +183,7 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
             return ()
         if arm.from_noise:
             return (self.sample.grid,) * (arm.k - 1)
-        levels = self.plan.levels if arm.k == self.plan.k else ()
+        levels = arm.levels or (self.plan.levels if arm.k == self.plan.k else ())
         return PlanConfig(k=arm.k, levels=levels).steps(self.sample.grid)
 
 
@@ -214,7 +215,8 @@ _DIGITS: dict[str, Any] = {
     "classifier": {"model": "small-cnn", "width": 8},
     "train": {"epochs": 30, "batch_size": 32, "lr": 0.05, "rho": 0.05, "crop_padding": 0, "flip": False},
     "slow": {"separating_epoch": 2},
-    "sample": {"grid": 20, "guidance_scale": 1.0},
+    # The grid that levels are defined on, in a fifth of its calls: level 50 is the paper's 50 of 100.
+    "sample": {"grid": 100, "steps": 20, "guidance_scale": 1.0},
     "generate": {"generator": "digits"},
 }
 # How images are sampled. docs/benchmarks.md has what balanced costs and how far from paper it ends.

@@ -159,8 +159,7 @@ def test_a_level_outside_the_grid_is_refused(tiny_images: LabeledImages) -> None
 def test_without_levels_they_are_the_papers() -> None:
     assert PlanConfig().steps(100) == (40, 50, 70, 80)
     assert PlanConfig(k=2).steps(20) == (10,)
-    with pytest.raises(ValueError, match="the paper gives levels for k = 2, 4 and 5 only; name 2 levels yourself"):
-        PlanConfig(k=3).steps(100)
+    assert PlanConfig(k=3).steps(100) == (50, 70)
 
 
 def test_own_levels_are_taken_as_they_are() -> None:

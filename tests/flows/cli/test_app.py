@@ -235,7 +235,7 @@ def test_the_demo_is_its_config_with_the_seeds_and_workers_asked_for(ask: Callab
 
 def test_a_source_starts_from_its_preset(ask: Callable[..., SimpleNamespace]) -> None:
     digits = ask("run", "digits").config
-    assert (digits.data.source, digits.classifier.model, digits.sample.grid) == ("digits", "small-cnn", 20)
+    assert (digits.data.source, digits.classifier.model, digits.sample.grid) == ("digits", "small-cnn", 100)
     other = ask("run", "/some/folder").config
     assert (other.data.source, other.classifier.model, other.sample.grid) == ("/some/folder", "preact-resnet18", 100)
 
@@ -334,7 +334,7 @@ def test_strong_copies_are_asked_for_by_three_options(ask: Callable[..., SimpleN
 def test_a_sampling_goes_over_the_preset_and_single_settings_over_the_sampling(
     name: str, ask: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
-    assert ask("run", "digits", "--sampling", name).config.sample == SampleConfig(**SAMPLING[name])  # no grid of 20
+    assert ask("run", "digits", "--sampling", name).config.sample == SampleConfig(**SAMPLING[name])
     (tmp_path / "c.toml").write_text('[sample]\nmatch = "steps"\nguidance_scale = 2.0\n')
     words = ("--sampling", name, "-c", "c.toml", "--set", "sample.steps=10")
     changed = {"steps": 10, "match": "steps", "guidance_scale": 2.0}

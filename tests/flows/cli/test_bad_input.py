@@ -200,8 +200,10 @@ WRONG_USAGE = [
     ("coreset digits --preset tada-cifar10", "preset tada-cifar10 selects no coreset; give --method and --fraction"),
     ("run digits --sampling slow", "no sampling is called 'slow'; there are paper, balanced, fast"),
     # What does not go together
-    ("run digits --k 3", "name 2 levels yourself for k = 3"),
-    ("run digits --k 2 --levels 21", "level 21 of 20 does not exist: levels go from 1 to 20"),
+    ("run digits --k 2 --levels 101", "level 101 of 100 does not exist: levels go from 1 to 100"),
+    ("run digits --set sample.grid=25", "levels (40, 50, 70, 80) of 100 do not fall on a grid of 25 steps"),
+    ("compare digits --arms ours-2:L101", "level 101 of 100 does not exist: levels go from 1 to 100"),
+    ("compare digits --arms ours-2:L50-70", "arm 'ours-2:L50-70' names 2 levels, and k = 2 needs 1"),
     ("run digits --sampling fast --set sample.steps=101", "101 steps are more than the 100 of the grid"),
     (
         "run digits --strong forgetting",
@@ -245,7 +247,7 @@ BAD_INPUT = [
         "run digits --generator SHOP/unguided --set sample.guidance_scale=3",
         "generator unguided has no unconditional branch, which guidance needs: set the guidance scale to 1",
     ),
-    ("run digits --generator SHOP/coarse", "a grid of 20 steps is finer than the 10 timesteps of generator coarse"),
+    ("run digits --generator SHOP/coarse", "a grid of 100 steps is finer than the 10 timesteps of generator coarse"),
     ("run SHOP/good", "class 0 of the data is 'cat', of generator tiny it is '0'"),
     # Prompts, sizes, scores
     ("run digits --set prompts.names=SHOP/names.csv", "names classes that do not exist, ten"),

@@ -23,6 +23,7 @@ from latebloom.flows.config.tools import CoresetRunConfig, FitGeneratorConfig
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages.training_sets import Pool, arm_rows
 from latebloom.synth.config import SampleConfig
+from latebloom.synth.sampling.levels import glide_log_snr
 from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
@@ -59,6 +60,7 @@ def compare(**changes: Any) -> CompareConfig:
             "ours-5+random@ours-5+dea",
             {"kind": "synthetic", "k": 5, "selector": "random", "equal_steps_of": "ours-5+dea"},
         ),
+        ("ours-3:L70-50+dea", {"kind": "synthetic", "k": 3, "levels": (70, 50), "selector": "dea"}),
     ],
 )
 def test_an_arm_is_read_from_its_name(name: str, arm: dict[str, Any]) -> None:
@@ -87,11 +89,16 @@ def test_an_arm_is_read_from_its_name(name: str, arm: dict[str, Any]) -> None:
         "@ours-2",
         "original@",
         "original@ours-5@ours-2",
+        "ours-2:50",
+        "ours-2:L",
+        "ours-2:L0",
+        "ours-3:L50-",
+        "original:L50",
     ],
 )
 def test_a_name_that_is_no_arm_is_refused_with_the_forms(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"no arm is called .*upsample-K, ours-K, .* with K from 2 to 1000, ARM\+SELECTOR .*, or ARM@"
+        ValueError, match=r"no arm is called .*upsample-K, .* from 2 to 1000, ARM:L50-70 .*, ARM\+SELECTOR .*, or ARM@"
     ):
         parse_arm(name)
 
@@ -101,6 +108,19 @@ def test_a_name_that_is_no_arm_is_refused_with_the_forms(name: str) -> None:
 )
 def test_a_selector_that_is_none_is_refused_with_the_names(name: str) -> None:
     with pytest.raises(ValueError, match=r"no selector is called .*all, random, .*craig, dea|no arm is called"):
+        parse_arm(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ours-2:L50-70", r"names 2 levels, and k = 2 needs 1: k counts the real image"),
+        ("upsample-2:L50", r"upsample has no levels; leave :L50 out"),
+        ("noise-2:L50", r"noise has no levels; leave :L50 out"),
+    ],
+)
+def test_levels_that_an_arm_cannot_have_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_arm(name)
 
 
@@ -144,7 +164,7 @@ def test_one_setting_with_strong_copies_stands_beside_what_could_beat_it(selecto
         (("original@ours-5",), "takes its steps from 'ours-5', which is not among the arms"),
         (("original@ours-5", "ours-2"), "takes its steps from 'ours-5', which is not among the arms"),
         (("mine-5",), "no arm is called 'mine-5'"),
-        (("ours-3",), "name 2 levels yourself for k = 3"),
+        (("ours-2:L101",), "level 101 of 100 does not exist"),
         ((), "at least 1 item"),
     ],
 )
@@ -165,6 +185,9 @@ def test_arms_that_do_not_go_together_are_refused(arms: tuple[str, ...], words: 
         ("all-2", 20, (10,)),
         ("noise-2", 20, (20,)),
         ("noise-3", 100, (100, 100)),  # two draws from pure noise
+        ("ours-3", 100, (50, 70)),
+        ("ours-2:L60", 100, (60,)),
+        ("random-4:L9-9-20", 20, (9, 9, 20)),
     ],
 )
 def test_levels_of_an_arm_are_the_papers_on_the_grid(arm: str, grid: int, levels: tuple[int, ...]) -> None:
@@ -290,6 +313,16 @@ def test_the_demo_compares_the_arms_that_could_embarrass_us() -> None:
     assert {"original", "original@ours-5", "upsample-2", "random-5", "all-5", "ours-5"} <= set(config.arms)
 
 
+def test_levels_of_the_demo_have_the_noise_of_the_papers_levels_of_100() -> None:
+    config = demo_config()
+    levels = config.levels(parse_arm("ours-5"))
+    assert levels == (40, 50, 70, 80)
+    log_snr = glide_log_snr(config.sample.grid)[np.array(levels) - 1]
+    # By hand from the signal's share of the variance on GLIDE's grid: .6549, .5016, .2069, .0959.
+    np.testing.assert_allclose(log_snr, [0.641, 0.007, -1.344, -2.244], atol=0.001)
+    assert [config.sample.calls(level) for level in levels] == [8, 10, 14, 16]  # a fifth of the paper's
+
+
 # ------------------------------------------------------------------------------------------------- the models
 
 
@@ -336,7 +369,6 @@ assert not heavy, heavy
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"plan": {"k": 3}}, "name 2 levels yourself for k = 3"),
         ({"plan": {"k": 3, "levels": (10,)}}, r"k = 3 needs 2 levels \(k counts the real image\), got 1"),
         ({"plan": {"k": 2, "levels": (0,)}}, "level 0 of 100 does not exist: levels go from 1 to 100"),
         ({"plan": {"k": 2, "levels": (101,)}}, "level 101 of 100 does not exist"),

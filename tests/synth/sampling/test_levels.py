@@ -270,15 +270,12 @@ def test_the_papers_levels_on_a_grid() -> None:
         (5, 10, (4, 5, 7, 8)),
         (2, 2, (1,)),
         (5, 1000, (400, 500, 700, 800)),
+        # The paper names none for these: 50, 70, 80, 40 join in this order, then again.
+        (3, 100, (50, 70)),
+        (6, 100, (40, 50, 50, 70, 80)),
+        (9, 100, (40, 40, 50, 50, 70, 70, 80, 80)),
     ]:
         assert paper_levels(k, grid) == levels
-
-
-def test_other_k_have_no_levels_in_the_paper() -> None:
-    for k in [1, 3, 6]:
-        message = f"^the paper gives levels for k = 2, 4 and 5 only; name {k - 1} levels yourself for k = {k}$"
-        with pytest.raises(ValueError, match=message):
-            paper_levels(k, 100)
 
 
 def test_levels_between_two_steps_are_refused_not_rounded() -> None:
