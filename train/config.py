@@ -7,6 +7,7 @@ from pydantic import Field
 
 __all__ = [
     "SCORED",
+    "Budget",
     "CoresetConfig",
     "CoresetMethod",
     "FitConfig",
@@ -102,14 +103,23 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return max(1, self.total_steps(n) // self.steps_per_epoch(n))
 
 
-SlowMethod = Literal["cluster", "high_loss", "misclassified", "random", "all"]
+SlowMethod = Literal["cluster", "high_loss", "misclassified", "misclassified_matched", "random", "all"]
 
 
 class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """How the slow-learnable examples are found."""
 
-    method: SlowMethod = Field("cluster", description="cluster is the paper's; the others are its baselines")
+    method: SlowMethod = Field(
+        "cluster",
+        description="cluster is the paper's; its baselines: misclassified takes all that the early classifier gets "
+        "wrong; high_loss, misclassified_matched and random take as many of each class as cluster; all takes all",
+    )
     space: Literal["softmax", "logits"] = Field("softmax", description="What cluster runs 2-means on")
+    shared: bool = Field(
+        False,
+        description="One selection for all seeds, from the mean of their early classifiers' outputs in that space; "
+        "generation then serves one set of images instead of the union over seeds",
+    )
     separating_epoch: int = Field(
         0, ge=0, le=100_000, description="Epoch of early training whose outputs are used; 0 finds the knee of the error"
     )
@@ -140,6 +150,9 @@ CoresetMethod = Literal[
 SCORED: tuple[CoresetMethod, ...] = get_args(CoresetMethod)[: get_args(CoresetMethod).index("herding")]
 
 
+Budget = Literal["equal", "proportional", "none"]
+
+
 class SelectionConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """How many examples are selected, and what each method takes."""
 
@@ -150,7 +163,7 @@ class SelectionConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         le=10**9,
         description="Examples to select per class on average, instead of the fraction; 0: the fraction",
     )
-    budget: Literal["equal", "proportional", "none"] = Field(
+    budget: Budget = Field(
         "equal",
         description="Shares of the classes. equal: as many of each class; proportional: in proportion to its size; "
         "none: the highest scores of all (only methods with one score per example)",
@@ -165,7 +178,11 @@ class SelectionConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     lcmat_rho: float = Field(0.02, ge=0, le=1e6, description="lcmat: weight of curvature, rho of the paper; 0: craig")
     lcmat_k: float = Field(
-        100, gt=0, le=1e9, description="lcmat: dimensions of the Hessian compared, a number from 1, or a share below 1"
+        100,
+        gt=0,
+        le=1e9,
+        description="lcmat: dimensions of the Hessian compared: a whole number from 2 (all, if there are fewer), or a "
+        "share of them below 1",
     )
     adacore_damping: float = Field(0.01, gt=0, le=1e6, description="adacore: added to curvature before dividing by it")
     adacore_curvature: Literal["example", "pool"] = Field(
@@ -182,8 +199,11 @@ class SelectionConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     @pydantic.field_validator("lcmat_k")
     @classmethod
     def _number_or_share(cls, k: float) -> float:
-        if k > 1 and k != int(k):
-            raise ValueError(f"lcmat_k is {k}, expected a whole number of dimensions or a share below 1; round it")
+        if k >= 1 and (k < 2 or k != int(k)):
+            raise ValueError(
+                f"lcmat_k is {k:g}, expected a whole number of dimensions from 2, or a share of them below 1; give a "
+                "larger number than there are for all"
+            )
         return k
 
 

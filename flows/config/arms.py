@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import pydantic
 
-from latebloom.train.config import CoresetMethod, Selector, SlowMethod
+from latebloom.train.config import Budget, CoresetMethod, Selector, SlowMethod
 
 __all__ = ["METHODS", "Arm", "parse_arm"]
 
@@ -20,6 +20,7 @@ class Arm(pydantic.BaseModel, frozen=True):
     levels: tuple[int, ...] = ()  # k - 1 steps of the grid; empty: as the comparison says
     from_noise: bool = False
     selector: Selector = "none"  # which selected examples get strong copies
+    budget: Budget | None = None  # the selector's own shares of the classes; None: as `strong.coreset.budget` says
     equal_steps_of: str = ""
 
 
@@ -29,6 +30,7 @@ METHODS: dict[str, SlowMethod] = {
     "random": "random",
     "high_loss": "high_loss",
     "misclassified": "misclassified",
+    "misclassified_matched": "misclassified_matched",
     "all": "all",
 }
 
@@ -45,12 +47,19 @@ def parse_arm(name: str) -> Arm:
     whole_base, at, other = name.partition("@")
     base, plus, word = whole_base.partition("+")
     whole = bool(at) == bool(other) and "@" not in other
+    word, colon, share = word.partition(":")
     selector: Selector = next((known for known in _SELECTORS if known == word), "none")
     if plus and selector == "none":
         raise ValueError(f"arm {name!r}: no selector is called {word!r}; there are {', '.join(_SELECTORS)}")
+    budget: Budget | None = next((known for known in get_args(Budget) if known == share), None)
+    if colon and (budget is None or selector in ("all", "file")):
+        raise ValueError(
+            f"arm {name!r}: {share!r} is no budget of {selector}; "
+            + ("leave it out" if selector in ("all", "file") else f"give one of {', '.join(get_args(Budget))}")
+        )
     match = re.fullmatch(r"([a-z_]+)-([1-9]\d{0,3})(?::L([1-9]\d{0,3}(?:-[1-9]\d{0,3})*))?", base)
     if whole and base == "original":
-        return Arm(name=name, kind="original", selector=selector, equal_steps_of=other)
+        return Arm(name=name, kind="original", selector=selector, budget=budget, equal_steps_of=other)
     if whole and match and 2 <= int(match[2]) <= 1000 and (match[1] == "upsample" or match[1] in METHODS):
         kind: Literal["upsample", "synthetic"] = "upsample" if match[1] == "upsample" else "synthetic"
         method = METHODS.get(match[1], "cluster")
@@ -70,10 +79,11 @@ def parse_arm(name: str) -> Arm:
             levels=levels,
             from_noise=match[1] == "noise",
             selector=selector,
+            budget=budget,
             equal_steps_of=other,
         )
     forms = ", ".join(["original", "upsample-K", *(f"{method}-K" for method in METHODS)])
     raise ValueError(
         f"no arm is called {name!r}; an arm is one of {forms} with K from 2 to 1000, ARM:L50-70 at these levels, "
-        "ARM+SELECTOR with strong copies, or ARM@OTHER for equal steps"
+        "ARM+SELECTOR or ARM+SELECTOR:BUDGET with strong copies, or ARM@OTHER for equal steps"
     )

@@ -116,10 +116,11 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
     arms: tuple[str, ...] = Field(
         ("original", "original@ours-5", "upsample-2", "random-5", "all-5", "ours-2", "ours-5"),
         min_length=1,
-        description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, misclassified-K "
-        "(as many as ours); all-K; noise-K (ours from pure noise); ARM:L50-70 "
-        "is ARM at these K - 1 levels of the grid, such as ours-2:L50; ARM+SELECTOR is ARM with strong copies as "
-        "`strong` says of what the selector selects, such as ours-5+craig or original+all; original+file those of "
+        description="original; upsample-K; ours-K (clustered slow examples); random-K, high_loss-K, "
+        "misclassified_matched-K (as many as ours); misclassified-K (all wrong ones); all-K; noise-K (ours from pure "
+        "noise); ARM:L50-70 is ARM at these K - 1 levels of the grid, such as ours-2:L50; ARM+SELECTOR is ARM with "
+        "strong copies as `strong` says of what the selector selects, such as ours-5+craig or original+all; "
+        "ARM+SELECTOR:BUDGET with a budget of its own, such as original+max_loss:none; original+file those of "
         "`strong.file`; ARM@OTHER is ARM at the optimizer steps of OTHER",
     )
     optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
@@ -173,9 +174,10 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         return any(arm.selector == "file" for arm in self.parsed_arms)
 
     def strong_of(self, arm: "Arm") -> StrongConfig:
-        """The strong augmentation of an arm: its own selector, all else as `strong` says."""
+        """The strong augmentation of an arm: its own selector and budget, all else as `strong` says."""
         file = self.strong.file if arm.selector == "file" else ""  # another file is nothing to the other arms
-        return StrongConfig(**{**dict(self.strong), "selector": arm.selector, "file": file})
+        coreset = self.strong.coreset.model_copy(update={"budget": arm.budget} if arm.budget else {})
+        return StrongConfig(**{**dict(self.strong), "selector": arm.selector, "file": file, "coreset": coreset})
 
     def levels(self, arm: "Arm") -> tuple[int, ...]:
         """The levels of an arm in steps of the grid; none for arms without synthetic images."""

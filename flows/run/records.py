@@ -49,10 +49,17 @@ class EarlyFacts(_Facts):
 
 
 class SelectFacts(_Facts):
-    """The choice of slow examples; `slow` counts them by seed."""
+    """The choice of slow examples; `slow` counts them by seed.
+
+    Attributes:
+        sizes: by method, how many examples it chose for each seed.
+        union: by method, how many it chose for one seed or another: what variants are made of.
+    """
 
     slow: list[int]
     warnings: list[str]
+    sizes: dict[str, list[int]] = {}
+    union: dict[str, int] = {}
 
 
 class GeneratorFacts(_Facts):

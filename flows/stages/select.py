@@ -1,10 +1,12 @@
 """The choice of slow examples. No Prefect in here."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from latebloom.data.seeds import child_seed
 from latebloom.data.store import write_arrays
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
@@ -12,13 +14,13 @@ from latebloom.flows.run.progress import say
 from latebloom.flows.run.records import SELECT, SelectFacts
 from latebloom.flows.stages.classifiers import classifier_seeds
 from latebloom.flows.stages.context import RunContext, selection_path
-from latebloom.train.selection.slow import Method, select_slow
+from latebloom.train.selection.slow import Method, Selection, mean_outputs, select_slow
 
 __all__ = ["select_examples"]
 
 
 def select_examples(folder: RunFolder, config: CompareConfig) -> None:
-    """Choose the examples of every method that an arm names, for every seed."""
+    """Choose the examples of every method that an arm names, for every seed, or once for all with `slow.shared`."""
     run = RunContext(folder, config)
     methods: list[Method] = sorted({"cluster", *(arm.method for arm in config.parsed_arms)})
     inputs: dict[str, Any] = {
@@ -26,29 +28,71 @@ def select_examples(folder: RunFolder, config: CompareConfig) -> None:
         "space": config.slow.space,
         "methods": methods,
         "seeds": classifier_seeds(config),
+        "shared": config.slow.shared,
     }
-    stage = folder.stage(SELECT, 1, inputs)
+    stage = folder.stage(SELECT, 2, inputs)
     if stage.done():
         say("selection: done before")
         return
-    counts: list[int] = []
+    chosen: dict[Method, list[Selection]] = {method: [] for method in methods}
     notes: list[str] = []
     with stage.making() as outcome:
-        for number, seed in enumerate(inputs["seeds"]):
-            logits, labels = run.early_arrays(number, "logits", "labels")
+        for name, logits, labels, seed in _outputs(run):
             for method in methods:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    chosen = select_slow(logits, labels, method, seed, space=config.slow.space)
+                    chosen[method].append(select_slow(logits, labels, method, seed, space=config.slow.space))
                 if method == "cluster":
-                    counts.append(len(chosen.indices))
-                    notes += [f"seed {number}: {warning.message}" for warning in caught]
+                    notes += [f"{name}: {warning.message}" for warning in caught]
+        for method, found in chosen.items():
+            for number in range(config.seeds):
+                one = found[0 if config.slow.shared else number]
                 file = selection_path(folder, method, number)
-                write_arrays(file, indices=chosen.indices, cluster=chosen.cluster, mean_loss=chosen.mean_loss)
+                write_arrays(file, indices=one.indices, cluster=one.cluster, mean_loss=one.mean_loss)
                 outcome.outputs.append(file)
         for text in notes:
             say(f"warning: {text}")
+        sizes: dict[str, list[int]] = {
+            method: [len(one.indices) for one in found] * (config.seeds if config.slow.shared else 1)
+            for method, found in chosen.items()
+        }
+        _check_any(sizes)
+        union: dict[str, int] = {
+            method: len(np.unique(np.concatenate([one.indices for one in found]))) for method, found in chosen.items()
+        }
+        outcome.facts = SelectFacts(slow=sizes["cluster"], warnings=notes, sizes=sizes, union=union)
+    say(_describe(outcome.facts, len(run.splits.train)))
+
+
+def _outputs(run: RunContext) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+    """For whom each selection is made; logits, labels and seed that it is made with."""
+    config = run.config
+    if config.slow.shared:
+        all_logits = (run.early_arrays(number, "logits")[0] for number in range(config.seeds))
+        (labels,) = run.early_arrays(0, "labels")
+        yield "all seeds", mean_outputs(all_logits, config.slow.space), labels, child_seed(config.seed, "shared")
+        return
+    for number, seed in enumerate(classifier_seeds(config)):
+        logits, labels = run.early_arrays(number, "logits", "labels")
+        yield f"seed {number}", logits, labels, seed
+
+
+def _check_any(sizes: dict[str, list[int]]) -> None:
+    if not any(sizes["cluster"]):
+        raise ValueError("no class has a slow half, so there is nothing to augment; see the warnings above")
+    for method, counts in sizes.items():
         if not any(counts):
-            raise ValueError("no class has a slow half, so there is nothing to augment; see the warnings above")
-        outcome.facts = SelectFacts(slow=counts, warnings=notes)
-    say(f"selection: {np.mean(counts):.0f} of {len(labels)} images are slow ({np.mean(counts) / len(labels):.0%})")
+            raise ValueError(
+                f"{method} chose none of the images for any seed, so there is nothing to augment: the early "
+                "classifiers get all right; give an earlier slow.separating_epoch, or no such arm"
+            )
+
+
+def _describe(facts: SelectFacts, images: int) -> str:
+    """How many images are slow, and how many over all seeds; other methods that choose another number."""
+    slow, union = float(np.mean(facts.slow)), facts.union["cluster"]
+    line = f"selection: {slow:.0f} of {images} images are slow ({slow / images:.0%})"
+    if union > slow:
+        line += f", {union} for one seed or another ({union / slow:.2f} times as many)"
+    wrong = facts.sizes.get("misclassified")
+    return line + (f"; {np.mean(wrong):.0f} are misclassified" if wrong else "")

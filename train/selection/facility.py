@@ -196,8 +196,7 @@ def _space(kernels: ModuleType, points: Points, similarity: Similarity) -> Any:
         if part is None:
             return np.zeros((n, 0), np.float32), np.zeros((0, n), np.float32), np.zeros(n, np.float32), np.zeros(n)
         wide = part.astype(np.float64)
-        # Centring does not change distances, and less cancels in the matrix product.
-        own = np.ascontiguousarray(wide - wide.mean(0), dtype=np.float32)  # (n, d)
+        own = np.ascontiguousarray(wide - Points.centre(part), dtype=np.float32)  # (n, d)
         square = np.einsum("nd,nd->n", own, own)
         # Only narrow parts are read by columns.
         columns = own[:, :0].T if own.shape[1] > _DIRECT_WIDTH else own.T

@@ -42,6 +42,15 @@ class Points:
         city = None if self.city is None else self.city[rows]
         return Points(self.vectors[rows], factors, city, self.city_scale)
 
+    @staticmethod
+    def centre(part: np.ndarray) -> np.ndarray:
+        """What is subtracted from a part (n, d) before products, float64 (d,): its mean, rounded if all are integers.
+
+        Centring changes no distance, and less cancels. Integers stay integers, so that equal distances stay equal.
+        """
+        mean: np.ndarray = part.mean(0, dtype=np.float64)
+        return np.rint(mean) if (part == np.rint(part)).all() else mean
+
     def check(self, n: int) -> None:
         """Raise ValueError unless these are n finite points."""
         for name, part in (("vectors", self.vectors), ("factors", self.factors), ("city", self.city)):
@@ -65,7 +74,8 @@ class Medoids:
     """The selected examples.
 
     Attributes:
-        indices: int64 (B,) in greedy order, ties to the lowest index. A smaller budget gives a prefix.
+        indices: int64 (B,) in greedy order, ties to the lowest index. A smaller budget gives a prefix. Gains are tied
+            where they are equal in floating point: of integer points with distances that are integers, exactly.
         weights: float32 (B,), how many points are nearest to this medoid, ties to the earlier one; a medoid is always
             nearest to itself. They sum to n.
         gains: float64 (B,), by how much each lowered the sum of distances; never rising. For the first, every point

@@ -3,6 +3,7 @@
 Used without numba, and by `select_coreset(device=)`, to which the commands give no device yet.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,15 +103,15 @@ class _Rows:
                 out[i, : len(part)] = part
             return out.to(device)
 
-        def centred(part: Tensor) -> Tensor:
-            return part - part.mean(0)
+        def centred(part: np.ndarray) -> Tensor:
+            return torch.from_numpy(part.astype(np.float64) - Points.centre(part))
 
         vectors = [torch.from_numpy(points.vectors).double() for points in classes]
-        self._parts = [padded([centred(part) for part in vectors])]
+        self._parts = [padded([centred(points.vectors) for points in classes])]
         self._norms = [padded([part.square().sum(1, keepdim=True) for part in vectors])[..., 0]]
         if classes[0].factors is not None:
-            factors = [torch.from_numpy(points.factors).double() for points in classes]
-            self._parts.append(padded([centred(part) for part in factors]))
+            factors = [torch.from_numpy(points.factors).double() for points in classes if points.factors is not None]
+            self._parts.append(padded([centred(points.factors) for points in classes if points.factors is not None]))
             self._norms.append(padded([part.square().sum(1, keepdim=True) for part in factors])[..., 0])
         self._city: Tensor | None = None
         if classes[0].city is not None and classes[0].city_scale > 0:

@@ -63,10 +63,11 @@ def _check_logits(logits: np.ndarray) -> None:
 
 
 def _with_one(features: np.ndarray) -> np.ndarray:
-    """[feature, 1]: (N, D + 1); the bias is the weight of a feature that is always 1."""
+    """[feature, 1]: (N, D + 1), float32 or wider, since squares of float16 overflow; 1 is the input of the bias."""
     if not np.isfinite(features).all():
         raise ValueError(f"{int((~np.isfinite(features)).any(1).sum())} rows of the features are not finite")
-    return np.concatenate([features, np.ones((len(features), 1), features.dtype)], 1)
+    wide = features.astype(np.promote_types(features.dtype, np.float32), copy=False)
+    return np.concatenate([wide, np.ones((len(wide), 1), wide.dtype)], 1)
 
 
 def gradient_norms(residual: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:

@@ -91,14 +91,14 @@ def glister(
         residual: float32 (n, C), p - y.
         factors: float32 (n, D + 1), [feature, 1], to step the last layer's weights and biases; None: the biases alone.
         lr: > 0.
-        validation_logits: float32 (m, C), with labels int64 (m,) and, where factors are given, factors (m, D + 1).
+        validation_logits: float32 (m, C), with labels int (m,) and, where factors are given, factors (m, D + 1).
     """
     # Classes or factors first, examples last: sums and softmax over many short rows are slow.
     a = torch.from_numpy(residual).T.contiguous()  # (C, n)
     h = None if factors is None else torch.from_numpy(factors).T.contiguous()  # (D + 1, n)
     their_h = None if validation_factors is None else torch.from_numpy(validation_factors)  # (m, D + 1)
     z = torch.from_numpy(validation_logits.astype(np.float32)).T.contiguous()  # (C, m), a copy
-    y = F.one_hot(torch.from_numpy(validation_labels), len(z)).T.float().contiguous()  # (C, m)
+    y = F.one_hot(torch.from_numpy(validation_labels.astype(np.int64)), len(z)).T.float().contiguous()  # (C, m)
     selected = np.empty(min(budget, a.shape[1]), np.int64)
     left = torch.zeros(a.shape[1])
     for rank in range(len(selected)):

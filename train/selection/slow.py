@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from latebloom.train.config import SlowConfig
 from latebloom.train.config import SlowMethod as Method
 from latebloom.train.evaluate import losses_of, softmax
 
-__all__ = ["Method", "Selection", "SlowConfig", "jaccard", "select_slow", "separating_epoch"]
+__all__ = ["Method", "Selection", "SlowConfig", "jaccard", "mean_outputs", "select_slow", "separating_epoch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,19 @@ def select_slow(
     """Choose the examples to augment from the outputs of an early model.
 
     `cluster` runs 2-means within each class and takes the cluster with the higher mean loss, whatever its size.
-    `high_loss`, `misclassified` and `random` take as many of each class as `cluster` does, so that they compare at
-    equal cost: by loss, by loss with the misclassified first, and at random. `all` takes every example.
+    `misclassified` takes all that the model gets wrong, however many. `high_loss`, `misclassified_matched` and `random`
+    take as many of each class as `cluster` does, so that they compare at equal cost: the highest losses; a random part
+    of the wrong ones, or all of them and random others where they are too few; and any at random. `all` takes every
+    example.
 
-    A class with one example, or whose outputs are all equal, has no slow half: nothing of it is chosen and a warning
-    says so.
+    A class with one example, or whose outputs are all equal, has no slow half: `cluster` and those that compare at its
+    cost choose nothing of it, and a warning says so.
 
     Args:
         logits: float (N, C), eval mode, no augmentation.
         labels: int64 (N,).
-        seed: of the k-means starts and of `random`. The same rows in another order give the same choice (but for
-            `random`, which draws positions).
+        seed: of the k-means starts and of what is random. The same rows in another order give the same choice (but for
+            `random` and `misclassified_matched`, which draw positions).
 
     Raises:
         ValueError: logits that are not finite or do not fit the labels.
@@ -86,16 +88,34 @@ def select_slow(
         slow = int(means[1] > means[0])
         cluster[rows] = halves == slow
         mean_loss[label] = means[1 - slow], means[slow]
-    if without_slow and method != "all":
+    if without_slow and method not in ("all", "misclassified"):
         warnings.warn(
             f"no slow half in class {', '.join(map(str, without_slow))}: a single example or equal outputs; "
             "nothing of it is augmented",
             stacklevel=2,
         )
-    score = _score(method, cluster, losses, logits.argmax(1) != labels, seed)
-    budget = np.bincount(labels if method == "all" else labels[cluster == 1], minlength=num_classes)
+    wrong = logits.argmax(1) != labels
+    score = _score(method, cluster, losses, wrong, seed)
+    counted = {"all": np.ones_like(wrong), "misclassified": wrong}.get(method, cluster == 1)
+    budget = np.bincount(labels[counted], minlength=num_classes)
     chosen = [_top(np.flatnonzero(labels == label), score, budget[label]) for label in range(num_classes)]
     return Selection(np.sort(np.concatenate(chosen)), cluster, mean_loss)
+
+
+def mean_outputs(logits: Iterable[np.ndarray], space: Literal["softmax", "logits"] = "softmax") -> np.ndarray:
+    """Logits float64 (N, C) of what several models say together: their mean probabilities, or their mean logits.
+
+    Args:
+        logits: float (N, C) of each model, one after the other; at least one.
+        space: softmax: the result is the logarithm of the mean probabilities, whose softmax these are.
+    """
+    total, models = np.zeros(()), 0
+    for one in logits:
+        total = total + (softmax(one) if space == "softmax" else one.astype(np.float64))
+        models += 1
+    mean: np.ndarray = total / models
+    together: np.ndarray = np.log(np.maximum(mean, np.finfo(np.float64).tiny)) if space == "softmax" else mean
+    return together
 
 
 def _two_means(outputs: np.ndarray, seed: int) -> np.ndarray:
@@ -123,7 +143,9 @@ def _score(method: Method, cluster: np.ndarray, losses: np.ndarray, wrong: np.nd
     if method == "high_loss":
         return losses
     if method == "misclassified":
-        return losses + np.where(wrong, losses.max() + 1, 0)
+        return wrong.astype(np.float64)
+    if method == "misclassified_matched":
+        return numpy_rng(seed, "random misclassified").random(len(losses)) + wrong
     if method == "random":
         return numpy_rng(seed, "random selection").random(len(losses))
     return np.zeros(len(losses))

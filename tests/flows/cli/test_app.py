@@ -157,7 +157,7 @@ def test_settings_are_listed_with_type_range_default_and_description(run_command
         f"    {PlanConfig.model_fields['k'].description}",
     ]
     assert [line for line in run_command("settings", "slow").out.splitlines() if line[0] != " "] == [
-        'slow.method  (cluster, high_loss, misclassified, random or all)  [default: "cluster"]',
+        'slow.method  (cluster, high_loss, misclassified, misclassified_matched, random or all)  [default: "cluster"]',
         'slow.space  (softmax or logits)  [default: "softmax"]',
         "slow.separating_epoch  (integer, 0 to 100,000)  [default: 0]",
     ]

@@ -45,6 +45,7 @@ def compare(**changes: Any) -> CompareConfig:
         ("random-3", {"kind": "synthetic", "k": 3, "method": "random"}),
         ("high_loss-2", {"kind": "synthetic", "k": 2, "method": "high_loss"}),
         ("misclassified-2", {"kind": "synthetic", "k": 2, "method": "misclassified"}),
+        ("misclassified_matched-2", {"kind": "synthetic", "k": 2, "method": "misclassified_matched"}),
         ("all-5", {"kind": "synthetic", "k": 5, "method": "all"}),
         ("noise-4", {"kind": "synthetic", "k": 4, "from_noise": True}),
         ("original@ours-5", {"kind": "original", "equal_steps_of": "ours-5"}),
@@ -52,6 +53,12 @@ def compare(**changes: Any) -> CompareConfig:
         ("ours-1000", {"kind": "synthetic", "k": 1000}),
         ("original+craig", {"kind": "original", "selector": "craig"}),
         ("original+all", {"kind": "original", "selector": "all"}),
+        ("original+max_loss:none", {"kind": "original", "selector": "max_loss", "budget": "none"}),
+        ("ours-5+dea:equal", {"kind": "synthetic", "k": 5, "selector": "dea", "budget": "equal"}),
+        (
+            "original+el2n:proportional@ours-5+dea:equal",
+            {"kind": "original", "selector": "el2n", "budget": "proportional", "equal_steps_of": "ours-5+dea:equal"},
+        ),
         ("ours-5+el2n", {"kind": "synthetic", "k": 5, "selector": "el2n"}),
         ("upsample-2+max_loss", {"kind": "upsample", "k": 2, "selector": "max_loss"}),
         ("original@ours-5+dea", {"kind": "original", "equal_steps_of": "ours-5+dea"}),
@@ -122,6 +129,15 @@ def test_a_selector_that_is_none_is_refused_with_the_names(name: str) -> None:
 def test_levels_that_an_arm_cannot_have_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_arm(name)
+
+
+def test_a_selector_has_a_budget_of_its_own() -> None:
+    config = compare(arms=("original+max_loss:none", "original+dea"), strong={"coreset": {"fraction": 0.2}})
+    own, other = (config.strong_of(arm).coreset for arm in config.parsed_arms)
+    assert (own.budget, own.fraction, other.budget) == ("none", 0.2, "equal")
+    for name in ("original+dea:most", "original+dea:", "original+all:none", "original+file:equal"):
+        with pytest.raises(ValueError, match="is no budget of"):
+            parse_arm(name)
 
 
 def test_an_arms_strong_augmentation_is_the_configs_with_the_arms_selector() -> None:
@@ -260,6 +276,7 @@ def test_one_setting_stands_beside_the_original_at_equal_epochs_and_at_equal_ste
         ("all", "all-5"),
         ("high_loss", "high_loss-5"),
         ("misclassified", "misclassified-5"),
+        ("misclassified_matched", "misclassified_matched-5"),
     ],
 )
 def test_one_setting_has_the_arm_of_its_method(method: str, arm: str) -> None:

@@ -127,8 +127,10 @@ def test_budgets_that_cannot_be(settings: dict[str, Any], sizes: tuple[int, ...]
 
 
 def test_a_number_of_dimensions_is_whole() -> None:
-    with pytest.raises(pydantic.ValidationError, match=r"lcmat_k is 2.5, expected a whole number of dimensions or a"):
-        CoresetConfig(lcmat_k=2.5)
+    for k in (1, 1.0, 1.5, 2.5):  # 1 could mean one dimension, or all
+        with pytest.raises(pydantic.ValidationError, match=rf"lcmat_k is {k:g}, expected a whole number of dimensions"):
+            CoresetConfig(lcmat_k=k)
+    assert [CoresetConfig(lcmat_k=k).lcmat_k for k in (0.99, 2, 1e9)] == [0.99, 2, 1e9]
 
 
 # --- every method ----------------------------------------------------------------------------------------------------

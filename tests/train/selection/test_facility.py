@@ -57,6 +57,27 @@ def points(kind: str, n: int = 150, seed: int = 0) -> Points:
     return Points(normal(4), np.abs(normal(70)), normal(20), 0.3)
 
 
+def test_ties_of_integer_points_go_to_the_lowest_index(variant: dict[str, object]) -> None:
+    # Points on a line with mean 4.3, which float32 cannot take from them without rounding.
+    line = np.array([[4], [5], [2], [3], [0], [3], [7], [7], [8], [4]], np.float32)
+    assert facility_location(Points(line), 3, **variant).indices.tolist() == expected_on_a_line(line[:, 0], 3)
+    for seed in range(60):
+        some = np.random.default_rng(seed).integers(0, 10, (9, 1)).astype(np.float32)
+        assert facility_location(Points(some), 4, **variant).indices.tolist() == expected_on_a_line(some[:, 0], 4)
+
+
+def expected_on_a_line(line: np.ndarray, budget: int) -> list[int]:
+    """Greedily in integers, where nothing is rounded."""
+    apart = np.abs(line[:, None] - line).astype(np.int64)
+    nearest, selected = np.full(len(line), apart.max()), list[int]()
+    for _ in range(budget):
+        gains = np.maximum(nearest - apart, 0).sum(1)
+        gains[selected] = -1
+        selected.append(int(gains.argmax()))
+        nearest = np.minimum(nearest, apart[selected[-1]])
+    return selected
+
+
 KINDS = ["narrow", "wide", "clumped", "far", "outer", "near outer", "city", "all"]
 
 

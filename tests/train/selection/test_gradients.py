@@ -101,6 +101,12 @@ def test_last_layer_curvatures_equal_the_diagonal_of_torch_func_hessian(
         np.testing.assert_allclose(found[i], as_outer(weight, bias), atol=1e-6)
 
 
+def test_half_precision_features_do_not_overflow() -> None:
+    # 300^2 = 90,000 is more than float16 holds; p (1 - p) = 1/4, with the bias's 1 behind it.
+    found = last_layer_curvatures(np.zeros((1, 2), np.float16), np.array([[300]], np.float16))
+    assert found.tolist() == [[22500, 0.25, 22500, 0.25]]
+
+
 def test_softmax_is_applied_once() -> None:
     # DeepCore's CRAIG, GLISTER, GradMatch and GraNd fed probabilities to CrossEntropy for years: |p - y| then never
     # comes near 0. A sure and right example has no gradient.

@@ -234,6 +234,8 @@ def test_glister_takes_the_validation_gradient_again_after_each_selection(last_l
     selected = glister(residual[::2], factors, 12, 0.5, logits[1::2], labels[1::2], theirs)
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(gradients))
     assert len(set(selected.tolist())) == 12
+    narrow = glister(residual[::2], factors, 12, 0.5, logits[1::2], labels[1::2].astype(np.int32), theirs)
+    assert narrow.tolist() == selected.tolist()
     if last_layer:
         assert selected.tolist() == expected
     else:  # examples of a class are equal: their labels tell

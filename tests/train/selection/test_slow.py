@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latebloom.train.evaluate import losses_of
-from latebloom.train.selection.slow import Method, jaccard, select_slow, separating_epoch
+from latebloom.train.evaluate import losses_of, softmax
+from latebloom.train.selection.slow import Method, jaccard, mean_outputs, select_slow, separating_epoch
 
 Space = Literal["softmax", "logits"]
-METHODS: tuple[Method, ...] = ("cluster", "high_loss", "misclassified", "random", "all")
+METHODS: tuple[Method, ...] = ("cluster", "high_loss", "misclassified", "misclassified_matched", "random", "all")
 
 
 def margins(*values: float) -> np.ndarray:
@@ -173,29 +173,58 @@ def test_what_holds_of_every_selection(seed: int, n: int, classes: int) -> None:
     for method, selection in found.items():
         assert (np.diff(selection.indices) > 0).all()  # ascending, none twice
         np.testing.assert_array_equal(selection.cluster, cluster.cluster)  # whatever the method
-        if method != "all":
+        if method not in ("all", "misclassified"):
             np.testing.assert_array_equal(np.bincount(labels[selection.indices], minlength=classes), sizes)
     assert found["all"].indices.tolist() == list(range(n))
+    assert found["misclassified"].indices.tolist() == np.flatnonzero(logits.argmax(1) != labels).tolist()
     for label in range(classes):
         mine = np.flatnonzero(labels == label)
         largest = mine[np.argsort(-losses[mine])][: sizes[label]]
         assert set(found["high_loss"].indices) & set(mine) == set(largest)
 
 
-def test_misclassified_takes_wrong_answers_first_and_the_worst_of_them() -> None:
-    # Two-means on the probabilities parts row 0 from the others, which lean to the first two classes: a budget of one.
-    # Row 0 is right with the largest loss, -ln 0.34 = 1.08; rows 1 and 2 are wrong, with 0.80 and 0.76.
-    probabilities = [[0.34, 0.33, 0.33], [0.47, 0.52, 0.01], [0.45, 0.54, 0.01], [0.55, 0.44, 0.01], [0.56, 0.43, 0.01]]
-    logits, labels = np.log(probabilities), np.zeros(5, np.int64)
-    assert select_slow(logits, labels, "cluster", 0).indices.tolist() == [0]
-    assert select_slow(logits, labels, "high_loss", 0).indices.tolist() == [0]
-    assert select_slow(logits, labels, "misclassified", 0).indices.tolist() == [2]
+def ten_wrong_and_ten_right_with_higher_loss() -> tuple[np.ndarray, np.ndarray]:
+    """25 of one class: 2-means calls rows 20 to 24 slow, which lean to class 0; a budget of five.
+
+    Rows 0 to 9 are wrong with loss ln 2 = 0.71 or a little more; rows 10 to 24 are right, rows 20 to 24 with ln 3.
+    """
+    wrong = [[0.49 - row / 1e4, 0.51 + row / 1e4, 1e-9] for row in range(10)]
+    right = [[0.5001 + row / 1e4, 0.4999 - row / 1e4, 1e-9] for row in range(10)]
+    slow = [[0.34 + row / 1e4, 0.33, 0.33 - row / 1e4] for row in range(5)]
+    return np.log(np.array(wrong + right + slow)), np.zeros(25, np.int64)
 
 
-def test_misclassified_is_filled_up_by_loss_where_too_few_are_wrong() -> None:
-    # Slow half: rows 2 to 4, of which row 4 alone is wrong; all others are right.
+def test_misclassified_takes_all_that_is_wrong_and_nothing_else() -> None:
+    logits, labels = ten_wrong_and_ten_right_with_higher_loss()
+    assert select_slow(logits, labels, "cluster", 0).indices.tolist() == [20, 21, 22, 23, 24]
+    assert select_slow(logits, labels, "high_loss", 0).indices.tolist() == [20, 21, 22, 23, 24]
+    assert select_slow(logits, labels, "misclassified", 0).indices.tolist() == list(range(10))
+
+
+def test_misclassified_matched_takes_any_of_the_wrong_ones_not_those_of_higher_loss() -> None:
+    logits, labels = ten_wrong_and_ten_right_with_higher_loss()
+    draws = [select_slow(logits, labels, "misclassified_matched", seed).indices.tolist() for seed in range(20)]
+    assert {len(draw) for draw in draws} == {5}
+    assert {row for draw in draws for row in draw} == set(range(10))  # each of the wrong ones sometimes, no other
+    assert select_slow(logits, labels, "misclassified_matched", 3).indices.tolist() == draws[3]
+
+
+def test_misclassified_matched_is_filled_at_random_where_too_few_are_wrong() -> None:
+    # Slow half: rows 2 to 4, of which row 4 alone is wrong; the other two are any of the right ones, not the highest.
     logits, labels = margins(6, 5, 0.3, 0.2, -0.1), np.zeros(5, np.int64)
-    assert select_slow(logits, labels, "misclassified", 0).indices.tolist() == [2, 3, 4]
+    draws = [select_slow(logits, labels, "misclassified_matched", seed).indices.tolist() for seed in range(20)]
+    assert {len(draw) for draw in draws} == {3}
+    assert all(4 in draw for draw in draws)
+    assert {row for draw in draws for row in draw} == set(range(5))
+
+
+def test_what_several_models_say_together_by_hand() -> None:
+    # Probabilities 0.9 and 0.3 of class 0: mean 0.6. Log-odds ln 9 and ln 3/7: their mean is that of p = 0.66.
+    both = np.log([[[0.9, 0.1]], [[0.3, 0.7]]])
+    np.testing.assert_allclose(softmax(mean_outputs(both)), [[0.6, 0.4]])
+    np.testing.assert_allclose(softmax(mean_outputs(both, "logits")), [[0.6626, 0.3374]], atol=1e-4)
+    sure = np.array([[2000.0, 0]])  # whose other probability is 0 in floating point
+    assert np.isfinite(mean_outputs([sure, sure])).all()
 
 
 def test_random_draws_by_its_seed_and_every_example_sometimes() -> None:
@@ -236,7 +265,7 @@ ODD_LABELS = np.array([0, 1, 3, 0, 3, 0, 3])
 
 
 def test_a_class_without_two_halves_gives_nothing_and_a_warning_names_it() -> None:
-    for method in ("cluster", "high_loss", "misclassified", "random"):
+    for method in ("cluster", "high_loss", "misclassified_matched", "random"):
         with pytest.warns(UserWarning, match=r"no slow half in class 1, 3: .*nothing of it is augmented"):
             found = select_slow(ODD_LOGITS, ODD_LABELS, method, 0)
         assert len(found.indices) == 1
@@ -257,6 +286,7 @@ def test_all_takes_everything_and_has_nothing_to_warn_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = select_slow(ODD_LOGITS, ODD_LABELS, "all", 0)
+        assert len(select_slow(ODD_LOGITS, ODD_LABELS, "misclassified", 0).indices) == 0  # none of these is wrong
     assert found.indices.tolist() == list(range(7))
 
 
