@@ -29,8 +29,11 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     epochs: int = Field(200, ge=1, le=100_000, description="Passes over the training set, 1 to 100,000")
     steps: int = Field(0, ge=0, description="Optimizer steps in all instead of epochs; 0 counts epochs")
-    batch_size: int = Field(
-        128, ge=1, le=65_536, description="Images a step, 1 to 65,536; a last short batch is dropped"
+    batch_size: int = Field(128, ge=1, le=65_536, description="Images a step, 1 to 65,536")
+    last_batch: Literal["keep", "drop"] = Field(
+        "keep",
+        description="The last batch of an epoch where it is short. keep: it is trained on, its gradient the mean over "
+        "its own images, so each image is trained on once an epoch; drop: it is left out, other images each epoch",
     )
     accumulate: int = Field(
         1, ge=1, le=1024, description="Micro-batches that a step's images are split into, to save memory: 1 to 1,024"
@@ -39,11 +42,16 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD, first beta of AdaHessian; 0 to below 1")
     nesterov: bool = Field(False, description="Nesterov's momentum in SGD and SAM")
     weight_decay: float = Field(
-        5e-4, ge=0, le=1, description="Weight decay, in the optimizer only, 0 to 1: L2; decoupled in AdaHessian"
+        5e-4, ge=0, le=1, description="Weight decay, 0 to 1: L2 in SGD and SAM; decoupled in AdaHessian"
     )
     rho: float = Field(0.1, ge=0, le=10, description="Radius of SAM's ascent, 0 to 10; SGD ignores it")
     sam_batchnorm: Literal["first_pass", "both"] = Field(
         "first_pass", description="In which of SAM's two passes BatchNorm's running statistics move"
+    )
+    sam_decay: Literal["optimizer", "ascent"] = Field(
+        "optimizer",
+        description="Where SAM's weight decay is. optimizer: in the step after the ascent only; ascent: L2 is a part "
+        "of the loss, and so of both gradients",
     )
     sam_sync: Literal["local", "global"] = Field(
         "local", description="On several devices: SAM's ascent by each device's own gradient, or by that of all"
@@ -91,8 +99,8 @@ class FitConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self
 
     def steps_per_epoch(self, n: int) -> int:
-        """Whole batches in n examples; a set smaller than a batch is one batch."""
-        return max(1, n // self.batch_size)
+        """Batches of n examples, with the short last one where it is kept; a set smaller than a batch is one batch."""
+        return max(1, n // self.batch_size if self.last_batch == "drop" else -(-n // self.batch_size))
 
     def total_steps(self, n: int) -> int:
         """Optimizer steps of the whole run on n examples."""

@@ -24,7 +24,7 @@ __all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "str
 
 CHECKPOINT_SECONDS = 30.0
 # What only one optimizer reads. Elsewhere it stands at its default: changing it must not train the others again.
-_OF_ONE = {"sam": ("rho", "sam_batchnorm", "sam_sync")}
+_OF_ONE = {"sam": ("rho", "sam_batchnorm", "sam_decay", "sam_sync")}
 
 
 def fit_config_of(config: FitConfig, optimizer: str) -> FitConfig:

@@ -83,8 +83,7 @@ def train_rates(train: LabeledImages, width: int, repeats: int, compiled: list[b
         for optimizer, passes in (("sgd", 1), ("sam", 2)):
             for compile_it in compiled:
                 config = FitConfig(optimizer=optimizer, precision=precision, compile=compile_it)  # type: ignore[arg-type]
-                images = config.steps_per_epoch(len(train)) * min(config.batch_size, len(train))
-                rates = [images / s for s in epoch_seconds(train, config, width, repeats, device)]
+                rates = [len(train) / s for s in epoch_seconds(train, config, width, repeats, device)]
                 rate = statistics.mean(rates)
                 share = rate * per_image * passes / peak
                 print(

@@ -22,13 +22,16 @@ from latebloom.train.loop.team import Team, join
 from latebloom.train.models.build import build
 from latebloom.train.selection.coreset import CoresetConfig
 
-BASE = FitConfig(epochs=3, batch_size=7, crop_padding=1, lr=0.05, rho=0.5)  # shares of 4 and 3
+BASE = FitConfig(epochs=3, batch_size=7, crop_padding=1, lr=0.05, rho=0.5, last_batch="drop")  # shares of 4 and 3
+SHORT = {"optimizer": "sam", "sam_sync": "global", "sam_decay": "ascent", "weight_decay": 0.1}
 CASES = {
     "sam global": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "global"}),
     "sam local": BASE.model_copy(update={"optimizer": "sam", "sam_sync": "local"}),
+    # A last batch of 6 after two of 9, shares of 3 and 3; of L2 each process adds a half.
+    "short": BASE.model_copy(update=SHORT | {"batch_size": 9, "last_batch": "keep"}),
     "strong": BASE,
     "batchnorm": BASE,
-    "lengths": BASE.model_copy(update={"batch_size": 4}),
+    "lengths": BASE.model_copy(update={"batch_size": 4, "last_batch": "keep"}),
 }
 WORLD = StrongConfig(
     selector="max_loss", coreset=CoresetConfig(fraction=0.5), policy=PolicyConfig(policy="wu2020"), every=2, copies=2
@@ -66,7 +69,7 @@ def run(case: str) -> dict[str, torch.Tensor]:
 
 
 def resumed(config: FitConfig) -> dict[str, torch.Tensor]:
-    """Two models of 6 and 4 steps an epoch, and again from the checkpoint that the leader writes at step 6."""
+    """Two models of 6 and 5 steps an epoch, and again from the checkpoint that the leader writes at step 6."""
     states: list[bytes] = []
 
     def models() -> list[nn.Module]:

@@ -15,7 +15,7 @@ from latebloom.train.config import FitConfig
 from latebloom.train.loop.optim import AdaHessian, learning_rate
 from latebloom.train.loop.step import Gradients
 from latebloom.train.loop.team import Team
-from latebloom.train.loop.trajectory import History, Trajectory
+from latebloom.train.loop.trajectory import History, Trajectory, batch_ends
 
 __all__ = ["FitConfig", "FitState", "History", "fit"]
 
@@ -99,7 +99,7 @@ def fit(
             model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(models, config)
     forwards = [torch.compile(model) if config.compile else model for model in models]
-    gradients = Gradients(config, models, optimizer, forwards, team.sum_gradients if team.size > 1 else None)
+    gradients = Gradients(config, models, optimizer, forwards, team)
     state = start or FitState(
         0, [{} for _ in models], [History() for _ in models], np.zeros((len(models), 3)), [{} for _ in models]
     )
@@ -116,7 +116,6 @@ def fit(
     ]
     for trajectory, saved in zip(trajectories, state.mixers, strict=True):
         trajectory.restore(saved)
-    whole = {m: trajectory.whole for m, trajectory in enumerate(trajectories)}
     last, longest = max(t.end for t in trajectories), max(t.per_epoch for t in trajectories)
 
     for step in range(state.step, last):
@@ -126,7 +125,7 @@ def fit(
             optimizer.param_groups[m]["lr"] = learning_rate(config, step, totals[m])
         generators = [torch_rng(seed, "hessian", step) for seed in seeds] if config.optimizer == "adahessian" else []
         with torch_stream(seeds[active[0]], "dropout", step, *([team.rank] if team.rank else [])):
-            results = gradients(batches, whole, generators)
+            results = gradients(batches, {m: trajectories[m].size(step) for m in active}, generators)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # the optimizer skips a finished model, which gets no new gradient
         state.step = step + 1
@@ -169,7 +168,8 @@ def _check(
         raise ValueError(f"adahessian trains in one process, not in {team.size}; give optimizer sgd or sam")
     if len(models) > 1 and any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in models[0].modules()):
         raise ValueError("models with dropout cannot be trained together; train one after the other")
-    if min(config.batch_size, *map(len, rows), *lengths) < team.size:
+    smallest = min(np.diff([0, *batch_ends(length, config, team.size)]).min() for length in lengths)
+    if min(smallest, *map(len, rows)) < team.size:
         raise ValueError(
             f"{team.size} processes need batches of {team.size} images or more; start fewer, or raise batch_size"
         )
@@ -192,11 +192,12 @@ def _optimizer(models: Sequence[nn.Module], config: FitConfig) -> torch.optim.Op
     groups = [{"params": list(model.parameters())} for model in models]
     if config.optimizer == "adahessian":
         return AdaHessian(groups, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
+    in_loss = config.optimizer == "sam" and config.sam_decay == "ascent"
     return torch.optim.SGD(
         groups,
         lr=config.lr,
         momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        weight_decay=0.0 if in_loss else config.weight_decay,
         nesterov=config.nesterov,
         foreach=True,
     )

@@ -18,8 +18,8 @@ def sam_ascent(models: Sequence[Sequence[Tensor]], rho: float) -> Iterator[None]
     """Within the block the weights w stand at w + rho * g / ||g||_2, g being what `.grad` holds on entry.
 
     Compute the gradient again inside. After the block w is restored bit for bit, and `.grad` holds the SAM gradient, so
-    that any optimizer can step. Weight decay belongs to that optimizer and has no part in the ascent. Foret et al.,
-    arXiv 2010.01412, Eq. 2, with 1e-12 added to the norm as in the public implementations.
+    that any optimizer can step. Weight decay that belongs to that optimizer has no part in the ascent; L2 in the loss
+    has, as in g. Foret et al., arXiv 2010.01412, Eq. 2, with 1e-12 added to the norm as in the public implementations.
 
     Args:
         models: the weights of each model, each with a norm of its own. Weights without a gradient do not move.

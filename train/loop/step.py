@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from latebloom.train.config import FitConfig
 from latebloom.train.loop.optim import AdaHessian, batchnorm_statistics_kept, sam_ascent
+from latebloom.train.loop.team import Team
 
 __all__ = ["Batch", "Gradients", "autocast", "losses_of_batch"]
 
@@ -45,7 +46,7 @@ class Gradients:
     Args:
         optimizer: an `AdaHessian` if the config says so; others are not used here.
         forwards: per model, the function of its logits: itself, or itself compiled.
-        reduce: sums the gradients of these weights over all processes; None in a process alone.
+        team: the processes that have the rest of each batch.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Gradients:
         models: Sequence[nn.Module],
         optimizer: torch.optim.Optimizer,
         forwards: Sequence[Callable[[Tensor], Tensor]],
-        reduce: Callable[[Sequence[Tensor]], None] | None = None,
+        team: Team,
     ) -> None:
         self.config, self.models, self.optimizer = config, models, optimizer
-        self.forwards, self.reduce = forwards, reduce
+        self.forwards, self.team = forwards, team
         self.weights = [list(model.parameters()) for model in models]
 
     def __call__(
@@ -72,9 +73,10 @@ class Gradients:
         Returns:
             Per model: float64 (3,) summed loss without factors, errors and count; bool (B,) which are right.
         """
-        together: dict[int, list[int]] = {}  # by size: batches of different sizes cannot be stacked
-        for m, batch in batches.items():
-            together.setdefault(len(batch), []).append(m)
+        # By size, since batches of different sizes cannot be stacked: by the whole step's, as it is in all processes.
+        together: dict[int, list[int]] = {}
+        for m in batches:
+            together.setdefault(whole[m], []).append(m)
         results: dict[int, tuple[Tensor, Tensor]] = {}
         graphs: dict[int, list[Tensor | None]] = {}
         for group in together.values():
@@ -94,8 +96,9 @@ class Gradients:
         weights = [self.weights[m] for m in group]
         flat = [w for own in weights for w in own]
         if config.optimizer == "sam":
-            if self.reduce and config.sam_sync == "global":
-                self.reduce(flat)
+            self._add_decay(flat)
+            if self.team.size > 1 and config.sam_sync == "global":
+                self.team.sum_gradients(flat)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(sam_ascent(weights, config.rho))
                 if config.sam_batchnorm == "first_pass":
@@ -104,9 +107,18 @@ class Gradients:
                 for w in flat:
                     w.grad = None
                 self._backward(group, batches, totals, graphs)
-        if self.reduce and config.optimizer != "adahessian":
-            self.reduce(flat)
+                self._add_decay(flat)
+        if self.team.size > 1 and config.optimizer != "adahessian":
+            self.team.sum_gradients(flat)
         return results
+
+    def _add_decay(self, weights: Sequence[Tensor]) -> None:
+        """Add the gradient of weight_decay / 2 * ||w||^2 where SAM has it in the loss; a process adds its share."""
+        decay = self.config.weight_decay / self.team.size
+        with_grad = [w for w in weights if w.grad is not None]
+        if self.config.sam_decay == "ascent" and decay:
+            with torch.no_grad():
+                torch._foreach_add_([w.grad for w in with_grad if w.grad is not None], with_grad, alpha=decay)
 
     def _backward(
         self, group: list[int], batches: list[Batch], totals: list[int], graphs: dict[int, list[Tensor | None]]

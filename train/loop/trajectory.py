@@ -16,7 +16,7 @@ from latebloom.train.loop.epoch import Epoch
 from latebloom.train.loop.step import Batch, autocast, losses_of_batch
 from latebloom.train.loop.team import Team
 
-__all__ = ["History", "Trajectory"]
+__all__ = ["History", "Trajectory", "batch_ends"]
 
 
 @dataclasses.dataclass
@@ -27,6 +27,21 @@ class History:
     error: list[float] = dataclasses.field(default_factory=list)
     lr: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list, compare=False)
+
+
+def batch_ends(length: int, config: FitConfig, processes: int) -> list[int]:
+    """Where each batch of an epoch of `length` examples ends.
+
+    Where fewer than two examples a process are left for the last batch, it and the one before share theirs evenly,
+    since BatchNorm needs two values of a channel: 257 examples in batches of 256 are 129 and 128. (With a batch size of
+    one or two, one example may be left all the same.)
+    """
+    size, steps = config.batch_size, config.steps_per_epoch(length)
+    ends = [min((step + 1) * size, length) for step in range(steps)]
+    begin = (steps - 2) * size
+    if steps > 1 and ends[-1] - ends[-2] < 2 * processes:
+        ends[-2] = begin + (ends[-1] - begin + 1) // 2
+    return ends
 
 
 class Trajectory:
@@ -43,7 +58,6 @@ class Trajectory:
 
     Attributes:
         per_epoch: steps.
-        whole: images of a step, of which this process has a part.
         end: the step to stop at.
     """
 
@@ -67,7 +81,7 @@ class Trajectory:
         self.history, self.sums = history, sums
         length = mixer.length if mixer else len(rows)
         self.per_epoch = config.steps_per_epoch(length)
-        self.whole = min(config.batch_size, length)
+        self._ends = batch_ends(length, config, team.size)
         self.end = min(total, stop_epoch * self.per_epoch) if stop_epoch else total
         self.number = -1  # of the current epoch
         self.begin = time.perf_counter()
@@ -81,13 +95,18 @@ class Trajectory:
         if number != self.number:
             self.number, self.begin = number, time.perf_counter()
             self.plan = self._plan(number)
-            length, size = len(self.plan.rows), self.config.batch_size
-            order = epoch_order(length, self.seed, number)
-            groups = [self.team.part(order[p * size : (p + 1) * size]) for p in range(place, self.per_epoch)]
+            length = len(self.plan.rows)
+            whole = np.split(epoch_order(length, self.seed, number), self._ends)[place : self.per_epoch]
+            groups = [self.team.part(group) for group in whole]
             self.batches = self._epoch(self.plan).batches(groups)
             if self.mixer and self.mixer.counts and (self.right is None or not place):
                 self.right = torch.full((length,), -1, dtype=torch.int8, device=self.labels.device)
         return next(self.batches)
+
+    def size(self, step: int) -> int:
+        """Images of a step, of which this process has a part."""
+        place = step % self.per_epoch
+        return self._ends[place] - (self._ends[place - 1] if place else 0)
 
     def note(self, batch: Batch, sums: Tensor, right: Tensor) -> None:
         """Add the result of a batch: float64 (3,) loss, errors and examples; bool (B,) which predictions are right."""

@@ -124,11 +124,11 @@ def test_the_data_set_is_n_plus_k_minus_1_times_the_slow(many_arms: SimpleNamesp
     assert facts(many_arms.run, "noise-2").images_added == slow
 
 
-def test_steps_are_epochs_of_whole_batches_of_the_enlarged_set(many_arms: SimpleNamespace) -> None:
+def test_steps_are_epochs_of_the_batches_of_the_enlarged_set(many_arms: SimpleNamespace) -> None:
     slow = many_arms.run.record(SELECT).facts.slow
-    assert facts(many_arms.run, "original").steps == [3 * 3, 3 * 3]  # 3 epochs of 60 // 16 batches
+    assert facts(many_arms.run, "original").steps == [3 * 4, 3 * 4]  # 3 epochs of 60 / 16 batches, the last one short
     for arm, factor in (("ours-3", 2), ("random-3", 2), ("upsample-3", 2), ("noise-2", 1)):
-        assert facts(many_arms.run, arm).steps == [3 * ((60 + factor * count) // 16) for count in slow], arm
+        assert facts(many_arms.run, arm).steps == [3 * -(-(60 + factor * count) // 16) for count in slow], arm
 
 
 def test_the_original_at_equal_steps_takes_as_many_steps_and_no_other_image(many_arms: SimpleNamespace) -> None:
@@ -558,8 +558,8 @@ def test_networks_too_large_to_train_together_are_trained_one_after_the_other_an
     with pytest.raises(OSError, match="went away"):
         training.retrain_arm(run, config, "original", "sgd")
     training.retrain_arm(run, config, "original", "sgd")
-    # The first one was done (9 steps), so it is not trained again; the second one starts anew.
-    assert starts == [0, 0, 9, 0]
+    # The first one was done (12 steps), so it is not trained again; the second one starts anew.
+    assert starts == [0, 0, 12, 0]
     assert not list(run.path.rglob("checkpoint*"))
     weights = [digest_file(run.path / f"retrained/original-sgd/seed-{n}.safetensors") for n in (0, 1)]
     errors, curve = facts(run, "original").errors, facts(run, "original").train_error

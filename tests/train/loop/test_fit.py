@@ -82,10 +82,11 @@ def trained(
 # --- what a step does ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("padding", "flip"), [(0, False), (1, True)])
-def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: bool) -> None:
-    config = CONFIG.model_copy(update={"epochs": 4, "crop_padding": padding, "flip": flip})
-    data, rows = noise(), np.array([3, 1, 4, 15, 9, 2, 6, 5, 8, 7, 11])  # two batches of four, three rows dropped
+@pytest.mark.parametrize(("padding", "flip", "last"), [(0, False, "drop"), (1, True, "drop"), (1, True, "keep")])
+def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: bool, last: str) -> None:
+    config = CONFIG.model_copy(update={"epochs": 4, "crop_padding": padding, "flip": flip, "last_batch": last})
+    data, rows = noise(), np.array([3, 1, 4, 15, 9, 2, 6, 5, 8, 7, 11])  # two batches of four, and one of three
+    seen = 8 if last == "drop" else 11
     expected = cnn()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3], gamma=0.1)  # 50% and 75% of four epochs
@@ -94,7 +95,7 @@ def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: boo
         order = epoch_order(11, 7, epoch)
         weak = draw_weak(11, padding, flip, torch_rng(7, "augment", epoch))  # of the whole epoch, by place in the list
         total_loss, wrong = 0.0, 0
-        for batch in (order[:4], order[4:8]):
+        for batch in (order[:4], order[4:8], order[8:seen])[: seen // 4 + (seen > 8)]:
             pixels = torch.from_numpy(data.pixels(rows[batch])).permute(0, 3, 1, 2)
             pixels = apply_weak(pixels, {name: values[batch] for name, values in weak.items()}, padding)
             logits, target = expected(pixels / 255), torch.from_numpy(data.labels[rows[batch]])
@@ -102,11 +103,11 @@ def test_sgd_is_a_plain_torch_loop_over_the_same_batches(padding: int, flip: boo
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total_loss += 4 * loss.item()
+            total_loss += len(batch) * loss.item()
             wrong += int((logits.argmax(1) != target).sum())
         schedule.step()
-        losses.append(total_loss / 8)
-        errors.append(wrong / 8)
+        losses.append(total_loss / seen)
+        errors.append(wrong / seen)
 
     model = cnn()
     (history,) = fit([model], data, [rows], config, [7])
@@ -154,6 +155,60 @@ def test_sam_is_the_papers_algorithm() -> None:
     fit([model], data, [np.arange(12)], config, [0])
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.detach(), w[name], rtol=1e-4, atol=1e-5)
+
+
+def test_sam_with_its_decay_in_the_ascent_is_sam_of_a_loss_with_l2() -> None:
+    """By hand: the loss of w is (w - 1)^2 / 2 + 0.5 w^2 / 2, and its gradient 1.5 w - 1.
+
+    At w = 2 it is 2, so w ascends by 0.4 to 2.4, where it is 2.6, and the step ends at 2 - 0.1 * 2.6 = 1.74. Where the
+    optimizer alone decays, the ascent is as far, the gradient there 1.4, and the decay 0.5 * 2: 2 - 0.1 * 2.4 = 1.76.
+    """
+    for decay, expected in (("ascent", 1.74), ("optimizer", 1.76)):
+        w = nn.Parameter(torch.tensor([2.0]))
+        config = BARE.model_copy(
+            update={"optimizer": "sam", "rho": 0.4, "lr": 0.1, "weight_decay": 0.5, "sam_decay": decay, "steps": 1}
+        )
+        fit([Quadratic(w)], noise(4), [np.arange(4)], config, [0])
+        assert w.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_ascent_with_l2_points_along_the_whole_gradient() -> None:
+    """Two weights at (3, 4), gradient g = w - 1 = (2, 3), decay 1: the ascent is along g + w = (5, 7), not along g."""
+    seen: list[list[float]] = []
+    for decay in ("ascent", "optimizer"):
+        model = Quadratic(nn.Parameter(torch.tensor([3.0, 4.0])), seen)
+        config = BARE.model_copy(
+            update={"optimizer": "sam", "rho": 1.0, "weight_decay": 1.0, "sam_decay": decay, "steps": 1}
+        )
+        fit([model], noise(4), [np.arange(4)], config, [0])
+    np.testing.assert_allclose(seen[1], [3 + 5 / 74**0.5, 4 + 7 / 74**0.5], rtol=1e-6)
+    np.testing.assert_allclose(seen[3], [3 + 2 / 13**0.5, 4 + 3 / 13**0.5], rtol=1e-6)
+
+
+class Quadratic(nn.Module):
+    """Its loss has the gradient of sum((w - 1)^2) / 2, whatever the images; notes the weights at each forward pass."""
+
+    def __init__(self, w: nn.Parameter, seen: list[list[float]] | None = None) -> None:
+        super().__init__()
+        self.w, self.seen = w, [] if seen is None else seen
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(self.w.tolist())
+        return Exactly.apply(self.w, len(images))
+
+
+class Exactly(torch.autograd.Function):
+    """Logits that do not depend on w; whatever the gradient by them, the one by w is that of sum((w - 1)^2) / 2."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(w)
+        return torch.zeros(count, 3)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        (w,) = ctx.saved_tensors
+        return w - 1, None
 
 
 def test_running_statistics_after_a_sam_step_are_those_of_an_sgd_step_unless_both_passes_count() -> None:
@@ -314,7 +369,13 @@ def steps_of_grey(n: int) -> LabeledImages:
 def test_every_epoch_takes_whole_batches_in_a_new_order_and_drops_the_rest() -> None:
     recorder = Recorder()
     rows = np.array([2, 3, 5, 7, 11, 13, 17])
-    fit([recorder], steps_of_grey(20), [rows], BARE.model_copy(update={"batch_size": 3, "epochs": 40}), [0])
+    fit(
+        [recorder],
+        steps_of_grey(20),
+        [rows],
+        BARE.model_copy(update={"batch_size": 3, "epochs": 40, "last_batch": "drop"}),
+        [0],
+    )
     assert [len(batch) for batch in recorder.seen] == [3] * 80
     epochs = [recorder.seen[i] + recorder.seen[i + 1] for i in range(0, 80, 2)]
     assert all(len(set(epoch)) == 6 and set(epoch) <= set(rows.tolist()) for epoch in epochs)
@@ -461,7 +522,7 @@ def test_dropout_draws_other_masks_each_step() -> None:
 
 # --- several models together -----------------------------------------------------------------------------------------
 
-UNEQUAL = [np.arange(23), np.arange(5, 19), np.array([0, 3, 3, 8, 9, 20, 21, 22, 23])]  # 5, 3 and 2 steps an epoch
+UNEQUAL = [np.arange(23), np.arange(5, 19), np.array([0, 3, 3, 8, 9, 20, 21, 22, 23])]  # 6, 4 and 3 steps an epoch
 SMALL = [np.array([1, 2, 3]), np.array([9, 8]), np.array([4, 5, 6]), np.arange(10, 19)]  # batches of 3, 2, 3 and 4
 
 
@@ -501,7 +562,7 @@ def test_models_with_strong_copies_trained_together_are_those_trained_alone(stro
 
 
 def test_a_model_that_is_done_is_left_alone() -> None:
-    # The second model has 2 steps an epoch to the first one's 5, so it is done when the first begins its second epoch.
+    # The second model has 3 steps an epoch to the first one's 6, so it is done when the first begins its second epoch.
     after: dict[int, dict[str, Tensor]] = {}
     models = [cnn(0), cnn(1)]
     config = CONFIG.model_copy(update={"epochs": 2})
@@ -510,8 +571,8 @@ def test_a_model_that_is_done_is_left_alone() -> None:
         after[state.step] = bits(models[1])
 
     fit(models, noise(), [UNEQUAL[0], UNEQUAL[2]], config, [10, 11], on_epoch=note)
-    assert sorted(after) == [5, 10]
-    assert equal(after[5], after[10])  # weights (no momentum carries on) and running statistics
+    assert sorted(after) == [6, 12]
+    assert equal(after[6], after[12])  # weights (no momentum carries on) and running statistics
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------
@@ -532,7 +593,7 @@ def test_total_steps_override_the_config_and_stretch_the_schedule() -> None:
 
 def test_every_model_has_its_own_total() -> None:
     models, histories = together(CONFIG, UNEQUAL, total_steps=[4, 6, 7])
-    assert [len(history.loss) for history in histories] == [0, 2, 3]  # of 5, 3 and 2 steps an epoch
+    assert [len(history.loss) for history in histories] == [0, 1, 2]  # of 6, 4 and 3 steps an epoch
     for m, steps in enumerate([4, 6, 7]):
         alone = cnn(m)
         fit([alone], noise(), [UNEQUAL[m]], CONFIG.model_copy(update={"steps": steps}), [10 + m])
@@ -670,9 +731,9 @@ def test_a_large_model_resumes_bit_for_bit_in_another_memory_layout(tmp_path: Pa
 
 
 def test_three_models_together_resume_bit_for_bit(tmp_path: Path) -> None:
-    # 5, 3 and 2 steps an epoch: at the longest one's ends the others are amid an epoch, or done.
+    # 6, 4 and 3 steps an epoch: at the longest one's ends the others are amid an epoch, or done.
     steps, histories = resume_everywhere(tmp_path, UNEQUAL, SAM)
-    assert steps == [5, 10, 15]
+    assert steps == [6, 12, 18]
     assert [len(history.loss) for history in histories] == [3, 3, 3]
 
 
@@ -688,8 +749,8 @@ def test_a_budget_that_ends_amid_an_epoch_resumes_bit_for_bit(tmp_path: Path) ->
 
 def test_models_with_budgets_of_their_own_resume_bit_for_bit(tmp_path: Path) -> None:
     steps, histories = resume_everywhere(tmp_path, UNEQUAL, SAM, total_steps=[13, 6, 7])
-    assert steps == [5, 10, 13]
-    assert [len(history.loss) for history in histories] == [2, 2, 3]
+    assert steps == [6, 12, 13]
+    assert [len(history.loss) for history in histories] == [2, 1, 2]
 
 
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -733,12 +794,13 @@ def test_without_momentum_in_the_state_a_resumed_run_would_differ(tmp_path: Path
 # --- the configuration -----------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_is_the_whole_batches_in_it() -> None:
-    for n, steps_per_epoch in ((1, 1), (127, 1), (128, 1), (255, 1), (256, 2), (50_000, 390)):
-        config = FitConfig(epochs=200)
-        assert config.steps_per_epoch(n) == steps_per_epoch
-        assert config.total_steps(n) == 200 * steps_per_epoch
-        assert FitConfig(epochs=200, steps=7).total_steps(n) == 7
+def test_an_epoch_is_the_batches_in_it() -> None:
+    for n, kept, dropped in ((1, 1, 1), (127, 1, 1), (128, 1, 1), (255, 2, 1), (256, 2, 2), (50_000, 391, 390)):
+        for last, steps_per_epoch in (("keep", kept), ("drop", dropped)):
+            config = FitConfig(epochs=200, last_batch=last)
+            assert config.steps_per_epoch(n) == steps_per_epoch
+            assert config.total_steps(n) == 200 * steps_per_epoch
+            assert FitConfig(epochs=200, steps=7, last_batch=last).total_steps(n) == 7
 
 
 @pytest.mark.parametrize(

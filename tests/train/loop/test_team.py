@@ -49,7 +49,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return {case: [load_file(folder / f"{case}-{rank}.safetensors") for rank in range(2)] for case in cases}
 
 
-@pytest.mark.parametrize("case", ["sam global", "strong"])
+@pytest.mark.parametrize("case", ["sam global", "short", "strong"])
 def test_two_processes_train_what_one_does(pair: Found, case: str) -> None:
     alone = team_worker.run(case)
     for found in pair[case]:
