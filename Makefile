@@ -52,6 +52,7 @@ bench: .venv/.peers
 	$(BIN)/python tests/benchmarks/augment_speed.py
 	$(BIN)/python tests/benchmarks/train_speed.py
 	$(BIN)/python tests/benchmarks/stream_speed.py
+	$(BIN)/python tests/benchmarks/null_verdicts.py
 
 clean:
 	rm -rf .venv

@@ -20,7 +20,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import lineage
 from latebloom.flows.report.charts import arm_charts
 from latebloom.flows.report.inspect import sheet
-from latebloom.flows.report.page import report_table
+from latebloom.flows.report.page import how_to_read, report_table
 from latebloom.flows.report.results import Report, in_percent, mean_and_std
 from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.folder import Key, Record, RunFolder
@@ -33,7 +33,7 @@ __all__ = ["lineage_page", "picture", "report_page", "stage_page", "synthetic_pa
 # Of one picture. Prefect takes artifacts of any size (36 MB was), but its list of artifacts loads them all whole.
 PICTURE_BYTES = 250_000
 SHEET_ROWS = 8
-COLUMNS = 5  # arm, optimizer, error, n, difference; more do not fit, and the report has them
+COLUMNS = 7  # arm, optimizer, error, n, difference, interval, p; more do not fit, and the report has them
 # The colours of the report's page in the light: a chart that stands alone has no page to take them from.
 PALETTE = {
     "ink": "#1f2328", "muted": "#5d6670", "line": "#d8dde3",
@@ -95,7 +95,7 @@ def report_page(run: RunFolder) -> str:
     report = Report.from_json(read_json(run.path / "report.json"))
     table = _table([row[:COLUMNS] for row in report_table(report)])
     blocks = [f"# {report.title}", f"Report: {_link(run.path / 'report.html')}", table]
-    blocks.append("Difference: mean over seeds to original, ± its standard error; \\* beyond two of them.")
+    blocks.append(_cell(how_to_read(report)))
     for optimizer, compared, chart in arm_charts(report.arms):
         what = "difference to original" if compared else "test error"
         blocks.append(f"**{optimizer}**: {what} of each arm\n\n{_chart(chart, f'{what} with {optimizer}')}")

@@ -60,7 +60,7 @@ def print_errors(run: RunFolder, config: CompareConfig) -> None:
 
 def print_report(folder: Path, as_json: bool) -> None:
     """The report of a run folder as a table with its sentences, or as it is in report.json."""
-    from latebloom.flows.report.page import report_table
+    from latebloom.flows.report.page import how_to_read, report_table
 
     text = (folder / "report.json").read_text()
     if as_json:
@@ -68,14 +68,15 @@ def print_report(folder: Path, as_json: bool) -> None:
         return
     report = Report.from_json(json.loads(text))
     _, *rows = report_table(report)
-    short = ("arm", "opt", "test err, %", "n", "diff, points", "added", "steps", "train s", "gen s")
+    short = ("arm", "opt", "test err, %", "n", "diff, points", "95 %", "p adj", "added", "steps", "train s", "gen s")
     header = (*short, "selected", "synth %", "strong", "select s")[: len(rows[0])]
     results = table(report.title, header, rows)
     console = Console()
     # Never narrower than its words: a cell cut to "a…" says less than a line that wraps.
     whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
     Console(width=max(console.width, whole)).print(results)
-    console.print("diff: mean over seeds to original, ± its standard error; * beyond two of them", style="dim")
+    if words := how_to_read(report):
+        console.print(words, style="dim")
     for line in _overlap(report) + report.sentences:
         console.print(f"- {line}", markup=False, highlight=False)
     for line in report.warnings:

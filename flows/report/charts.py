@@ -10,11 +10,12 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from latebloom.flows.report.results import ArmResult
+from latebloom.flows.report.statistics import paired_t
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ORIGINAL", "arm_charts", "by_optimizer", "cluster_svg", "early_chart", "final_charts", "is_marked"]
+__all__ = ["ORIGINAL", "arm_charts", "by_optimizer", "cluster_svg", "early_chart", "final_charts"]
 
 ORIGINAL = "original"  # the arm that the others are compared with
 
@@ -47,13 +48,6 @@ CHART_STYLE: dict[Any, Any] = {
 CHART_WIDTH = 440  # CSS pixels; a chart is stretched to its column, on a phone to the page
 
 
-def is_marked(arm: ArmResult) -> bool:
-    """Whether the difference is more than two standard errors from zero."""
-    if arm.difference is None or arm.standard_error is None:
-        return False
-    return abs(arm.difference) > 2 * arm.standard_error
-
-
 def arm_charts(arms: Sequence[ArmResult]) -> list[tuple[str, bool, Markup]]:
     """(optimizer, whether compared, chart): differences to `original` where there are any, else errors.
 
@@ -80,7 +74,7 @@ def by_optimizer(arms: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
     return {name: [arm for arm in arms if arm.optimizer == name] for name in dict.fromkeys(a.optimizer for a in arms)}
 
 
-# arm, one value per seed, mean, length of the bar to each side, whether marked; in percent or percentage points
+# arm, one value per seed, mean, half of its 95 % interval over seeds (0: none), whether marked; in percent or points
 Spread = tuple[str, list[float], float, float, bool]
 
 
@@ -89,7 +83,7 @@ def _spreads(arms: Sequence[ArmResult]) -> tuple[bool, list[Spread]]:
     original = next((arm for arm in arms if arm.arm == ORIGINAL), None)
     if original is None or len(arms) == 1:
         return False, [
-            (arm.arm, [100 * error for error in arm.errors], 100 * arm.mean, 100 * (arm.std or 0), False)
+            (arm.arm, [100 * error for error in arm.errors], 100 * arm.mean, _half_interval(arm.errors), False)
             for arm in arms
         ]
     spreads = []
@@ -97,9 +91,16 @@ def _spreads(arms: Sequence[ArmResult]) -> tuple[bool, list[Spread]]:
         assert arm.n == original.n, (
             f"{arm.arm} has {arm.n} seeds, original has {original.n}; they are compared in pairs"
         )
-        seeds = [100 * (error - base) for error, base in zip(arm.errors, original.errors, strict=True)]
-        spreads.append((arm.arm, seeds, float(np.mean(seeds)), 100 * (arm.standard_error or 0), is_marked(arm)))
+        apart = [error - base for error, base in zip(arm.errors, original.errors, strict=True)]
+        seeds = [100 * one for one in apart]
+        spreads.append((arm.arm, seeds, float(np.mean(seeds)), _half_interval(apart), bool(arm.significant)))
     return True, spreads
+
+
+def _half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % t interval of the mean over seeds, in percent; 0 where there is none."""
+    found = paired_t(np.array(values))
+    return 0.0 if np.isnan(found.high) else 100 * float(found.high - found.mean)
 
 
 def _arm_chart(optimizer: str, compared: bool, spreads: Sequence[Spread], limits: tuple[float, float]) -> Markup:

@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
+from latebloom.data.store import local_file
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
-from latebloom.flows.report.results import LevelResult, Report, SeedSelection, StageCost, arm_results, sentences
+from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
+from latebloom.flows.report.verdicts import compare, sentences
 from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.records import EARLY, GENERATE, SELECT, EarlyFacts, GenerateFacts, GeneratorFacts, retrain_key
 from latebloom.flows.stages.context import RunContext
@@ -38,13 +40,19 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
     train, test = run.splits.train, run.splits.test
     has_slow = _has_slow(run)
     records: list[Record[Any]] = [run.early, run.select] if has_slow else []
-    arms = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
+    arms: list[Name] = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
     retrained = {names: folder.record(retrain_key(*names)) for names in arms}
     made = folder.record(GENERATE) if config.wants_synthetic else None
     table = run.synthetic.rows() if made else None
     seconds_per_call = made.seconds / max(1, made.facts.denoiser_calls) if made else 0.0
     slow_sets = [run.selected("cluster", number) for number in range(config.seeds)] if has_slow else []
-    results = arm_results({names: record.facts for names, record in retrained.items()}, seconds_per_call)
+    predicted = _predictions(run, arms)
+    comparisons = compare(
+        {names: record.facts.errors for names, record in retrained.items()},
+        {names: classes != test.labels for names, classes in predicted.items()},
+        numpy_rng(config.seed, "test images of the report"),
+    )
+    results = arm_results({names: record.facts for names, record in retrained.items()}, seconds_per_call, comparisons)
     records += [run.planned, made] if made else []
     report = Report(
         title=f"Latebloom: {config.data.source}",
@@ -71,7 +79,8 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         synthetic=_synthetic(run, made) if made else {},
         levels=_levels(table) if table is not None else [],
         arms=results,
-        sentences=sentences(results, len(test)),
+        comparisons=comparisons,
+        sentences=sentences(results, comparisons, len(test)),
         warnings=_warnings(run, has_slow),
         stages=[
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
@@ -82,6 +91,17 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
     return write_report(run.path, report, pictures)
+
+
+def _predictions(run: RunContext, arms: list[Name]) -> dict[Name, np.ndarray]:
+    """The predicted class of each test image, int32 (seeds, T), of the arms that kept it."""
+    found = {}
+    for arm, optimizer in arms:
+        path = run.path / "retrained" / f"{arm}-{optimizer}" / "predictions.npz"
+        if path.is_file():
+            with local_file(path) as file, np.load(file) as arrays:
+                found[arm, optimizer] = arrays["test"]
+    return found
 
 
 def _has_slow(run: RunContext) -> bool:

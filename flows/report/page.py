@@ -27,11 +27,11 @@ from latebloom.flows.report.charts import (
     cluster_svg,
     early_chart,
     final_charts,
-    is_marked,
 )
-from latebloom.flows.report.results import ArmResult, Report, in_percent
+from latebloom.flows.report.results import ArmResult, Comparison, Report, in_percent, interval, p_value
+from latebloom.flows.report.statistics import LEAST_SEEDS
 
-__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "report_table", "write_report"]
+__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "how_to_read", "report_table", "write_report"]
 
 TABLE_HEADER = [
     "arm",
@@ -39,11 +39,14 @@ TABLE_HEADER = [
     "test error, %",
     "n, seeds",
     "difference, points",
+    "95 %, over seeds",
+    "p, adjusted",
     "images added",
     "steps",
     "training, s",
     "generation, s",
 ]
+PAIR_HEADER = ["", "against", "difference, points", "95 %, over seeds", "95 %, over test images", "p", "p, adjusted"]
 STRONG_HEADER = ["selected", "of them synthetic, %", "strong copies", "selection, s"]  # where an arm has strong copies
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {
@@ -95,9 +98,29 @@ class Pictures:
 def report_table(report: Report) -> list[list[str]]:
     """The results as text: a row of headings with units, then one row per optimizer and arm.
 
-    The difference is marked with a * where it is more than two standard errors from zero.
+    The difference is marked with a * where it is significant: `how_to_read` says by what.
     """
     return [_header(report), *(_table_row(arm, _is_strong(report)) for arm in _in_order(report))]
+
+
+def how_to_read(report: Report) -> str:
+    """What a difference and its mark mean, or why nothing is marked; empty where nothing is compared."""
+    if not report.comparisons:
+        return ""
+    words = "Difference: mean over seeds to original, with the 95 % interval of a paired t test."
+    if report.comparisons[0].n < LEAST_SEEDS:
+        return f"{words} No p and no *: below {LEAST_SEEDS} seeds chance looks like a difference too often."
+    return (
+        f"{words} * p below 0.05 after Holm's correction for all {len(report.comparisons)} comparisons of this report, "
+        "so that chance marks anything in at most one of 20 reports."
+    )
+
+
+def _pair_row(one: Comparison) -> list[str]:
+    cells = [in_percent(one.difference, signed=True) + (" *" if one.significant else "")]
+    cells += [interval(one.ci_low, one.ci_high), interval(one.images_low, one.images_high)]
+    cells += ["–" if p is None else p_value(p) for p in (one.p, one.p_holm)]
+    return [f"{one.arm} {one.optimizer}", f"{one.rival} {one.rival_optimizer}", *cells]
 
 
 def _is_strong(report: Report) -> bool:
@@ -114,12 +137,10 @@ def _in_order(report: Report) -> list[ArmResult]:
 
 def _table_row(arm: ArmResult, strong: bool) -> list[str]:
     error = in_percent(arm.mean, arm.std)
-    difference = "–"
-    if arm.arm == ORIGINAL:
-        difference = "reference"
-    elif arm.difference is not None:
-        difference = in_percent(arm.difference, arm.standard_error, signed=True)
-        difference += " *" if is_marked(arm) else ""
+    difference = "reference" if arm.arm == ORIGINAL else "–"
+    if arm.difference is not None:
+        difference = in_percent(arm.difference, signed=True) + (" *" if arm.significant else "")
+    off = [interval(arm.ci_low, arm.ci_high), "–" if arm.p_holm is None else p_value(arm.p_holm)]
     counts = [f"{arm.images_added:,.0f}", f"{arm.steps:,.0f}"]
     times = [_seconds(arm.train_seconds), _seconds(arm.generation_seconds)]
     strong_cells: list[str] = []
@@ -128,7 +149,7 @@ def _table_row(arm: ArmResult, strong: bool) -> list[str]:
         strong_cells.append(_seconds(arm.selection_seconds))
     elif strong:
         strong_cells = ["–"] * len(STRONG_HEADER)
-    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *counts, *times, *strong_cells]
+    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *off, *counts, *times, *strong_cells]
 
 
 def _percent(share: float | None, decimals: int = 2) -> str:
@@ -222,10 +243,12 @@ def _html(report: Report, pictures: Pictures) -> str:
     return template.render(
         report=report,
         pictures=pictures,
-        rows=[(_table_row(arm, _is_strong(report)), is_marked(arm)) for arm in _in_order(report)],
+        rows=[(_table_row(arm, _is_strong(report)), arm.significant) for arm in _in_order(report)],
         header=_header(report),
-        has_original=any(arm.arm == ORIGINAL for arm in report.arms),
-        compared=sum(arm.arm != ORIGINAL and arm.standard_error is not None for arm in report.arms),
+        how_to_read=how_to_read(report),
+        pair_header=PAIR_HEADER,
+        pairs=[(_pair_row(one), one.significant) for one in report.comparisons],
+        has_seen_images=any(one.images_low is not None for one in report.comparisons),
         arm_charts=arm_charts(report.arms),
         early_chart=early_chart(report.early_errors, report.separating_epoch),
         final_charts=final_charts(report.arms),

@@ -1,8 +1,7 @@
-"""What a run found: the values behind report.json, and the honest sentences that follow from them."""
+"""What a run found: the values behind report.json."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +11,20 @@ if TYPE_CHECKING:  # the values of a report need no torch
 
 __all__ = [
     "ArmResult",
+    "Comparison",
     "LevelResult",
+    "Name",
     "Report",
     "SeedSelection",
     "StageCost",
     "arm_results",
     "in_percent",
+    "interval",
     "mean_and_std",
-    "paired",
-    "sentences",
+    "p_value",
 ]
+
+Name = tuple[str, str]  # arm, optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +51,60 @@ class LevelResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two arms, paired by seed. Differences are shares 0..1 of test error: arm minus rival.
+
+    Attributes:
+        difference, standard_error: mean over seeds and its standard error; None for one seed.
+        ci_low, ci_high: 95 % t interval over training seeds; None for one seed, or where all differ by the same.
+        p: two-sided, of the paired t test; None below five seeds. p_holm: adjusted for all comparisons of the report.
+        significant: whether p_holm is below 0.05; None below five seeds, where there is no verdict.
+        images_error, images_low, images_high: standard error and 95 % interval of the difference over the choice of
+            test images, by a paired bootstrap; None in a run that kept no predictions.
+        mcnemar: p value of McNemar's exact test of the two classifiers; with one seed only.
+    """
+
+    arm: str
+    optimizer: str
+    rival: str
+    rival_optimizer: str
+    n: int
+    difference: float
+    standard_error: float | None
+    ci_low: float | None
+    ci_high: float | None
+    p: float | None
+    p_holm: float | None
+    significant: bool | None
+    images_error: float | None = None
+    images_low: float | None = None
+    images_high: float | None = None
+    mcnemar: float | None = None
+
+    @property
+    def name(self) -> Name:
+        return self.arm, self.optimizer
+
+    @property
+    def rival_name(self) -> Name:
+        return self.rival, self.rival_optimizer
+
+
+# The fields of a comparison with `original` that are fields of the arm too.
+_OF_COMPARISON = (
+    *("difference", "standard_error", "ci_low", "ci_high", "p", "p_holm", "significant"),
+    *("images_error", "images_low", "images_high"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class ArmResult:
     """One arm with one optimizer over all seeds.
 
     Attributes:
         errors: test error of each seed, 0..1, in the order of the seeds; likewise the other lists.
-        difference, standard_error: mean over seeds of error - error of `original` with the same optimizer and seed,
-            and its standard error; 0 and 0 for `original` itself, NaN-free: None where n < 2 or there is no original.
+        difference ... images_high: of the `Comparison` with `original` of the same optimizer; None for `original` and
+            where there is none.
         images_added: synthetic or duplicated images beside the real ones, mean over seeds.
         steps: optimizer steps, mean over seeds.
         train_seconds: of one classifier, mean.
@@ -73,13 +123,21 @@ class ArmResult:
     errors: list[float]
     mean: float
     std: float | None
-    difference: float | None
-    standard_error: float | None
     images_added: float
     steps: float
     train_seconds: float
     generation_seconds: float
     train_error: list[float]
+    difference: float | None = None
+    standard_error: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    significant: bool | None = None
+    images_error: float | None = None
+    images_low: float | None = None
+    images_high: float | None = None
     selected: float = 0.0
     selected_synthetic: float | None = None
     pool_synthetic: float | None = None
@@ -129,6 +187,7 @@ class Report:
     synthetic: dict[str, Any]  # rows, states, digest, bytes, denoiser_calls, seconds
     levels: list[LevelResult]
     arms: list[ArmResult]
+    comparisons: list[Comparison]  # all that a verdict is made on, those with `original` among them
     sentences: list[str]
     warnings: list[str]
     stages: list[StageCost]
@@ -139,6 +198,7 @@ class Report:
     def from_json(cls, value: dict[str, Any]) -> "Report":
         """The report that report.json holds."""
         nested = {"selections": SeedSelection, "levels": LevelResult, "arms": ArmResult, "stages": StageCost}
+        nested["comparisons"] = Comparison
         made = {name: [kind(**item) for item in value[name]] for name, kind in nested.items()}
         return cls(**{**value, **made})
 
@@ -154,143 +214,45 @@ def in_percent(share: float, spread: float | None = None, signed: bool = False) 
     return shown if spread is None else f"{shown} ± {100 * spread:.2f}"
 
 
-def paired(errors: Sequence[float], base: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean of errors - base, seed by seed, and its standard error; (mean, None) for one seed."""
-    differences = np.subtract(errors, base)
-    if len(differences) < 2:
-        return float(differences.mean()), None
-    return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
+def interval(low: float | None, high: float | None) -> str:
+    """An interval of shares in percent: `-1.20 to -0.60`; a dash where there is none."""
+    return "–" if low is None or high is None else f"{in_percent(low, signed=True)} to {in_percent(high, signed=True)}"
 
 
-def arm_results(facts: dict[tuple[str, str], "RetrainFacts"], seconds_per_call: float) -> list[ArmResult]:
+def p_value(p: float) -> str:
+    """A p value in two digits: `0.034`, `below 0.001`."""
+    return "below 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def arm_results(
+    facts: Mapping[Name, "RetrainFacts"], seconds_per_call: float, comparisons: Sequence[Comparison]
+) -> list[ArmResult]:
     """One result per arm and optimizer.
 
     Args:
         facts: by (arm, optimizer), what the retraining stage recorded.
         seconds_per_call: measured seconds of generation per denoiser call.
+        comparisons: among them those with `original` of the same optimizer.
     """
+    to_original = {one.name: one for one in comparisons if one.rival_name == ("original", one.optimizer)}
     results = []
     for (arm, optimizer), fact in facts.items():
-        errors = fact.errors
-        mean, std = mean_and_std(errors)
-        base = facts.get(("original", optimizer))
-        difference, standard_error = paired(errors, base.errors) if base else (None, None)
+        mean, std = mean_and_std(fact.errors)
+        found = to_original.get((arm, optimizer))
         results.append(
             ArmResult(
                 arm=arm,
                 optimizer=optimizer,
-                errors=errors,
+                errors=fact.errors,
                 mean=mean,
                 std=std,
-                difference=difference,
-                standard_error=standard_error,
                 images_added=float(np.mean(fact.images_added)),
                 steps=float(np.mean(fact.steps)),
                 train_seconds=fact.seconds,
                 generation_seconds=float(np.mean(fact.denoiser_calls)) * seconds_per_call,
                 train_error=fact.train_error,
+                **({name: getattr(found, name) for name in _OF_COMPARISON} if found else {}),
                 **(fact.strong.model_dump() if fact.strong else {}),
             )
         )
     return results
-
-
-def sentences(results: Sequence[ArmResult], test_images: int) -> list[str]:
-    """What the numbers say, for or against. A difference counts from two standard errors."""
-    by_name = {(result.arm, result.optimizer): result for result in results}
-    lines = []
-    for optimizer in dict.fromkeys(result.optimizer for result in results):
-        lines += _strong_sentences(results, optimizer)
-        ours = [r for r in results if r.optimizer == optimizer and re.fullmatch(r"ours-\d+", r.arm)]
-        if not ours:
-            continue
-        best = max(ours, key=lambda result: int(result.arm.removeprefix("ours-")))
-        k = best.arm.removeprefix("ours-")
-        rivals = [
-            ("original", "the real images alone"),
-            (f"original@{best.arm}", "the real images alone at the same optimizer steps"),
-            ("upsample-2", "duplicating the slow images"),
-            (f"random-{k}", "augmenting as many random images"),
-            (f"all-{k}", "augmenting every image"),
-        ]
-        for arm, words in rivals:
-            rival = by_name.get((arm, optimizer))
-            if rival is not None:
-                lines.append(_versus(best, rival, words))
-    lines += _cost(results)
-    if results and results[0].n == 1:
-        lines.append("One seed cannot tell a difference from chance: run `latebloom compare` with several.")
-    elif results:
-        lines.append(
-            f"The ± is the standard error over {results[0].n} training seeds on one split and one synthetic set; "
-            f"it does not cover the choice of the {test_images:,} test images, of which one is "
-            f"{100 / test_images:.2f} points."
-        )
-    return lines
-
-
-def _strong_sentences(results: Sequence[ArmResult], optimizer: str) -> list[str]:
-    """Each arm with strong copies against the same without, at equal epochs and steps, and a random selection."""
-    by_name = {result.arm: result for result in results if result.optimizer == optimizer}
-    lines = []
-    for name, strong in by_name.items():
-        base, plus, selector = name.partition("+")
-        if not plus or "@" in name:
-            continue
-        rivals = {
-            base: "the same images without strong copies",
-            f"{base}@{name}": "the same images without strong copies at the same optimizer steps",
-            f"original@{name}": "the real images alone at the same optimizer steps",
-        }
-        if selector != "random":
-            rivals[f"{base}+random"] = "strong copies of images selected at random"
-        if selector != "all":
-            rivals[f"{base}+all"] = "strong copies of every image"
-        lines += [_versus(strong, by_name[arm], words) for arm, words in rivals.items() if arm in by_name]
-        if selector != "all":
-            lines.append(_selected(strong))
-    return lines
-
-
-def _selected(strong: ArmResult) -> str:
-    """How many images got strong copies, what share of them is synthetic, and what selecting them took."""
-    share = ""
-    if strong.selected_synthetic is not None and strong.pool_synthetic is not None:
-        share = (
-            f", of which {strong.selected_synthetic:.0%} are synthetic, as are {strong.pool_synthetic:.0%} of the "
-            "images it selects from"
-        )
-    return (
-        f"{strong.optimizer.upper()}: {strong.arm} selects {strong.selected:,.0f} images{share}, "
-        f"{strong.selections:,.0f} times in {strong.selection_seconds:.1f} s of a training that takes "
-        f"{strong.train_seconds:.1f} s."
-    )
-
-
-def _cost(results: Sequence[ArmResult]) -> list[str]:
-    """How much more generation augmenting everything takes; the optimizers share the images."""
-    first = {result.arm: result for result in reversed(results)}
-    lines = []
-    for arm, everything in first.items():
-        ours = first.get(arm.replace("all-", "ours-"))
-        if re.fullmatch(r"all-\d+", arm) and ours is not None and ours.images_added > 0:
-            lines.append(
-                f"{arm} makes {everything.images_added:.0f} images where {ours.arm} makes {ours.images_added:.0f}: "
-                f"{everything.images_added / ours.images_added:.1f} times the generation."
-            )
-    return lines
-
-
-def _versus(ours: ArmResult, rival: ArmResult, words: str) -> str:
-    difference, standard_error = paired(ours.errors, rival.errors)
-    assert difference is not None
-    head = f"{ours.optimizer.upper()}: {ours.arm} against {words} ({rival.arm})"
-    numbers = f"{in_percent(ours.mean)} % against {in_percent(rival.mean)} % test error"
-    if standard_error is None:
-        return f"{head}: {numbers}, one seed each."
-    measured = f"{in_percent(difference, standard_error, signed=True)} points, n = {ours.n}"
-    if abs(difference) <= 2 * standard_error or difference == 0:
-        verdict = "no difference that these seeds can show"
-    else:
-        verdict = "lower" if difference < 0 else "higher"
-    return f"{head}: {verdict}; {numbers} ({measured})."

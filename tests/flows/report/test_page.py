@@ -21,16 +21,22 @@ from latebloom.flows.report.page import (
     ContactRow,
     Pictures,
     contact_sheet,
+    how_to_read,
     report_table,
     write_report,
 )
-from latebloom.flows.report.results import ArmResult, LevelResult, Report, SeedSelection, StageCost
+from latebloom.flows.report.results import ArmResult, Comparison, LevelResult, Report, SeedSelection, StageCost
 
 RED, GREEN, BLUE, GOLD = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 200, 0)
 WHITE = (255, 255, 255)
 OFF_LABEL = (0xC2, 0x41, 0x0C)
 NOTHING = Pictures([], [], [], [])
 HOSTILE = "\"><img src=x onerror=alert(1)><script>alert('x')</script>&amp;"
+
+
+NO_COMPARISON: dict[str, Any] = dict.fromkeys(
+    ("difference", "standard_error", "ci_low", "ci_high", "p", "p_holm", "significant")
+)
 
 
 def arm(name: str = "ours-2", optimizer: str = "sgd", **changes: Any) -> ArmResult:
@@ -41,7 +47,12 @@ def arm(name: str = "ours-2", optimizer: str = "sgd", **changes: Any) -> ArmResu
         mean=0.11,
         std=0.01414,
         difference=-0.03,
-        standard_error=0.01,
+        standard_error=0.005,
+        ci_low=-0.045,
+        ci_high=-0.015,
+        p=0.001,
+        p_holm=0.004,
+        significant=True,
         images_added=341.4,
         steps=1320.0,
         train_seconds=4.66,
@@ -67,7 +78,14 @@ def report(**changes: Any) -> Report:
         class_slow=[["zero", 100, 33.5, 0.12, 1.25], ["one", 100, 0.0, 0.4, None]],
         synthetic={"rows": 2000, "states": {"ok": 1990}, "digest": "cd", "bytes": 4123456, "seconds": 412.3},
         levels=[LevelResult("8 of 20", 0.636, 2000, {"ok": 1990, "off_label": 10}, 0.875, 25.34)],
-        arms=[arm("original", difference=0.0, standard_error=0.0), arm("ours-2", errors=[0.08, 0.08])],
+        arms=[arm("original", **NO_COMPARISON), arm("ours-2", errors=[0.08, 0.08])],
+        comparisons=[
+            Comparison(
+                *("ours-2", "sgd", "original", "sgd", 5, -0.03, 0.005, -0.045, -0.015, 0.001, 0.004, True),
+                *(0.01, -0.051, 0.002),
+            ),
+            Comparison("ours-2", "sgd", "original", "sam", 5, 0.01, 0.0, None, None, 0.0625, 0.0625, False),
+        ],
         sentences=["It paid."],
         warnings=["But look."],
         stages=[StageCost("early", 31.25, 812.4, False), StageCost("generate", 412.3, 1400.0, True)],
@@ -79,7 +97,7 @@ def report(**changes: Any) -> Report:
 
 def least() -> Report:
     """One arm, one seed, nothing synthetic, and no value where there may be none."""
-    lonely = arm("original", errors=[0.05], mean=0.05, std=None, difference=None, standard_error=None, train_error=[])
+    lonely = arm("original", errors=[0.05], mean=0.05, std=None, train_error=[], **NO_COMPARISON)
     return report(
         data={},
         generator={},
@@ -92,6 +110,7 @@ def least() -> Report:
         synthetic={},
         levels=[],
         arms=[lonely],
+        comparisons=[],
         sentences=[],
         warnings=[],
         stages=[],
@@ -155,39 +174,53 @@ def test_the_table_holds_the_numbers_in_the_units_of_its_headings() -> None:
             "test error, %",
             "n, seeds",
             "difference, points",
+            "95 %, over seeds",
+            "p, adjusted",
             "images added",
             "steps",
             "training, s",
             "generation, s",
         ],
-        ["original", "sgd", "11.00 ± 1.41", "2", "reference", "341", "1,320", "4.7", "1,235"],
-        ["ours-2", "sgd", "11.00 ± 1.41", "2", "-3.00 ± 1.00 *", "341", "1,320", "4.7", "1,235"],
+        ["original", "sgd", "11.00 ± 1.41", "2", "reference", "–", "–", "341", "1,320", "4.7", "1,235"],
+        ["ours-2", "sgd", "11.00 ± 1.41", "2", "-3.00 *", "-4.50 to -1.50", "0.004", "341", "1,320", "4.7", "1,235"],
     ]
 
 
 @pytest.mark.parametrize(
-    ("difference", "standard_error", "cell"),
+    ("changes", "cells"),
     [
-        (-0.02, 0.01, "-2.00 ± 1.00"),  # two standard errors are not more than two
-        (-0.0201, 0.01, "-2.01 ± 1.00 *"),
-        (0.0201, 0.01, "+2.01 ± 1.00 *"),  # worse is marked like better
-        (0.0, 0.0, "+0.00 ± 0.00"),
-        (-0.00001, 0.01, "+0.00 ± 1.00"),  # no -0.00
-        (0.5, None, "+50.00"),  # one seed: never marked
-        (None, None, "–"),
+        ({"significant": False, "p_holm": 0.05}, ["-3.00", "-4.50 to -1.50", "0.05"]),
+        ({"difference": 0.03, "ci_low": 0.01, "ci_high": 0.05}, ["+3.00 *", "+1.00 to +5.00", "0.004"]),  # worse too
+        ({"difference": -0.00001, "significant": False}, ["+0.00", "-4.50 to -1.50", "0.004"]),  # no -0.00
+        ({"p_holm": None, "significant": None}, ["-3.00", "-4.50 to -1.50", "–"]),  # few seeds: never marked
+        ({"ci_low": None, "ci_high": None, "p_holm": None, "significant": None}, ["-3.00", "–", "–"]),
+        (NO_COMPARISON, ["–", "–", "–"]),
     ],
 )
-def test_only_differences_beyond_two_standard_errors_are_marked(
-    difference: float | None, standard_error: float | None, cell: str
-) -> None:
-    values = report(arms=[arm(difference=difference, standard_error=standard_error)])
-    assert report_table(values)[1][4] == cell
+def test_only_significant_differences_are_marked(changes: dict[str, Any], cells: list[str]) -> None:
+    assert report_table(report(arms=[arm(**changes)]))[1][4:7] == cells
 
 
 def test_the_mark_is_bold_in_the_page_and_nothing_else_is(tmp_path: Path) -> None:
-    arms = [report().arms[0], arm("a-2", difference=-0.03), arm("b-2", difference=-0.01), arm("c-2", difference=0.03)]
+    arms = [report().arms[0], arm("a-2"), arm("b-2", significant=False), arm("c-2", difference=0.03)]
     html = written(tmp_path, report(arms=arms))
-    assert re.findall(r'<td class="marked">(.*?)</td>', html) == ["-3.00 ± 1.00 *", "+3.00 ± 1.00 *"]
+    # Two of the table, and one of the list of comparisons.
+    assert re.findall(r'<td class="marked">(.*?)</td>', html) == ["-3.00 *", "+3.00 *", "-3.00 *"]
+
+
+def test_the_page_lists_every_comparison_with_both_intervals(full: Path) -> None:
+    text = " ".join(" ".join(Page((full / "report.html").read_text("utf-8")).texts).split())
+    assert "ours-2 sgd original sgd -3.00 * -4.50 to -1.50 -5.10 to +0.20 0.001 0.004" in text
+    assert "ours-2 sgd original sam +1.00 – – 0.062 0.062" in text  # all seeds differ by the same: no interval
+
+
+def test_what_a_mark_means_is_said_with_its_family_or_why_there_is_none() -> None:
+    full = report()
+    assert "Holm's correction for all 2 comparisons" in how_to_read(full)
+    few = [dataclasses.replace(one, n=4) for one in full.comparisons]
+    assert "below 5 seeds" in how_to_read(report(comparisons=few))
+    assert "Holm" not in how_to_read(report(comparisons=few))
+    assert how_to_read(least()) == ""
 
 
 def test_rows_are_grouped_by_optimizer_in_the_order_given(tmp_path: Path) -> None:
@@ -263,9 +296,9 @@ def test_a_report_without_seeds_synthetic_images_or_values_says_so(tmp_path: Pat
     text = " ".join(Page(html).texts)
     assert "This run made no synthetic images." in text
     assert not re.search(r"None|nan|Undefined", text)
-    for absent in ("The generator", "Slow and fast", "The slow set", "Training", "What it cost", "two standard errors"):
+    for absent in ("The generator", "Slow and fast", "The slow set", "Training", "What it cost"):
         assert f"<h2>{absent}" not in html
-    assert "two standard errors" not in text  # nothing is compared
+    assert "Holm" not in text  # nothing is compared
 
 
 def test_a_generator_that_does_not_say_what_it_saw_is_not_called_innocent(tmp_path: Path) -> None:
@@ -542,19 +575,21 @@ def test_a_contact_sheet_that_cannot_be_is_refused(rows: list[ContactRow], cell:
 # ---------------------------------------------------------------------------------------------------- the charts
 
 
-@pytest.mark.parametrize(("difference", "filled"), [(-0.04, True), (-0.02, False)])
-def test_the_chart_has_a_dot_for_each_seed_and_a_ring_with_its_standard_error(difference: float, filled: bool) -> None:
+@pytest.mark.parametrize("filled", [True, False])
+def test_the_chart_has_a_dot_for_each_seed_and_a_ring_with_its_interval(filled: bool) -> None:
     original = arm("original", errors=[0.10, 0.12, 0.14])
-    ours = arm("ours-2", errors=[0.08, 0.08, 0.08], difference=difference, standard_error=0.01)
+    ours = arm("ours-2", errors=[0.08, 0.08, 0.08], significant=filled)
     ((optimizer, compared, svg),) = arm_charts([original, ours])
     assert (optimizer, compared) == ("sgd", True)
     assert "difference to original, percentage points" in svg
-    # Differences of -2, -4 and -6 points: the ring is on the middle dot, a bar of one point ends half-way.
-    worst, middle, best = map(float, re.findall(r'<use[^>]* x="([\d.]+)"[^>]*fill: var\(--c1\)', svg))
+    # Differences of -2, -4 and -6 points: the ring is on the middle dot; the bar is t of two degrees of freedom, 4.303,
+    # times 2 / sqrt(3) points, 4.968 to each side, where a dot is 2 points from the next.
+    worst, middle, _ = map(float, re.findall(r'<use[^>]* x="([\d.]+)"[^>]*fill: var\(--c1\)', svg))
     (ring,) = re.findall(r'z\s*" style="stroke: var\(--ink\)"/>\s*</defs>\s*(?:<g[^>]*>\s*)?(<use[^>]*>)', svg)
     assert f' x="{middle}"' in ring
     (bar,) = re.findall(r'd="M ([\d.]+) [\d.]+ \sL ([\d.]+) [\d.]+ \s"[^>]*stroke: var\(--ink\); stroke-width: 2', svg)
-    assert [float(end) for end in bar] == pytest.approx([(middle + best) / 2, (middle + worst) / 2], abs=0.01)
+    reach = 4.968 * (worst - middle) / 2
+    assert [float(end) for end in bar] == pytest.approx([middle - reach, middle + reach], abs=0.02)
     assert ("fill: var(--ink)" in ring) == filled
 
 
