@@ -1,5 +1,6 @@
 """The charts of the report: inline SVG in the colours of the page, light, dark and printed."""
 
+import contextlib
 import io
 import re
 import textwrap
@@ -9,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from latebloom.flows.report.results import ArmResult
+from latebloom.flows.config.arms import Arm, parse_arm
+from latebloom.flows.report.results import ArmResult, LevelResult
 from latebloom.flows.report.statistics import paired_t
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ORIGINAL", "arm_charts", "by_optimizer", "cluster_svg", "early_chart", "final_charts"]
+__all__ = [
+    "ORIGINAL",
+    "arm_charts",
+    "by_optimizer",
+    "cluster_svg",
+    "early_chart",
+    "final_charts",
+    "sweep_charts",
+]
 
 ORIGINAL = "original"  # the arm that the others are compared with
 
@@ -148,6 +158,98 @@ def _wrapped(arm: str) -> str:
     """An arm's name in lines of about 22 letters, broken before its @ and + first."""
     pieces = re.sub(r"([@+])", r"\n\1", arm).split("\n") if len(arm) > 22 else [arm]
     return "\n".join(line for piece in pieces for line in textwrap.wrap(piece, 24))
+
+
+Legend = list[tuple[str, str, str, str]]  # name, CSS colour, dashes, words
+
+
+def sweep_charts(arms: Sequence[ArmResult], levels: Sequence[LevelResult]) -> list[tuple[str, str, Markup, Legend]]:
+    """(what, optimizer, chart, legend) of test error against level, and against k, where arms differ in that alone.
+
+    A line joins the arms of one method. Against level: those of k = 2 that name their level, such as ours-2:L50.
+    Against k: those with the levels that follow from k; k = 1 is the original. Bars are 95 % t intervals over seeds.
+    """
+    log_snr = {int(level.level.split()[0]): level.log_snr for level in levels}
+    charts = []
+    for optimizer, own in by_optimizer(arms).items():
+        original = next((arm for arm in own if arm.arm == ORIGINAL), None)
+        for what, lines in (("level", _by_level(own)), ("k", _by_k(own, original))):
+            if not any(len(line) > 1 + (what == "k" and original is not None) for line in lines.values()):
+                continue
+            legend = [(name, f"var(--c{1 + place % (SERIES - 1)})", "none", "") for place, name in enumerate(lines)]
+            base = original if what == "level" else None
+            if base:
+                legend.append((ORIGINAL, "var(--muted)", "3 3", ""))
+            charts.append((what, optimizer, _sweep_chart(what, optimizer, lines, base, log_snr), legend))
+    return charts
+
+
+def _plain(arms: Sequence[ArmResult]) -> list[tuple[ArmResult, Arm]]:
+    """The arms without strong copies, at their own steps, with what their names say."""
+    found = []
+    for result in arms:
+        with contextlib.suppress(ValueError):  # an arm of another version
+            arm = parse_arm(result.arm)
+            if arm.selector == "none" and not arm.equal_steps_of:
+                found.append((result, arm))
+    return found
+
+
+def _by_level(arms: Sequence[ArmResult]) -> dict[str, dict[int, ArmResult]]:
+    """By method, the arms of k = 2 by the one level that their names give."""
+    found: dict[str, dict[int, ArmResult]] = {}
+    for result, arm in _plain(arms):
+        if arm.k == 2 and arm.levels:
+            found.setdefault(result.arm.split("-")[0], {})[arm.levels[0]] = result
+    return {name: dict(sorted(line.items())) for name, line in found.items()}
+
+
+def _by_k(arms: Sequence[ArmResult], original: ArmResult | None) -> dict[str, dict[int, ArmResult]]:
+    """By method, the arms by k, whose levels follow from k; with the original as k = 1."""
+    found: dict[str, dict[int, ArmResult]] = {}
+    for result, arm in _plain(arms):
+        if arm.k > 1 and not arm.levels:
+            found.setdefault(result.arm.split("-")[0], {1: original} if original else {})[arm.k] = result
+    return {name: dict(sorted(line.items())) for name, line in found.items()}
+
+
+def _sweep_chart(
+    what: str,
+    optimizer: str,
+    lines: dict[str, dict[int, ArmResult]],
+    original: ArmResult | None,
+    log_snr: dict[int, float | None],
+) -> Markup:
+    def draw(axes: "Axes") -> None:
+        if original:
+            axes.axhline(100 * original.mean, color=COLOURS["muted"], linewidth=1.2, linestyle=(0, (3, 3)))
+        for place, line in enumerate(lines.values()):
+            shift = 0.01 * (place - (len(lines) - 1) / 2) * (max(ticks) - min(ticks))  # bars beside each other
+            axes.errorbar(
+                [x + shift for x in line],
+                [100 * arm.mean for arm in line.values()],
+                yerr=[_half_interval(arm.errors) for arm in line.values()],
+                fmt="o-",
+                color=COLOURS[f"c{1 + place % (SERIES - 1)}"],
+                markersize=5,
+                linewidth=1.6,
+                elinewidth=1.4,
+                capsize=3,
+            )
+        axes.set_xticks(ticks, [_level_label(tick, log_snr) if what == "level" else str(tick) for tick in ticks])
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel("test error, %")
+        axes.set_xlabel("level, steps of the grid (below: log-SNR)" if what == "level" else "k, the real image counted")
+
+    ticks = sorted({x for line in lines.values() for x in line})
+    return _chart(f"Test error by {what} with {optimizer}", 270, draw)
+
+
+def _level_label(level: int, log_snr: dict[int, float | None]) -> str:
+    if level not in log_snr:
+        return str(level)
+    value = log_snr[level]
+    return f"{level}\n" + ("noise" if value is None else f"{value:+.1f}")
 
 
 def early_chart(early_errors: Sequence[Sequence[float]], separating_epoch: int) -> Markup | None:

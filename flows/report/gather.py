@@ -1,5 +1,6 @@
 """Gather what the stages recorded into a `Report` with its pictures."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -19,6 +20,7 @@ from latebloom.flows.report.verdicts import compare, sentences
 from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.records import EARLY, GENERATE, SELECT, EarlyFacts, GenerateFacts, GeneratorFacts, retrain_key
 from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.fidelity import frechet_by_level, inception_by_level
 from latebloom.flows.stages.loaders import perturbed
 from latebloom.train.evaluate import softmax
 from latebloom.train.selection.slow import jaccard
@@ -77,7 +79,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
             train, slow_sets, [run.selection("cluster", number)["mean_loss"] for number in range(len(slow_sets))]
         ),
         synthetic=_synthetic(run, made) if made else {},
-        levels=_levels(table) if table is not None else [],
+        levels=_levels(run, table) if table is not None else [],
         arms=results,
         comparisons=comparisons,
         sentences=sentences(results, comparisons, len(test)),
@@ -245,7 +247,15 @@ def _classes(train: LabeledImages, sets: list[np.ndarray], losses: list[np.ndarr
     ]
 
 
-def _levels(table: pa.Table) -> list[LevelResult]:
+def _levels(run: RunContext, table: pa.Table) -> list[LevelResult]:
+    distances, fid = frechet_by_level(run).levels, inception_by_level(run)
+    return [
+        dataclasses.replace(level, frechet=distances.get(level.level), fid=fid.get(level.level))
+        for level in _by_level(table)
+    ]
+
+
+def _by_level(table: pa.Table) -> list[LevelResult]:
     frame = {
         name: np.array(table[name].to_pylist())
         for name in ("level_steps", "level_grid", "log_snr", "state", "label_probability", "reference_distance")

@@ -27,6 +27,7 @@ from latebloom.flows.report.charts import (
     cluster_svg,
     early_chart,
     final_charts,
+    sweep_charts,
 )
 from latebloom.flows.report.results import ArmResult, Comparison, Report, in_percent, interval, p_value
 from latebloom.flows.report.statistics import LEAST_SEEDS
@@ -252,6 +253,7 @@ def _html(report: Report, pictures: Pictures) -> str:
         arm_charts=arm_charts(report.arms),
         early_chart=early_chart(report.early_errors, report.separating_epoch),
         final_charts=final_charts(report.arms),
+        sweep_charts=sweep_charts(report.arms, report.levels),
         columns=columns,
         contact=[(row, _cells(row, columns)) for row in pictures.contact],
         colour_of=colour_of,
@@ -259,6 +261,8 @@ def _html(report: Report, pictures: Pictures) -> str:
             (one.class_name, cluster_svg(one.class_name, one.points, one.slow, shown)) for one in pictures.clusters
         ],
         cluster_points=shown,
+        has_frechet=any(level.frechet is not None for level in report.levels),
+        has_fid=any(level.fid is not None for level in report.levels),
         states=[state for state in STATES if state in states] + sorted(states - set(STATES)),
         config=json.dumps(report.config, indent=2, sort_keys=True, ensure_ascii=False),
     )

@@ -48,6 +48,8 @@ class LevelResult:
     states: dict[str, int]
     label_probability: float  # mean
     reference_distance: float  # mean, in grey levels
+    frechet: float | None = None  # distance to the training images in the reference classifier; None: too few images
+    fid: float | None = None  # the same in Inception's features, where it was measured
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from latebloom.synth.plan import Forecast
 
 __all__ = [
     "EARLY",
+    "FRECHET",
     "GENERATE",
     "PLAN",
     "SELECT",
@@ -18,6 +19,7 @@ __all__ = [
     "CoresetSeconds",
     "EarlyFacts",
     "Fit",
+    "FrechetFacts",
     "GenerateFacts",
     "GeneratorFacts",
     "PlanFacts",
@@ -95,6 +97,22 @@ class GenerateFacts(_Facts):
 
     denoiser_calls: int
     digest: str
+
+
+class FrechetFacts(_Facts):
+    """How far the usable images of each level are from the training images, as sets, in the reference classifier.
+
+    Attributes:
+        images: of each set, the same number, so that the distances compare.
+        levels: Frechet distance by level, "50 of 100"; empty where a level has fewer than two usable images.
+        references: that of as many references: real images, but chosen ones.
+        dimensions: features of an image. With fewer images than these the distances are biased upwards.
+    """
+
+    images: int
+    levels: dict[str, float]
+    references: float | None
+    dimensions: int
 
 
 class StrongFacts(_Facts):
@@ -190,6 +208,7 @@ EARLY = Key("early", EarlyFacts, "run `latebloom select`")
 SELECT = Key("select", SelectFacts, "run `latebloom select`")
 PLAN = Key("plan", PlanFacts, "run `latebloom generate`")
 GENERATE = Key("generate", GenerateFacts, "run `latebloom generate`")
+FRECHET = Key("frechet", FrechetFacts, "run `latebloom report`")
 
 
 def retrain_key(arm: str, optimizer: str) -> Key[RetrainFacts]:

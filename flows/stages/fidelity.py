@@ -1,4 +1,4 @@
-"""How near the synthetic images of a run are to the real ones, as sets: `latebloom fidelity`."""
+"""How near the synthetic images of a run are to the real ones, as sets: `latebloom fidelity`, and in the report."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,17 +11,19 @@ import pyarrow.compute as pc
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store import write_json
+from latebloom.data.store import read_json, write_json
 from latebloom.flows.run.folder import RunFolder, read_config
+from latebloom.flows.run.records import FRECHET, FrechetFacts
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import device_of
-from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare
+from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare, frechet_distance
 from latebloom.train.evaluate import features_of
 
-__all__ = ["measure"]
+__all__ = ["FILE", "frechet_by_level", "inception_by_level", "measure"]
 
 # Precision and recall look at all pairs; published values are of 50,000 images too.
 LIMIT = 50_000
+FILE = "synthetic-fidelity.json"
 
 
 def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str, Any]:
@@ -67,8 +69,57 @@ def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str
         for name, there, new in zip(train.class_names, train.class_counts(), synthetic.class_counts(), strict=True)
     }
     content = {"dataset": folder.manifest()["digest"], "per_class": counts, "rows": result}
-    write_json(run_folder / "synthetic-fidelity.json", content)
+    write_json(run_folder / FILE, content)
     return content
+
+
+def frechet_by_level(run: RunContext) -> FrechetFacts:
+    """Frechet distance of the usable images of each level to the training images; measured once for a data set."""
+    config, train = run.config, run.splits.train
+    inputs: dict[str, Any] = {
+        "dataset": run.synthetic.manifest()["digest"],
+        "train": train.digest,
+        "reference": run.scorer_digests["reference"],
+        "states": config.train_states,
+        "seed": config.seed,
+    }
+    stage = run.folder.stage(FRECHET, 1, inputs)
+    if record := stage.done():
+        return record.facts
+    with stage.making() as outcome:
+        table = run.synthetic.rows()
+        sets = {name: chosen for name, chosen in _levels(table, config.seed).items() if name != "all levels"}
+        usable = np.isin(np.array(table["state"].to_pylist()), config.train_states)
+        sets = {name: chosen[usable[chosen]] for name, chosen in sets.items()}
+        fewest = min(map(len, sets.values()))
+        sources = np.unique(table["source_index"].to_numpy())
+        fewest = min(fewest, len(sources))
+        reference = run.reference[0]
+
+        def features(data: LabeledImages) -> FeatureSet:
+            return FeatureSet(features_of(reference, data)[1])
+
+        goal = features(train.subset(_drawn(np.arange(len(train)), config.seed, "real")))
+        levels: dict[str, float] = {}
+        of_references = None
+        if fewest >= 2 and len(goal) >= 2:  # one image has no covariance
+            for name, chosen in sets.items():
+                rows = table.take(_drawn(chosen, config.seed, name, fewest))
+                levels[name] = frechet_distance(goal, features(run.synthetic.images(rows, train)))
+            few = train.subset(_drawn(sources, config.seed, "references", fewest))
+            of_references = frechet_distance(goal, features(few))
+        outcome.facts = FrechetFacts(images=fewest, levels=levels, references=of_references, dimensions=goal.dimensions)
+    return outcome.facts
+
+
+def inception_by_level(run: RunContext) -> dict[str, float]:
+    """FID by level, where `latebloom fidelity --inception-weights` measured this data set; else nothing."""
+    file = run.path / FILE
+    content = read_json(file) if file.is_file() else {}
+    if content.get("dataset") != run.synthetic.manifest()["digest"]:
+        return {}
+    rows = [row for row in content["rows"] if row["features"] == "inception" and row["frechet"] is not None]
+    return {row["images"]: row["frechet"] for row in rows}
 
 
 def _levels(rows: pa.Table, seed: int) -> dict[str, np.ndarray]:
@@ -82,8 +133,9 @@ def _levels(rows: pa.Table, seed: int) -> dict[str, np.ndarray]:
     return {name: _drawn(chosen, seed, name) for name, chosen in sets.items()}
 
 
-def _drawn(rows: np.ndarray, seed: int, name: str) -> np.ndarray:
-    """The rows, or `LIMIT` of them drawn by seed and name, in their order."""
-    if len(rows) <= LIMIT:
+def _drawn(rows: np.ndarray, seed: int, name: str, most: int | None = None) -> np.ndarray:
+    """The rows, or `most` (`LIMIT`) of them drawn by seed and name, in their order."""
+    most = LIMIT if most is None else most
+    if len(rows) <= most:
         return rows
-    return np.sort(numpy_rng(seed, "fidelity", name).choice(rows, LIMIT, replace=False))
+    return np.sort(numpy_rng(seed, "fidelity", name).choice(rows, most, replace=False))

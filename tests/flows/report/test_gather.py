@@ -86,7 +86,7 @@ def test_a_level_is_summed_up_by_hand() -> None:
         "label_probability": [0.9, 0.3, 0.6, 0.001],
         "reference_distance": [10.0, 20.0, 60.0, 70.0],
     }
-    near, noise = gather._levels(pa.table(columns))
+    near, noise = gather._by_level(pa.table(columns))
     assert (near.level, near.log_snr, near.images, near.states) == ("8 of 20", 0.6, 3, {"flat": 1, "ok": 2})
     assert near.label_probability == pytest.approx(0.6)
     assert near.reference_distance == pytest.approx(30)

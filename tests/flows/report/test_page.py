@@ -15,7 +15,7 @@ from PIL import Image
 
 from latebloom.data.states import STATES
 from latebloom.data.store import read_json
-from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts
+from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts, sweep_charts
 from latebloom.flows.report.page import (
     Cluster,
     ContactRow,
@@ -657,3 +657,42 @@ def test_clusters_are_thinned_evenly_and_may_be_empty_or_one_point() -> None:
     assert "<path" not in cluster_svg("x", np.empty((0, 2)), np.empty(0, bool), 300)
     with pytest.raises(AssertionError, match="class 'x' has points that are not finite"):
         cluster_svg("x", np.array([[0, np.nan]]), np.array([True]), 300)
+
+
+# ---------------------------------------------------------------------------------------------------- sweeps
+
+
+@pytest.mark.parametrize(
+    ("names", "charts"),
+    [
+        # what is drawn: against what, and each line with its points
+        (("original", "ours-2:L50", "ours-2:L80"), [("level", ["ours", "original"])]),
+        (("original", "ours-2:L50", "ours-2:L80", "random-2:L50"), [("level", ["ours", "random", "original"])]),
+        (("original", "ours-2", "ours-3", "upsample-2"), [("k", ["ours", "upsample"])]),
+        (("ours-2", "ours-3"), [("k", ["ours"])]),
+        # One point is no sweep. Arms of k = 3 differ in two levels. Equal steps and strong copies are other things.
+        (("original", "ours-2:L50", "random-2:L80"), []),
+        (("original", "ours-3:L50-70", "ours-3:L50-80"), []),
+        (("original", "ours-2", "original@ours-2", "ours-2+dea"), []),
+    ],
+)
+def test_arms_that_differ_in_level_or_k_alone_are_drawn_as_a_line(
+    names: tuple[str, ...], charts: list[tuple[str, list[str]]]
+) -> None:
+    found = sweep_charts([arm(name) for name in names], [])
+    assert [(what, [row[0] for row in legend]) for what, _, _, legend in found] == charts
+
+
+def test_a_level_stands_with_its_log_snr_in_the_chart_and_its_distances_in_the_table(tmp_path: Path) -> None:
+    levels = [
+        LevelResult("50 of 100", 0.0066, 10, {"ok": 10}, 0.9, 20.0, frechet=0.1234, fid=10.67),
+        LevelResult("100 of 100", None, 10, {"ok": 10}, 0.9, 30.0, frechet=0.5, fid=47.35),
+    ]
+    arms = [arm(name) for name in ("original", "ours-2:L50", "ours-2:L100")]
+    html = written(tmp_path, report(levels=levels, arms=arms))
+    text = " ".join(Page(html).texts)
+    assert "By level and by k" in text
+    assert "+0.0" in html
+    assert ">noise<" in html
+    assert "0.123 10.67" in text
+    assert "0.500 47.35" in text

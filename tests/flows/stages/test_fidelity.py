@@ -13,7 +13,7 @@ from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fidelity
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import images_of
-from latebloom.synth.scoring.fidelity import FeatureSet, compare
+from latebloom.synth.scoring.fidelity import FeatureSet, compare, frechet_distance
 from latebloom.train.evaluate import features_of
 
 Tiny = Callable[..., CompareConfig]
@@ -47,6 +47,24 @@ def test_rows_are_references_levels_and_all_against_the_training_images(
     labels = np.bincount(rows["label"].to_numpy(), minlength=10)
     assert [per_class[name]["synthetic"] for name in train.class_names] == labels.tolist()
     assert not (pristine.path / "synthetic-fidelity.json").exists()
+
+
+def test_the_report_has_the_frechet_distance_of_each_level_measured_once(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(finished.path)
+    run = RunContext(finished, config)
+    train, table = run.splits.train, run.synthetic.rows()
+    facts = fidelity.frechet_by_level(run)
+    # As many of each level: all of them here, since each reference has one usable image at each level.
+    steps = table["level_steps"].to_numpy()
+    assert facts.images == (steps == 3).sum() == (steps == 5).sum()
+    real = FeatureSet(features_of(run.reference[0], train)[1])
+    for level, step in (("3 of 10", 3), ("5 of 10", 5)):
+        made = FeatureSet(features_of(run.reference[0], run.synthetic.images(table.filter(steps == step), train))[1])
+        assert facts.levels[level] == frechet_distance(real, made)
+    monkeypatch.setattr(fidelity, "features_of", None)  # what is measured is not measured again
+    assert fidelity.frechet_by_level(RunContext(finished, config)) == facts
 
 
 def test_only_usable_images_count(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
