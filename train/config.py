@@ -302,11 +302,19 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     weigh_strong: bool = Field(False, description="normalised weights on strong copies as well")
     redraw: Literal["epoch", "round"] = Field(
-        "epoch", description="Whether augmentations are drawn each epoch, or kept from one selection to the next"
+        "epoch",
+        description="Whether augmentations are drawn each epoch, or kept from one selection to the next; in an arm "
+        "without selection too, so that arms differ in nothing else",
     )
     warm_epochs: int = Field(
         0, ge=0, le=100_000, description="Epochs with weak augmentation only before the first selection"
     )
+
+    def drawn(self, epoch: int) -> int:
+        """The epoch (from 0) whose augmentation an epoch has: its own, or the first of its round."""
+        if self.redraw == "epoch" or epoch < self.warm_epochs:
+            return epoch
+        return epoch - (epoch - self.warm_epochs) % self.every
 
     @pydantic.model_validator(mode="after")
     def _together(self) -> "StrongConfig":

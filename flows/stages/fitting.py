@@ -20,7 +20,7 @@ from latebloom.train.loop.checkpoint import load_fit, save_fit
 from latebloom.train.loop.fit import FitConfig, FitState, History, fit
 from latebloom.train.loop.log import RunLog
 
-__all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "strong_key"]
+__all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "redraw_key", "strong_key"]
 
 CHECKPOINT_SECONDS = 30.0
 # What only one optimizer reads. Elsewhere it stands at its default: changing it must not train the others again.
@@ -49,6 +49,13 @@ def strong_key(config: StrongConfig) -> dict[str, Any]:
     """What a digest names of an arm's strong augmentation: of a coreset from a file, what is in the file."""
     file = digest_file(as_path(config.file)) if config.file else ""
     return {**config.model_dump(mode="json"), "file": file}
+
+
+def redraw_key(config: StrongConfig) -> dict[str, Any]:
+    """What a digest names of how an arm without strong copies redraws its weak augmentation; nothing if each epoch."""
+    if config.redraw == "epoch" or config.every == 1:
+        return {}
+    return {"redraw": {"every": config.every, "warm_epochs": config.warm_epochs}}
 
 
 class Logs:
@@ -115,11 +122,15 @@ def fit_all(
     *,
     stop_epoch: int = 0,
     mixers: list[Mixer] | None = None,
+    redraw: StrongConfig | None = None,
     logs: Logs | None = None,
 ) -> list[History]:
     """Train the classifiers of all seeds where they are, going on from the checkpoints in `folder`.
 
     Small ones as one network over all seeds, which is faster; others one after the other.
+
+    Args:
+        redraw: without mixers, whose rounds keep their weak augmentation; None: it is drawn each epoch.
     """
     together = classifier.model == "small-cnn" and not fit_config.compile
     histories: list[History] = []
@@ -140,6 +151,8 @@ def fit_all(
         }
         if mixing:
             key["strong"] = strong_key(mixing[0].config)
+        elif redraw:
+            key |= redraw_key(redraw)
         digest = digest_json(key)
         start = load_fit(file, mine, digest)
         if start and leads():
@@ -165,6 +178,7 @@ def fit_all(
                 fit_config,
                 [seeds[m] for m in group],
                 mixers=mixing,
+                drawn=redraw.drawn if redraw else int,
                 total_steps=[total_steps[m] for m in group],
                 stop_epoch=stop_epoch,
                 start=start,

@@ -17,7 +17,7 @@ from latebloom.flows.run.progress import say
 from latebloom.flows.run.records import EARLY, EarlyFacts, RetrainFacts, StrongFacts, retrain_key
 from latebloom.flows.stages.classifiers import classifier_seeds, early_folder, new_classifiers
 from latebloom.flows.stages.context import RunContext
-from latebloom.flows.stages.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, strong_key
+from latebloom.flows.stages.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, redraw_key, strong_key
 from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.training_sets import Images, TrainingSet, images_for, training_set
 from latebloom.train.evaluate import error_rate, logits_of, losses_of
@@ -124,6 +124,8 @@ def _job(run: RunContext, arm_name: str, optimizer: str) -> _Job:
     }
     if training.mixers:
         inputs["strong"] = strong_key(config.strong_of(arm))
+    else:
+        inputs |= redraw_key(config.strong)
     stage = run.folder.stage(retrain_key(arm_name, optimizer), 3, inputs)
     return _Job(arm, optimizer, images, training, steps, fit_config, inputs, stage)
 
@@ -193,6 +195,7 @@ def _fit_arm(run: RunContext, job: _Job, place: Path, logs: Logs | None) -> tupl
         place,
         job.steps,
         mixers=job.training.mixers,
+        redraw=config.strong,
         logs=logs,
     )
     return models, histories

@@ -137,7 +137,7 @@ class Mixer:
             self._main = self._main_rows(number, coreset)
             self.seconds += time.perf_counter() - begin
         _, selected, gamma = self.selection
-        drawn = start if config.redraw == "round" else number
+        drawn = config.drawn(number)
         plan = self._arrange(selected, gamma, drawn)
         assert len(plan.rows) == self.length
         choice = torch.zeros(int(plan.strong.sum()), dtype=torch.int64)

@@ -13,16 +13,17 @@ Draw = dict[str, Tensor]
 
 
 def draw_weak(n: int, padding: int, flip: bool, generator: torch.Generator) -> Draw:
-    """The choices of `apply_weak` for n images, on the CPU.
+    """The choices of `apply_weak` for n images, on the CPU; those of an image do not depend on n.
 
     Returns:
         "top" and "left" int64 (n,) in 0..2 * padding, where there is padding; "flip" bool (n,), where `flip` is set.
     """
     draw: Draw = {}
+    uniform = torch.rand(n, 3, generator=generator).double()  # row after row: more images change no earlier ones
     if padding:
-        draw["top"], draw["left"] = torch.randint(2 * padding + 1, (2, n), generator=generator)
+        draw["top"], draw["left"] = (uniform[:, :2] * (2 * padding + 1)).long().unbind(1)
     if flip:
-        draw["flip"] = torch.rand(n, generator=generator) < 0.5
+        draw["flip"] = uniform[:, 2] < 0.5
     return draw
 
 
@@ -68,7 +69,7 @@ def draw_resized_crop(
     generator: torch.Generator,
     least: float,
 ) -> Draw:
-    """Windows of torchvision's RandomResizedCrop for n images of one size, on the CPU.
+    """Windows of torchvision's RandomResizedCrop for n images of one size, on the CPU; each does not depend on n.
 
     As there, a window of width / height between 3/4 and 4/3 (uniform in the logarithm) is tried 10 times; if none fits
     into the image, the largest centred one is taken.
@@ -80,9 +81,10 @@ def draw_resized_crop(
         "window" int64 (n, 4): top, left, height, width.
     """
     tries, ratio = 10, (3 / 4, 4 / 3)
-    area = height * width * (least + (1.0 - least) * torch.rand(n, tries, generator=generator).double())
+    uniform = torch.rand(n, 2 * tries + 2, generator=generator).double()
+    area = height * width * (least + (1.0 - least) * uniform[:, :tries])
     logs = math.log(ratio[0]), math.log(ratio[1])
-    aspect = (logs[0] + (logs[1] - logs[0]) * torch.rand(n, tries, generator=generator).double()).exp()
+    aspect = (logs[0] + (logs[1] - logs[0]) * uniform[:, tries : 2 * tries]).exp()
     wides, highs = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (n, tries)
     fits = (wides > 0) & (wides <= width) & (highs > 0) & (highs <= height)
     first = fits.int().argmax(1, keepdim=True)
@@ -92,7 +94,7 @@ def draw_resized_crop(
     found = fits.any(1)
     wide = torch.where(found, wides.gather(1, first)[:, 0], whole_wide)
     high = torch.where(found, highs.gather(1, first)[:, 0], whole_high)
-    place = torch.rand(2, n, generator=generator).double()
+    place = uniform[:, 2 * tries :].T
     top = torch.where(found, (place[0] * (height - high + 1)).long(), (height - high) // 2)
     left = torch.where(found, (place[1] * (width - wide + 1)).long(), (width - wide) // 2)
     return {"window": torch.stack((top, left, high, wide), 1)}

@@ -21,8 +21,9 @@ class Epoch:
     """An epoch's list of examples, and how each is augmented.
 
     Everything is drawn for the whole list at once, by the number of the epoch, so an example's augmentation does not
-    depend on its batch. Weak augmentation comes first, then the strong one of the strong copies. Indices and draws are
-    sent to the device once for many batches.
+    depend on its batch. Weak augmentation comes first, then the strong one of the strong copies. The weak draw is that
+    of a row of the training set, where the list has it again another one: it does not depend on what else is in the
+    list, nor on later rows of the training set. Indices and draws are sent to the device once for many batches.
 
     Args:
         labels: int64 (N,), of all rows of `pixels`, on its device.
@@ -47,12 +48,21 @@ class Epoch:
         self.rank = np.cumsum(plan.strong) - 1  # of each strong place among the strong ones
         self.weak: Draw = {}
         self.padding = 0 if config.resized_crop else config.crop_padding
-        if config.resized_crop or config.crop_padding or config.flip:
-            generator, count = torch_rng(seed, "augment", plan.drawn), len(self.rows)
-            if config.resized_crop:
-                height, width, _ = pixels.data.image_shape
-                self.weak |= draw_resized_crop(count, height, width, generator, config.resized_crop)
-            self.weak |= draw_weak(count, self.padding, config.flip, generator)
+        again = _times_before(plan.rows)
+        for time in range(again.max() + 1) if config.resized_crop or config.crop_padding or config.flip else ():
+            places = np.flatnonzero(again == time)
+            for name, values in self._drawn(len(rows), seed, time).items():
+                mine = self.weak.setdefault(name, values.new_zeros((len(self.rows), *values.shape[1:])))
+                mine[places] = values[plan.rows[places]]
+
+    def _drawn(self, count: int, seed: int, time: int) -> Draw:
+        """The weak draw of each row of the training set, for the time-th place in the list that a row has."""
+        config, key = self.config, (self.plan.drawn, *([time] if time else []))
+        draw: Draw = {}
+        if config.resized_crop:
+            height, width, _ = self.pixels.data.image_shape
+            draw = draw_resized_crop(count, height, width, torch_rng(seed, "window", *key), config.resized_crop)
+        return draw | draw_weak(count, self.padding, config.flip, torch_rng(seed, "augment", *key))
 
     def batches(self, groups: Sequence[np.ndarray]) -> Iterator[Batch]:
         """One batch for each array of places in the list int64 (B,), in order."""
@@ -109,6 +119,15 @@ class Epoch:
             return np.empty(0, np.int64)
         result: np.ndarray = self.strong[self.plan.copies["partner"].numpy()[ranks]]
         return result
+
+
+def _times_before(rows: np.ndarray) -> np.ndarray:
+    """How often each of rows int64 (L,) stands before its place, int64 (L,): 7 5 7 7 is 0 0 1 2."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    times = np.empty(len(rows), np.int64)
+    times[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return times
 
 
 def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:

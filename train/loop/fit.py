@@ -52,6 +52,7 @@ def fit(
     seeds: Sequence[int],
     *,
     mixers: Sequence[Mixer] | None = None,
+    drawn: Callable[[int], int] = int,
     total_steps: Sequence[int] | None = None,
     stop_epoch: int = 0,
     device: torch.device | None = None,
@@ -71,6 +72,8 @@ def fit(
         rows: per model, int64 (n_m,) rows of `data` that are its training set; a row may be there several times.
         seeds: per model; the order of its examples and their augmentation follow from it.
         mixers: per model, a fresh one for its rows, which makes its epochs; None: an epoch is its rows.
+        drawn: without mixers, the epoch whose weak augmentation an epoch has, as `StrongConfig.drawn`; by default its
+            own.
         total_steps: per model, a number of steps instead of the config's; the schedule is of this length.
         stop_epoch: stop each model after so many of its epochs, without changing the schedule; 0: never.
         start: a state from `on_epoch` to continue from; the models must hold the weights of that moment.
@@ -109,7 +112,7 @@ def fit(
     sums = torch.tensor(state.partial if team.leads else np.zeros_like(state.partial), device=device)
     makers: Sequence[Mixer | None] = mixers if mixers is not None else [None] * len(models)
     trajectories = [
-        Trajectory(model, pixels, labels, own, config, seed, mixer, team, total, stop_epoch, history, own_sums)
+        Trajectory(model, pixels, labels, own, config, seed, mixer, team, total, stop_epoch, history, own_sums, drawn)
         for model, own, seed, mixer, total, history, own_sums in zip(
             models, rows, seeds, makers, totals, state.histories, sums, strict=True
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Trajectory:
     Args:
         labels: int64 (N,), of all rows of `pixels`, on its device.
         rows: int64 (n,), the model's training set.
-        mixer: makes its epochs; None: an epoch is its rows.
+        mixer: makes its epochs; None: an epoch is its rows, with the weak augmentation of the epoch that `drawn` gives.
         total: steps of the whole run.
         stop_epoch: stop after so many epochs; 0: after `total` steps.
         history: grows by one entry an epoch.
@@ -75,10 +75,11 @@ class Trajectory:
         stop_epoch: int,
         history: History,
         sums: Tensor,
+        drawn: Callable[[int], int],
     ) -> None:
         self.model, self.pixels, self.labels, self.rows = model, pixels, labels, rows
         self.config, self.seed, self.mixer, self.team = config, seed, mixer, team
-        self.history, self.sums = history, sums
+        self.history, self.sums, self.drawn = history, sums, drawn
         length = mixer.length if mixer else len(rows)
         self.per_epoch = config.steps_per_epoch(length)
         self._ends = batch_ends(length, config, team.size)
@@ -166,7 +167,7 @@ class Trajectory:
         if self.mixer:
             return self.mixer.epoch(number, self._forward_pass, self._strong_losses)
         n = len(self.rows)
-        return EpochRows(np.arange(n), np.zeros(n, bool), None, {}, number)
+        return EpochRows(np.arange(n), np.zeros(n, bool), None, {}, self.drawn(number))
 
     def _epoch(self, plan: EpochRows) -> Epoch:
         policy = self.mixer.policy if self.mixer else None

@@ -80,6 +80,29 @@ def test_strong_copies_make_epochs_longer_and_equal_steps_count_them(direct: Sim
     assert steps["original+random@original"] == steps["original"]
 
 
+def test_an_arm_without_selection_keeps_its_augmentation_for_a_round_too(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, drawn = fitting.fit, []
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        drawn.append([kwargs["drawn"](epoch) for epoch in range(5)])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(fitting, "fit", noting)
+    arms = {"arms": ("original", "original@original+random", "original+random"), "seeds": 1, "train.crop_padding": 1}
+    for strong, epochs in (
+        ({"strong.redraw": "round", "strong.every": 2, "strong.warm_epochs": 1}, [0, 1, 1, 3, 3]),
+        ({"strong.redraw": "epoch", "strong.every": 2, "strong.warm_epochs": 1}, [0, 1, 2, 3, 4]),
+    ):
+        drawn.clear()
+        retrained(tmp_path / "run", tiny(arms | strong | {"strong.coreset": HALF}))  # another policy trains again
+        assert drawn == [epochs] * 3
+    drawn.clear()
+    retrained(tmp_path / "run", tiny(arms | {"strong.every": 1, "strong.coreset": HALF}))
+    assert len(drawn) == 1  # where each epoch draws anew, rounds are nothing to the arms without selection
+
+
 def test_what_was_picked_and_copied_is_recorded(direct: SimpleNamespace) -> None:
     strong = facts(direct.run, "original+random").strong
     assert 25 <= strong.selected <= 35  # half of each class

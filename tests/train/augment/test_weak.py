@@ -91,6 +91,16 @@ def test_the_draw_of_some_rows_gives_their_images() -> None:
         assert torch.equal(apply_weak(images[rows], {name: d[rows] for name, d in draw.items()}, 2), whole[rows])
 
 
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 500])
+def test_the_draw_of_an_image_does_not_depend_on_how_many_there_are(n: int) -> None:
+    for few, many in (
+        (draw_weak(n, 4, True, seeded()), draw_weak(1000, 4, True, seeded())),
+        (draw_resized_crop(n, 32, 24, seeded(), 0.08), draw_resized_crop(1000, 32, 24, seeded(), 0.08)),
+    ):
+        assert few.keys() == many.keys()
+        assert all(torch.equal(few[name], many[name][:n]) for name in few)
+
+
 def test_a_draw_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="4 images, but a draw of top for 5"):
         apply_weak(numbered(4), draw_weak(5, 1, False, seeded()), 1)

@@ -49,7 +49,7 @@ def batches_of(
 
 
 def some(policy: PolicyConfig, weights: np.ndarray | None = None) -> EpochRows:
-    """All ten rows weak, then rows 1, 4, 6, 9 and 4 again strong; augmentation drawn in epoch 5."""
+    """All ten rows weak, then rows 1, 4, 6, 9 and 4 once more strong; augmentation drawn in epoch 5."""
     rows = np.array([*range(10), 1, 4, 6, 9, 4])
     made = make_policy(policy, 3, 16, 16)
     draw = made.draw(5, torch_rng(1))
@@ -59,10 +59,14 @@ def some(policy: PolicyConfig, weights: np.ndarray | None = None) -> EpochRows:
 
 
 def weak_of(places: np.ndarray, rows: np.ndarray) -> Tensor:
-    draw = draw_weak(15, CONFIG.crop_padding, CONFIG.flip, torch_rng(7, "augment", 5))
-    return apply_weak(
-        tensors(noise(), ROWS[rows]), {n: v[places] for n, v in draw.items()}, CONFIG.crop_padding
-    ).contiguous()
+    """Row after row as `some` has it: its first place has a draw, its second another, its third, place 14, a third."""
+    images = []
+    for place, row in zip(places, rows, strict=True):
+        key = () if place < 10 else (1,) if place < 14 else (2,)
+        draw = draw_weak(10, CONFIG.crop_padding, CONFIG.flip, torch_rng(7, "augment", 5, *key))
+        mine = {name: values[[row]] for name, values in draw.items()}
+        images.append(apply_weak(tensors(noise(), ROWS[[row]]), mine, CONFIG.crop_padding))
+    return torch.cat(images)
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -93,11 +97,9 @@ def test_without_crop_and_flip_weak_images_are_the_originals() -> None:
 def test_a_resized_crop_takes_the_place_of_the_padded_one() -> None:
     config = CONFIG.model_copy(update={"resized_crop": 0.3})
     (batch,) = batches_of(some(CUTOUT), CUTOUT, [np.arange(10)], config=config)
-    generator = torch_rng(7, "augment", 5)
-    windows = draw_resized_crop(15, 16, 16, generator, 0.3)
-    flips = draw_weak(15, 0, True, generator)
-    expected = apply_resized_crop(tensors(noise(), ROWS), {"window": windows["window"][:10]}, 16, 16)
-    assert torch.equal(batch.images, apply_weak(expected, {"flip": flips["flip"][:10]}, 0))
+    windows = draw_resized_crop(10, 16, 16, torch_rng(7, "window", 5), 0.3)
+    expected = apply_resized_crop(tensors(noise(), ROWS), windows, 16, 16)
+    assert torch.equal(batch.images, apply_weak(expected, draw_weak(10, 0, True, torch_rng(7, "augment", 5)), 0))
 
 
 def test_an_example_does_not_depend_on_its_batch() -> None:
@@ -235,6 +237,37 @@ def test_kept_draws_show_the_same_tensors_for_the_round() -> None:
         fit([model], noise(), [np.arange(20)], config, [4], mixers=[mixer])
         shown = [{image.numpy().tobytes() for image in images} for images in model.seen]
         assert [shown[epoch] == shown[0] for epoch in (1, 2, 3)] == expected
+
+
+@pytest.mark.parametrize("crop", [{}, {"resized_crop": 0.3}])
+def test_each_arm_sees_the_same_weakly_augmented_images_for_the_round(crop: dict[str, float]) -> None:
+    """An arm without selection, one with, and one with more images behind the real ones: rounds 0, 1-3, 4-6."""
+    strong = StrongConfig(
+        selector="random", coreset=CoresetConfig(fraction=0.5), policy=CUTOUT, every=3, redraw="round", warm_epochs=1
+    )
+    enlarged = np.concatenate([np.arange(20), [3, 3, 7]])
+    shown = []
+    for rows, mixes in ((np.arange(20), False), (np.arange(20), True), (enlarged, False)):
+        mixer = Mixer(strong, noise().labels[rows], 3, (16, 16, 3), seed=4) if mixes else None
+        length, model = mixer.length if mixer else len(rows), Watched()
+        config = CONFIG.model_copy(update={"batch_size": length, "epochs": 7, **crop})
+        fit([model], noise(), [rows], config, [4], mixers=[mixer] if mixer else None, drawn=strong.drawn)
+        # The first twenty places of an epoch's list are the real images.
+        shown.append([x[np.argsort(epoch_order(length, 4, epoch))][:20] for epoch, x in enumerate(model.seen)])
+    for epoch in range(7):
+        assert torch.equal(shown[0][epoch], shown[1][epoch])
+        assert torch.equal(shown[0][epoch], shown[2][epoch])
+        assert torch.equal(shown[0][epoch], shown[0][[0, 1, 1, 1, 4, 4, 4][epoch]])
+    assert not torch.equal(shown[0][0], shown[0][1])
+    assert not torch.equal(shown[0][3], shown[0][4])
+
+
+def test_a_second_place_of_a_row_in_an_epoch_has_a_draw_of_its_own() -> None:
+    plan = EpochRows(np.array([*range(10), *range(10), *range(10)]), np.zeros(30, bool), None, {}, 0)
+    (batch,) = batches_of(plan, CUTOUT, [np.arange(30)])
+    first, second, third = (images.flatten(1) for images in batch.images.split(10))
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert (one != other).any(1).sum() > 7  # of ten; 50 draws are possible
 
 
 def test_selection_and_losses_of_candidates_use_the_model_in_eval_mode_and_leave_it_in_training() -> None:
