@@ -10,11 +10,11 @@ _DEA: dict[str, Any] = {"train": {"optimizer": "sgd", "weight_decay": 1e-4}, "se
 _DEA_CIFAR: dict[str, Any] = {"train": {"epochs": 200, "batch_size": 128, "lr": 0.1}}
 _DEA_CALTECH = pretrained("resnet18", RESNET18, epochs=40, batch_size=64, lr=0.001)
 _DEA_RESNET50 = net("torchvision:resnet50", epochs=90, batch_size=64, lr=0.1, milestones=[1 / 3, 2 / 3])
-_SUBSET = {"main": "coreset", "weights": "normalised"}
-_WEAK = {"copies": 0}  # the selected examples without strong copies
+_SUBSET: dict[str, Any] = {"main": "coreset", "weights": "normalised"}
+_WEAK: dict[str, Any] = {"copies": 0}  # the selected examples without strong copies
 _MAX_LOSS = "max_loss:none"  # its policy takes the highest losses of all, whatever their class
 _THREE = against("random", _MAX_LOSS, "dea", "all")
-_CACHED = {"redraw": "round"}  # section D.9: augmentations are made when a subset is selected, and kept till the next
+_CACHED: dict[str, Any] = {"redraw": "round"}  # section D.9: augmentations are made when a subset is selected, and kept till the next
 
 PRESETS: dict[str, Preset] = {
     "dea-cifar10-tiny": row(
