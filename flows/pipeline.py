@@ -185,6 +185,8 @@ def _generate(run: Path, config: CompareConfig, deadline: Deadline | None = None
 
 
 def _retrain(run: Path, config: CompareConfig) -> None:
+    if config.wants_scout:
+        tasks.train_scouts(run, config)
     arms = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
     if config.workers == 1:
         for arm, optimizer in arms:

@@ -16,9 +16,9 @@ from latebloom.flows.report import gather
 from latebloom.flows.run.errors import annotate
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.processes import classifier_processes
-from latebloom.flows.run.records import EARLY, PLAN, SELECT, retrain_key
+from latebloom.flows.run.records import EARLY, PLAN, SCOUT, SELECT, retrain_key
 from latebloom.flows.runners.retries import RETRIES
-from latebloom.flows.stages import checks, coreset, planning, select, synthesis, training
+from latebloom.flows.stages import checks, coreset, planning, scout, select, synthesis, training
 from latebloom.flows.stages.coreset import CoresetRunConfig
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "retrain_arm",
     "select_examples",
     "train_early",
+    "train_scouts",
     "write_coreset",
     "write_report",
 ]
@@ -81,6 +82,13 @@ def finish_synthetic(run: Path, config: CompareConfig) -> str:
     digest = synthesis.finish_synthetic(RunFolder(run), config)
     publish.synthetic_done(RunFolder(run), config)
     return digest
+
+
+@task(task_run_name="train scouts", cache_policy=NO_CACHE, **RETRIES)
+def train_scouts(run: Path, config: CompareConfig) -> None:
+    """Train every seed's scout, which selects for all arms of that seed."""
+    scout.train_scouts(RunFolder(run), config)
+    publish.stage_done(RunFolder(run), SCOUT)
 
 
 @task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE, **RETRIES)

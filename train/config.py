@@ -13,6 +13,7 @@ __all__ = [
     "FitConfig",
     "PolicyConfig",
     "PolicyName",
+    "ScoutConfig",
     "SelectionConfig",
     "Selector",
     "SlowConfig",
@@ -263,6 +264,24 @@ class PolicyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 Selector = Literal["none", "all", CoresetMethod, "file"]
 
 
+class ScoutConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A network that is trained only to select by, with SGD and the settings of `train` but for these.
+
+    The defaults are those of the code of LCMat (arXiv 2303.04449).
+    """
+
+    model: str = Field(
+        "",
+        description="Network that selects once, as classifier.model; its width and weights are the classifier's where "
+        "it is the same network; empty: the trained network selects for itself, every `every` epochs",
+    )
+    epochs: int = Field(10, ge=1, le=100_000, description="Passes over all real training images, 1 to 100,000")
+    schedule: Literal["milestones", "cosine", "constant"] = Field(
+        "constant", description="Shape of the learning rate in these epochs"
+    )
+    augment: bool = Field(False, description="Crops and flips, as `train` says")
+
+
 class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Strong augmentation of selected examples, mixed into training (arXiv 2210.08363, Alg. 1 and section 6)."""
 
@@ -307,7 +326,13 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "without selection too, so that arms differ in nothing else",
     )
     warm_epochs: int = Field(
-        0, ge=0, le=100_000, description="Epochs with weak augmentation only before the first selection"
+        0,
+        ge=0,
+        le=100_000,
+        description="Epochs on all examples with weak augmentation only, before the first selection; 0 with a scout",
+    )
+    scout: ScoutConfig = Field(
+        ScoutConfig(), description="A network of its own that selects once, before the weights of an arm are drawn"
     )
 
     def drawn(self, epoch: int) -> int:
@@ -326,8 +351,18 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"where={self.where} changes the main set's images; give main=full or coreset, not random")
         if self.selector == "file" and not self.file:
             raise ValueError("selector file needs a coreset, and strong.file is empty; give a coreset-METHOD.npz there")
-        if self.selector == "forgetting" and not self.warm_epochs:
-            raise ValueError("warm_epochs is 0, but forgetting counts what training forgets; give at least 1")
+        if self.scout.model and self.warm_epochs:
+            raise ValueError(
+                f"warm_epochs={self.warm_epochs} with a scout, which selects before training begins; give warm_epochs=0"
+            )
+        if self.selector == "file" and self.main == "coreset" and self.warm_epochs:
+            raise ValueError(
+                f"warm_epochs={self.warm_epochs} would train on examples outside the file's; give warm_epochs=0"
+            )
+        if self.selector == "forgetting" and not self.warm_epochs and not self.scout.model:
+            raise ValueError(
+                "warm_epochs is 0, but forgetting counts what training forgets; give at least 1, or a scout"
+            )
         if self.weigh_strong and self.weights != "normalised":
             raise ValueError(f"weigh_strong is for weights=normalised, not {self.weights}")
         if self.weights == "normalised" and self.main != "coreset" and not self.weigh_strong:

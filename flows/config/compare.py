@@ -18,7 +18,7 @@ from latebloom.synth.config import (
     ScoreConfig,
     SizeConfig,
 )
-from latebloom.train.config import FitConfig, SlowConfig, StrongConfig
+from latebloom.train.config import FitConfig, ScoutConfig, SlowConfig, StrongConfig
 
 __all__ = [
     "SAMPLING",
@@ -173,11 +173,19 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         """Whether any arm trains on the coreset that `strong.file` names."""
         return any(arm.selector == "file" for arm in self.parsed_arms)
 
+    @property
+    def wants_scout(self) -> bool:
+        """Whether a scout selects for any arm."""
+        return any(self.strong_of(arm).scout.model for arm in self.parsed_arms)
+
     def strong_of(self, arm: "Arm") -> StrongConfig:
         """The strong augmentation of an arm: its own selector and budget, all else as `strong` says."""
         file = self.strong.file if arm.selector == "file" else ""  # another file is nothing to the other arms
         coreset = self.strong.coreset.model_copy(update={"budget": arm.budget} if arm.budget else {})
-        return StrongConfig(**{**dict(self.strong), "selector": arm.selector, "file": file, "coreset": coreset})
+        own = {"selector": arm.selector, "file": file, "coreset": coreset}
+        if arm.selector in ("none", "all", "file"):  # for these, nobody needs to select
+            own["scout"] = ScoutConfig()
+        return StrongConfig(**{**dict(self.strong), **own})
 
     def levels(self, arm: "Arm") -> tuple[int, ...]:
         """The levels of an arm in steps of the grid; none for arms without synthetic images."""

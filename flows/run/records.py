@@ -12,6 +12,7 @@ __all__ = [
     "FRECHET",
     "GENERATE",
     "PLAN",
+    "SCOUT",
     "SELECT",
     "ClassFacts",
     "ClassifierFacts",
@@ -24,6 +25,7 @@ __all__ = [
     "GeneratorFacts",
     "PlanFacts",
     "RetrainFacts",
+    "ScoutFacts",
     "SelectFacts",
     "StrongFacts",
     "classifiers_key",
@@ -115,6 +117,14 @@ class FrechetFacts(_Facts):
     dimensions: int
 
 
+class ScoutFacts(_Facts):
+    """The scouts, which only select; `errors` is the training error 0..1 of each seed's at its end."""
+
+    model: str
+    epochs: int
+    errors: list[float]
+
+
 class StrongFacts(_Facts):
     """Strong copies of an arm, means over seeds: the fields of `ArmResult` of these names."""
 
@@ -135,6 +145,7 @@ class RetrainFacts(_Facts):
         train_error: training error 0..1 by epoch, of the first seed.
         synthetic: digest of the synthetic data set that it trained on; empty: none.
         strong: None where the arm has no strong copies.
+        scouts: SHA-256 of the weights of each seed's scout, which selected; empty: no scout did.
     """
 
     seconds: float
@@ -145,6 +156,7 @@ class RetrainFacts(_Facts):
     train_error: list[float]
     synthetic: str = ""
     strong: StrongFacts | None = None
+    scouts: list[str] = []
 
 
 class ClassifierFacts(_Facts):
@@ -207,6 +219,7 @@ class CoresetFacts(_Facts):
 EARLY = Key("early", EarlyFacts, "run `latebloom select`")
 SELECT = Key("select", SelectFacts, "run `latebloom select`")
 PLAN = Key("plan", PlanFacts, "run `latebloom generate`")
+SCOUT = Key("scout", ScoutFacts, "run `latebloom retrain`")
 GENERATE = Key("generate", GenerateFacts, "run `latebloom generate`")
 FRECHET = Key("frechet", FrechetFacts, "run `latebloom report`")
 

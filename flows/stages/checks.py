@@ -16,6 +16,7 @@ from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
 from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
 from latebloom.flows.stages.scorers import check_named
+from latebloom.flows.stages.scout import check_scout
 from latebloom.flows.stages.synthesis import check_made
 from latebloom.flows.stages.training_sets import check_coreset_file
 from latebloom.synth.config import PromptConfig
@@ -70,6 +71,7 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     train = splits.train
     device_of(config.device)
     new_classifiers(config, train, count=1)
+    check_scout(config, train)
     for arm in config.parsed_arms:
         if arm.selector != "none":  # its budget or its coreset, and its policy
             coreset = _coreset_of(config, arm, train) if arm.selector == "file" else None

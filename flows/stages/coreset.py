@@ -28,7 +28,7 @@ from latebloom.flows.stages.classifiers import classifier_seeds, early_weights, 
 from latebloom.flows.stages.fitting import classifier_key, fit_all, fit_config_of, fit_key
 from latebloom.flows.stages.loaders import device_of, images_of
 from latebloom.flows.stages.training_sets import usable_rows
-from latebloom.train.augment.mixing import Mixer, StrongConfig
+from latebloom.train.augment.mixing import Mixer
 from latebloom.train.evaluate import features_of
 from latebloom.train.loop.checkpoint import save_model
 from latebloom.train.selection.coreset import Coreset, Evidence, budgets, select_coreset
@@ -66,7 +66,9 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
 
     The .npz has `indices` int64 (B,) into the pool, class after class in the order of selection, their `labels` int64,
     `weights` float32, the images' `sha256`, and `source`: "real", or the item id of a synthetic image. The pool is
-    the training images, behind them the usable synthetic ones in the order of their data set.
+    the training images, behind them the usable synthetic ones in the order of their data set. A method that ranks by
+    scores adds `scores` float32 (N,) of the whole pool, facility location `owner` int64 (N,): the selected image that
+    stands for each.
     """
     method = config.coreset.method
     pool, items = _pool(config)
@@ -83,7 +85,7 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
         "coreset": config.coreset.model_dump(mode="json"),
         "seed": config.seed,
     }
-    stage = folder.stage(coreset_key(method), 1, about)
+    stage = folder.stage(coreset_key(method), 2, about)
     if record := stage.done():
         say(f"coreset: {method} was selected before")
         return record.facts
@@ -99,6 +101,7 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
         random = config.coreset.model_copy(update={"method": "random"})
         at_random = select_coreset(evidence, random, child_seed(config.seed, "random"))
         sources = np.array(["real"] * (len(pool) - len(items)) + items)
+        of_all = {"scores": chosen.scores, "owner": chosen.owner}
         write_arrays(
             file,
             indices=chosen.indices,
@@ -106,6 +109,7 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
             weights=chosen.weights,
             source=sources[chosen.indices],
             sha256=np.array(pool.sha256)[chosen.indices],
+            **{name: array for name, array in of_all.items() if array is not None},
         )
         outcome.facts = CoresetFacts(
             method=method,
@@ -174,7 +178,9 @@ def _train(folder: RunFolder, config: CoresetRunConfig, pool: LabeledImages) -> 
         return record.seconds
     with stage.making() as outcome:
         models = [model.to(device_of(config.device)) for model in new_classifiers(config.as_run, pool)]
-        mixers = [_counter(config, pool, seed) for seed in seeds] if forgets else None
+        epochs = fit_config.total_epochs(len(pool)) + 1  # steps that are no whole number of epochs begin one more
+        shape = pool.num_classes, pool.image_shape
+        mixers = [Mixer.counting(pool.labels, *shape, seed, epochs) for seed in seeds] if forgets else None
         fit_all(
             models,
             pool,
@@ -195,13 +201,6 @@ def _train(folder: RunFolder, config: CoresetRunConfig, pool: LabeledImages) -> 
             outcome.outputs.append(place / "forgotten.npz")
         outcome.facts = ClassifierFacts()
     return folder.record(key).seconds
-
-
-def _counter(config: CoresetRunConfig, pool: LabeledImages, seed: int) -> Mixer:
-    """Counts forgetting events in a training that is weak to its end."""
-    epochs = config.train.total_epochs(len(pool)) + 1  # steps that are no whole number of epochs begin one more
-    strong = StrongConfig(selector="forgetting", coreset=config.coreset, where="in_place", warm_epochs=epochs)
-    return Mixer(strong, pool.labels, pool.num_classes, pool.image_shape, seed)
 
 
 def _classes(pool: LabeledImages, chosen: Coreset, n_real: int) -> list[ClassFacts]:

@@ -19,6 +19,8 @@ from latebloom.flows.stages.classifiers import classifier_seeds, early_folder, n
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, redraw_key, strong_key
 from latebloom.flows.stages.loaders import device_of
+from latebloom.flows.stages.rounds import keep_rounds, write_rounds
+from latebloom.flows.stages.scout import scout_weights, train_scouts
 from latebloom.flows.stages.training_sets import Images, TrainingSet, images_for, training_set
 from latebloom.train.evaluate import error_rate, logits_of, losses_of
 from latebloom.train.loop.checkpoint import save_model
@@ -169,6 +171,7 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
         write_arrays(place / "predictions.npz", test=np.stack(predictions))  # (seeds, T)
         write_json(place / "config.json", job.inputs)
         outcome.outputs += [place / "predictions.npz", place / "config.json"]
+        outcome.outputs += write_rounds(job.training.mixers or [], place, job.stage.digest)
         outcome.facts = RetrainFacts(
             seconds=seconds,
             errors=errors,
@@ -178,12 +181,15 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
             train_error=histories[0].error,
             synthetic=run.synthetic.manifest()["digest"] if job.arm.kind == "synthetic" else "",
             strong=_strong_facts(job) if job.training.mixers else None,
+            scouts=scout_weights(folder, config.seeds) if config.strong_of(job.arm).scout.model else [],
         )
 
 
 def _fit_arm(run: RunContext, job: _Job, place: Path, logs: Logs | None) -> tuple[list[nn.Module], list[History]]:
     config = run.config
     models = [model.to(device_of(config.device)) for model in new_classifiers(config, run.splits.train)]
+    if leads():
+        keep_rounds(job.training.mixers or [], place, job.stage.digest)
     histories = fit_all(
         models,
         job.images.data,
@@ -210,7 +216,9 @@ def _denoiser_calls(run: RunContext, arm: Arm) -> list[int]:
 
 
 def follow(folder: RunFolder, config: CompareConfig) -> None:
-    """Take part in the training of all arms, in the order of the flow, in a process that does not lead."""
+    """Take part in the training of scouts and arms, in the order of the flow, in a process that does not lead."""
+    if config.wants_scout:
+        train_scouts(folder, config)
     for arm in config.arms:
         for optimizer in config.optimizers:
             retrain_arm(folder, config, arm, optimizer)

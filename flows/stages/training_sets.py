@@ -13,6 +13,7 @@ from latebloom.flows.config.arms import Arm, parse_arm
 from latebloom.flows.stages.classifiers import classifier_seeds
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset_file import as_coreset, read_selected
+from latebloom.flows.stages.scout import scout_outputs
 from latebloom.synth.plan import item_id, requests
 from latebloom.train.augment.mixing import Mixer
 
@@ -159,7 +160,8 @@ def training_set(run: RunContext, arm: Arm, images: Images) -> TrainingSet:
         if selected:
             whose, pool = f"arm {arm.name}, seed {number},", images.pool
             coreset = as_coreset(whose, selected, data.labels, own, pool.n_real, pool.items)
-        mixers.append(Mixer(strong, data.labels[own], data.num_classes, data.image_shape, seed, coreset))
+        scout = scout_outputs(run, number, data, own) if strong.scout.model else None
+        mixers.append(Mixer(strong, data.labels[own], data.num_classes, data.image_shape, seed, coreset, scout))
     return TrainingSet(rows, mixers)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from latebloom.data.seeds import child_seed, numpy_rng, torch_rng
 from latebloom.train.augment.policies import Draw, choose, make_policy
-from latebloom.train.config import Selector, StrongConfig
+from latebloom.train.config import SelectionConfig, Selector, StrongConfig
 from latebloom.train.selection.coreset import (
     Coreset,
     CoresetConfig,
@@ -59,6 +59,7 @@ class Mixer:
         image_shape: (H, W, C).
         seed: the model's.
         given: the coreset for selector=file, and for no other: rows of this training set, each once.
+        scout: gives a scout's outputs on this training set, once; for a config that names one.
 
     Attributes:
         length: examples of every epoch. Epochs before the first selection have the same length: whole passes over the
@@ -68,6 +69,8 @@ class Mixer:
         selection: epoch, indices and gamma of the last one; None before the first.
         times_selected: int64 (n,), in how many selections each row was. The selections themselves are not kept: every
             checkpoint would hold all of them.
+        on_selection: called with the epoch and the coreset of each selection when it is made; None at first. What was
+            made after the checkpoint that a run goes on from is made once more, the same.
 
     Raises:
         ValueError: a policy that does not fit the images, or a budget or a coreset that does not fit the labels.
@@ -81,13 +84,14 @@ class Mixer:
         image_shape: tuple[int, int, int],
         seed: int,
         given: Coreset | None = None,
+        scout: Callable[[], Evidence] | None = None,
     ) -> None:
         if (given is not None) != (config.selector == "file"):
             raise ValueError(f"selector is {config.selector}; a coreset is given for selector=file and for no other")
         if given is not None and ((given.indices < 0) | (given.indices >= len(labels))).any():
             raise ValueError(f"the coreset has rows outside 0..{len(labels) - 1}; give rows of the training set")
         self.config, self.labels, self.num_classes, self.seed = config, labels, num_classes, seed
-        self.given = given
+        self.given, self.scout = given, scout
         height, width, channels = image_shape
         self.policy = make_policy(config.policy, channels, height, width)
         self.size = self._budget()
@@ -96,6 +100,7 @@ class Mixer:
         self.selections = 0
         self.selection: tuple[int, np.ndarray, np.ndarray] | None = None
         self.times_selected = np.zeros(len(labels), np.int64)
+        self.on_selection: Callable[[int, Coreset], None] | None = None
         self._main = np.arange(len(labels))  # of the round
         self._choice = np.empty(0, np.int64)  # the wu2020 candidate of each strong copy
         self._chosen_in = -1  # the epoch of that choice
@@ -107,7 +112,12 @@ class Mixer:
     @property
     def counts(self) -> bool:
         """Whether `count` must be called at the end of each epoch."""
-        return self.config.selector == "forgetting"
+        return self.config.selector == "forgetting" and not self.config.scout.model
+
+    @property
+    def selects_once(self) -> bool:
+        """Whether no selection follows the first: a file and a scout's outputs are the same in all rounds."""
+        return self.given is not None or bool(self.config.scout.model)
 
     @property
     def forgotten(self) -> np.ndarray:
@@ -126,7 +136,7 @@ class Mixer:
         if number < config.warm_epochs:
             return self._warm(number)
         start = number - (number - config.warm_epochs) % config.every  # of the round
-        if self.selection is None or (self.selection[0] != start and self.given is None):
+        if self.selection is None or (self.selection[0] != start and not self.selects_once):
             # At most one selection a round, also when the run is resumed in the middle of one.
             assert number == start
             begin = time.perf_counter()
@@ -136,6 +146,8 @@ class Mixer:
             self.times_selected[coreset.indices] += 1
             self._main = self._main_rows(number, coreset)
             self.seconds += time.perf_counter() - begin
+            if self.on_selection:
+                self.on_selection(number, coreset)
         _, selected, gamma = self.selection
         drawn = config.drawn(number)
         plan = self._arrange(selected, gamma, drawn)
@@ -190,6 +202,15 @@ class Mixer:
         moments = {n.removeprefix("moments."): v for n, v in state.items() if n.startswith("moments.")}
         self._moments = Moments.restored(moments) if moments else None
 
+    @classmethod
+    def counting(
+        cls, labels: np.ndarray, num_classes: int, image_shape: tuple[int, int, int], seed: int, epochs: int
+    ) -> "Mixer":
+        """One that changes nothing in a training of up to so many epochs, and counts what it forgets."""
+        everything = SelectionConfig(fraction=1.0, budget="none")
+        config = StrongConfig(selector="forgetting", coreset=everything, where="in_place", warm_epochs=epochs)
+        return cls(config, labels, num_classes, image_shape, seed)
+
     def _budget(self) -> int:
         """How many examples a selection has."""
         if self.config.selector in ("none", "all"):
@@ -223,13 +244,16 @@ class Mixer:
             return Coreset(rows, np.ones(len(rows), np.float32))
         if self.given is not None:
             return self.given
-        if selector in ("random", "forgetting"):  # these need no outputs
+        if selector == "random" or self.counts:  # these need no outputs
             evidence = self._without_outputs()
+        elif self.config.scout.model:
+            assert self.scout is not None
+            evidence = self.scout()
         else:
             logits, features = forward_pass()
             evidence = Evidence(logits, self.labels, features)
         config = self._coreset_config(self.config.selector)
-        if selector == "adacore":
+        if selector == "adacore" and not self.selects_once:
             self._moments = updated_moments(evidence, config, self._moments)
             evidence = dataclasses.replace(evidence, moments=self._moments)
         return select_coreset(evidence, config, child_seed(self.seed, "coreset", number))

@@ -68,10 +68,16 @@ class Coreset:
             from the highest score down.
         weights: float32 (B,), how many examples of its class each one stands for (gamma). Within each class they sum to
             its size (gradmatch: to less, the larger its ridge beside the gradients). 1 for methods without weights.
+        owner: int64 (N,), for each row of the pool the selected row that stands for it; -1 in a class of which nothing
+            is selected. None for methods without facility location.
+        scores: float32 (N,), of all rows, the highest selected first; inf where forgetting never saw an example right.
+            None for methods that do not rank by one score.
     """
 
     indices: np.ndarray
     weights: np.ndarray
+    owner: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
 
 def normalised(weights: np.ndarray) -> np.ndarray:
@@ -116,8 +122,9 @@ def select_coreset(
     _check(evidence, config)
     counts = budgets(evidence.labels, evidence.logits.shape[1], config)
     if config.method in SCORED:
-        selected = scores.top(_score(evidence, config.method, seed), evidence.labels, counts, config.budget != "none")
-        return Coreset(selected, np.ones(len(selected), np.float32))
+        score = _score(evidence, config.method, seed)
+        selected = scores.top(score, evidence.labels, counts, config.budget != "none")
+        return Coreset(selected, np.ones(len(selected), np.float32), scores=score.astype(np.float32))
     if config.method in ("craig", "dea", "adacore", "lcmat"):
         medoids = facility_location_by_class(
             _points(evidence, config),
@@ -127,12 +134,16 @@ def select_coreset(
             device=device,
             similarity=config.dea_similarity if config.method == "dea" else "distance",
         )
-        found = [(one.indices, one.weights) for one in medoids]
-    else:
-        found = [
-            _pursued(evidence, config, np.flatnonzero(evidence.labels == label), int(counts[label]), seed)
-            for label in np.flatnonzero(counts)
-        ]
+        owner = np.full(len(evidence.labels), -1, np.int64)
+        for label in np.flatnonzero(counts):
+            owner[evidence.labels == label] = medoids[label].indices[medoids[label].owner]
+        return Coreset(
+            np.concatenate([one.indices for one in medoids]), np.concatenate([one.weights for one in medoids]), owner
+        )
+    found = [
+        _pursued(evidence, config, np.flatnonzero(evidence.labels == label), int(counts[label]), seed)
+        for label in np.flatnonzero(counts)
+    ]
     return Coreset(np.concatenate([rows for rows, _ in found]), np.concatenate([gamma for _, gamma in found]))
 
 

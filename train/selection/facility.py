@@ -90,7 +90,8 @@ def facility_location_by_class(
         memory_bytes: bound of all distance matrices at one time.
 
     Returns:
-        One for each class; its indices are rows of the whole data.
+        One for each class; its indices are rows of the whole data, its owners those of the rows of the class in
+        their order (empty where the budget is 0).
 
     Raises:
         ValueError: as `facility_location`, or points and labels that do not match.
@@ -130,9 +131,9 @@ def facility_location_by_class(
             local |= dict(zip(group, found, strict=True))
     else:
         local = _in_threads(kernels, points_of, rows, counts, busy, threads, memory_bytes, similarity)
-    nothing = Medoids(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0))
+    nothing = Medoids(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0), np.zeros(0, np.int64))
     return [
-        Medoids(rows[label][found.indices], found.weights, found.gains)
+        Medoids(rows[label][found.indices], found.weights, found.gains, found.owner)
         for label, found in ((label, local.get(label, nothing)) for label in range(len(budgets)))
     ]
 
@@ -286,7 +287,7 @@ def _finished(selected: np.ndarray, gains: np.ndarray, owner: np.ndarray, filled
         selected[filled:] = left
         owner[left] = np.arange(filled, len(selected))
     weights = np.bincount(owner, minlength=len(selected)).astype(np.float32)
-    return Medoids(selected, weights, gains)
+    return Medoids(selected, weights, gains, owner)
 
 
 def _on_demand(kernels: ModuleType, space: Any, budget: int, gate: Gate) -> Medoids:

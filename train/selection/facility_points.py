@@ -80,8 +80,10 @@ class Medoids:
             nearest to itself. They sum to n.
         gains: float64 (B,), by how much each lowered the sum of distances; never rising. For the first, every point
             starts at the largest distance (similarity "exp": at similarity 0).
+        owner: int64 (n,), for each point the place in `indices` of its medoid.
     """
 
     indices: np.ndarray
     weights: np.ndarray
     gains: np.ndarray
+    owner: np.ndarray

@@ -86,10 +86,9 @@ def solve(
         stamp.scatter_(1, wanted, torch.where(usable, done[:, None], stamp.gather(1, wanted)))
     found = []
     for i, budget in enumerate(budgets):
-        owned = owner[i, : sizes[i]].bincount(minlength=budget)
-        found.append(
-            Medoids(selected[i, :budget].cpu().numpy(), owned.float().cpu().numpy(), gains[i, :budget].cpu().numpy())
-        )
+        own = owner[i, : sizes[i]]
+        parts = selected[i, :budget], own.bincount(minlength=budget).float(), gains[i, :budget], own
+        found.append(Medoids(*(part.cpu().numpy() for part in parts)))
     return found
 
 

@@ -145,7 +145,8 @@ def _score(method: Method, cluster: np.ndarray, losses: np.ndarray, wrong: np.nd
     if method == "misclassified":
         return wrong.astype(np.float64)
     if method == "misclassified_matched":
-        return numpy_rng(seed, "random misclassified").random(len(losses)) + wrong
+        matched: np.ndarray = numpy_rng(seed, "random misclassified").random(len(losses)) + wrong
+        return matched
     if method == "random":
         return numpy_rng(seed, "random selection").random(len(losses))
     return np.zeros(len(losses))

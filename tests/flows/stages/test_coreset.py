@@ -63,11 +63,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_picks_are_rows_with_labels_and_weights_class_after_class(trained: SimpleNamespace) -> None:
     arrays, train = arrays_of(trained.run, "craig"), load(trained.config.data).train
     indices, labels = arrays["indices"], arrays["labels"]
-    assert set(arrays) == {"indices", "labels", "weights", "source", "sha256"}
+    assert set(arrays) == {"indices", "labels", "weights", "source", "sha256", "owner"}
     assert len(indices) == len(set(indices.tolist())) == 12  # a fifth of 60
     assert labels.tolist() == train.labels[indices].tolist() == sorted(labels.tolist())
     assert set(arrays["source"].tolist()) == {"real"}
     assert np.bincount(labels, arrays["weights"], 10).tolist() == train.class_counts().tolist()  # gamma
+    owner = arrays["owner"]  # of every image, the selected one of its class that stands for it
+    assert train.labels[owner].tolist() == train.labels.tolist()
+    assert np.bincount(owner, minlength=60)[indices].tolist() == arrays["weights"].tolist()
 
 
 def test_the_record_says_how_and_by_whom(trained: SimpleNamespace) -> None:
@@ -91,6 +94,11 @@ def test_the_second_method_looks_by_the_same_classifier_and_the_first_is_not_pic
     monkeypatch.setattr(coreset, "fit_all", None)  # not to be called
     told = write_coreset(trained.run, asked("max_loss"))
     assert told.weights == trained.told["weights"]
+    arrays, labels = arrays_of(trained.run, "max_loss"), load(trained.config.data).train.labels
+    assert arrays["scores"].shape == (60,)  # of all images, from which any smaller or larger selection follows
+    for label in range(10):
+        own, selected = np.flatnonzero(labels == label), arrays["indices"][arrays["labels"] == label]
+        assert own[np.argsort(-arrays["scores"][own], kind="stable")][: len(selected)].tolist() == selected.tolist()
     assert not trained.run.record(coreset_key("craig")).skipped
     monkeypatch.setattr(coreset, "select_coreset", None)
     assert write_coreset(trained.run, trained.config).model_dump(mode="json") == trained.told

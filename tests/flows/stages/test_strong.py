@@ -23,6 +23,7 @@ from latebloom.flows.run.records import RetrainFacts, retrain_key
 from latebloom.flows.stages import checks, fitting, training
 from latebloom.flows.stages.fitting import fit_config_of
 from latebloom.flows.stages.loaders import images_of
+from latebloom.flows.stages.rounds import read_rounds
 from latebloom.train.config import FitConfig
 
 Tiny = Callable[..., CompareConfig]
@@ -159,6 +160,14 @@ def test_an_interrupted_arm_goes_on_to_the_same_weights_and_one_log(
         assert digest_file(run.path / file) == digest_file(direct.run.path / file)
         text = (run.path / f"{name}/log/seed-{number}/log.jsonl").read_text()
         assert [json.loads(line)["epoch"] for line in text.splitlines()] == [1, 2, 3]
+        rounds = read_rounds(run.path / name, number)  # of which one was made before the interruption, one after
+        assert rounds is not None
+        assert rounds.epochs.tolist() == [0, 2]
+        assert [len(one) for one in rounds.sets] == [int(facts(run, "original+random").strong.selected)] * 2
+        file = f"{name}/selections-seed-{number}.npz"
+        assert digest_file(run.path / file) == digest_file(direct.run.path / file)
+    assert not (run.path / name / "rounds").exists()
+    assert read_rounds(direct.run.path / "retrained/original+all-sgd", 0) is None  # which selects nothing
     ours, theirs = (facts(one, "original+random").strong for one in (run, direct.run))
     assert ours == theirs.model_copy(update={"selection_seconds": ours.selection_seconds})
 

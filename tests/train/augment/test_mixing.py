@@ -10,8 +10,9 @@ import torch
 
 from latebloom.train.augment.mixing import EpochRows, Mixer, StrongConfig
 from latebloom.train.augment.policies import PolicyConfig
+from latebloom.train.config import ScoutConfig
 from latebloom.train.evaluate import losses_of
-from latebloom.train.selection.coreset import Coreset, CoresetConfig
+from latebloom.train.selection.coreset import Coreset, CoresetConfig, Evidence
 
 LABELS = np.arange(40) % 4  # ten of each class
 HALF = CoresetConfig(fraction=0.5)  # five of each class: B = 20
@@ -285,16 +286,74 @@ def given(coreset: Coreset | None = GIVEN, **settings: object) -> Mixer:
 def test_a_given_coreset_is_selected_once_and_its_size_is_the_budget(
     settings: dict[str, object], length: int, strong: int
 ) -> None:
-    model, mixing = Model(), given(coreset=GIVEN, **settings, warm_epochs=1)
+    warm = 0 if settings.get("main") == "coreset" else 1  # with which something else would be trained on
+    model, mixing = Model(), given(coreset=GIVEN, **settings, warm_epochs=warm)
     plans = epochs(mixing, 5, model)
     assert mixing.length == length
-    assert [(len(plan.rows), int(plan.strong.sum())) for plan in plans] == [(length, 0), *[(length, strong)] * 4]
+    expected = [*[(length, 0)] * warm, *[(length, strong)] * (5 - warm)]
+    assert [(len(plan.rows), int(plan.strong.sum())) for plan in plans] == expected
     assert mixing.selections == 1
     assert mixing.selection
     epoch, selected, gamma = mixing.selection
-    assert (epoch, selected.tolist(), gamma.tolist()) == (1, GIVEN.indices.tolist(), GIVEN.weights.tolist())
+    assert (epoch, selected.tolist(), gamma.tolist()) == (warm, GIVEN.indices.tolist(), GIVEN.weights.tolist())
     assert all(set(plan.rows[plan.strong]) <= set(GIVEN.indices) for plan in plans[1:])
     assert model.passes == 0
+
+
+@pytest.mark.parametrize("selector", ["craig", "adacore", "forgetting", "random"])
+def test_a_scout_selects_once_before_the_first_epoch_and_the_network_is_not_asked(selector: str) -> None:
+    outputs, calls = Model()(), list[int]()
+
+    def scout() -> Evidence:
+        calls.append(1)
+        return Evidence(outputs[0], LABELS, outputs[1], forgotten=np.arange(40.0))
+
+    config = StrongConfig(
+        selector=selector,  # type: ignore[arg-type]
+        coreset=HALF,
+        main="coreset",
+        copies=0,
+        every=2,
+        scout=ScoutConfig(model="small-cnn"),
+    )
+    model, mixing = Model(), Mixer(config, LABELS, 4, (8, 8, 3), 3, scout=scout)
+    assert not mixing.counts
+    plans = epochs(mixing, 5, model)
+    assert (model.passes, len(calls), mixing.selections) == (0, 0 if selector == "random" else 1, 1)
+    assert all(np.array_equal(plan.rows, plans[0].rows) for plan in plans)
+    assert len(plans[0].rows) == 20
+    if selector == "forgetting":  # the five of each class that were forgotten most often
+        assert set(plans[0].rows) == set(range(20, 40))
+
+
+def test_each_selection_is_handed_on_when_it_is_made_and_once_more_after_a_resume() -> None:
+    made: list[tuple[int, Coreset]] = []
+
+    def noted(mixing: Mixer) -> Mixer:
+        mixing.on_selection = lambda epoch, coreset: made.append((epoch, coreset))
+        return mixing
+
+    first = noted(mixer(every=2, selector="craig"))
+    model = Model()
+    saved = None
+    for number in range(5):
+        first.epoch(number, model, no_losses)
+        saved = first.state() if number == 1 else saved
+    assert [epoch for epoch, _ in made] == [0, 2, 4]
+    assert first.selection
+    np.testing.assert_array_equal(made[-1][1].indices, first.selection[1])
+    assert saved
+    assert not any(len(value.shape) and len(value) > 40 for value in saved.values())  # of one selection, not of all
+    second, model = noted(mixer(every=2, selector="craig")), Model()
+    second.restore(saved)
+    model.passes = 1
+    for number in (2, 3, 4):
+        second.epoch(number, model, no_losses)
+    again = made[3:]
+    assert [epoch for epoch, _ in again] == [2, 4]
+    for (_, one), (_, other) in zip(made[1:3], again, strict=True):
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.owner, other.owner)  # type: ignore[arg-type]
 
 
 def test_training_on_the_picks_alone_shows_them_and_nothing_else_with_their_weights() -> None:

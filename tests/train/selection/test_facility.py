@@ -66,6 +66,17 @@ def test_ties_of_integer_points_go_to_the_lowest_index(variant: dict[str, object
         assert facility_location(Points(some), 4, **variant).indices.tolist() == expected_on_a_line(some[:, 0], 4)
 
 
+def test_each_point_is_owned_by_the_medoid_that_its_weight_counts(variant: dict[str, object]) -> None:
+    # Two classes on a line. In the first, clumps of three around 1 and 11: of the least row sums, those of rows 1 (10)
+    # and 4 (2), row 1 is first; then row 2 (1) saves 9 + 9 + 7 = 25.
+    line = np.array([0, 10, 1, 11, 2, 12, 50, 60, 51], np.float32)[:, None]
+    labels = np.array([0] * 6 + [1] * 3)
+    first, second = facility_location_by_class(Points(line), labels, np.array([2, 1]), **variant)  # type: ignore[arg-type]
+    assert (first.indices.tolist(), first.owner.tolist()) == ([1, 2], [1, 0, 1, 0, 1, 0])
+    assert first.weights.tolist() == np.bincount(first.owner).tolist() == [3, 3]
+    assert (second.indices.tolist(), second.owner.tolist()) == ([8], [0, 0, 0])
+
+
 def expected_on_a_line(line: np.ndarray, budget: int) -> list[int]:
     """Greedily in integers, where nothing is rounded."""
     apart = np.abs(line[:, None] - line).astype(np.int64)
