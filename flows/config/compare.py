@@ -126,7 +126,12 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
     optimizers: tuple[Literal["sgd", "sam", "adahessian"], ...] = Field(
         ("sgd", "sam"), min_length=1, description="sgd, sam, adahessian, or several of them"
     )
-    seeds: int = Field(3, ge=1, le=1000, description="Classifiers an arm, each with its own seed, 1 to 1000")
+    seeds: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="Classifiers an arm, each with its own seed, 1 to 1000. Below 5 the report makes no verdict",
+    )
     workers: int = Field(1, ge=1, le=256, description="Processes that train classifiers side by side, 1 to 256")
 
     @pydantic.field_validator("arms", "optimizers")
