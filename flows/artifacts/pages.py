@@ -20,8 +20,8 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import lineage
 from latebloom.flows.report.charts import arm_charts
 from latebloom.flows.report.inspect import sheet
-from latebloom.flows.report.page import how_to_read, report_table
 from latebloom.flows.report.results import Report, in_percent, mean_and_std
+from latebloom.flows.report.table import how_to_read, report_table
 from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.folder import Key, Record, RunFolder
 from latebloom.flows.run.progress import duration

@@ -60,7 +60,7 @@ def print_errors(run: RunFolder, config: CompareConfig) -> None:
 
 def print_report(folder: Path, as_json: bool) -> None:
     """The report of a run folder as a table with its sentences, or as it is in report.json."""
-    from latebloom.flows.report.page import how_to_read, report_table
+    from latebloom.flows.report.table import how_to_read, report_table
 
     text = (folder / "report.json").read_text()
     if as_json:
@@ -69,7 +69,7 @@ def print_report(folder: Path, as_json: bool) -> None:
     report = Report.from_json(json.loads(text))
     _, *rows = report_table(report)
     short = ("arm", "opt", "test err, %", "n", "diff, points", "95 %", "p adj", "added", "steps", "train s", "gen s")
-    header = (*short, "selected", "synth %", "strong", "select s")[: len(rows[0])]
+    header = (*short, "gain %", "selected", "synth %", "strong", "select s")[: len(rows[0])]
     results = table(report.title, header, rows)
     console = Console()
     # Never narrower than its words: a cell cut to "a…" says less than a line that wraps.

@@ -12,10 +12,12 @@ import pyarrow as pa
 
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.data.store import local_file
+from latebloom.flows.config.command import command_of
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report.details import confusions, generation_costs, predictions
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
+from latebloom.flows.report.statistics import class_errors
 from latebloom.flows.report.verdicts import compare, sentences
 from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.records import EARLY, GENERATE, SELECT, EarlyFacts, GenerateFacts, GeneratorFacts, retrain_key
@@ -48,13 +50,18 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
     table = run.synthetic.rows() if made else None
     seconds_per_call = made.seconds / max(1, made.facts.denoiser_calls) if made else 0.0
     slow_sets = [run.selected("cluster", number) for number in range(config.seeds)] if has_slow else []
-    predicted = _predictions(run, arms)
+    predicted = predictions(run, arms)
     comparisons = compare(
         {names: record.facts.errors for names, record in retrained.items()},
         {names: classes != test.labels for names, classes in predicted.items()},
         numpy_rng(config.seed, "test images of the report"),
     )
-    results = arm_results({names: record.facts for names, record in retrained.items()}, seconds_per_call, comparisons)
+    results = arm_results(
+        {names: record.facts for names, record in retrained.items()},
+        seconds_per_call,
+        comparisons,
+        {names: class_errors(classes, test.labels, test.num_classes) for names, classes in predicted.items()},
+    )
     records += [run.planned, made] if made else []
     report = Report(
         title=f"Latebloom: {config.data.source}",
@@ -88,22 +95,14 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
             for record in [*records, *retrained.values()]
         ],
+        confusions=confusions(predicted, test),
+        generation=generation_costs(run, seconds_per_call) if made else [],
+        command=command_of(config),
         config=config.model_dump(mode="json"),
         versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
     return write_report(run.path, report, pictures)
-
-
-def _predictions(run: RunContext, arms: list[Name]) -> dict[Name, np.ndarray]:
-    """The predicted class of each test image, int32 (seeds, T), of the arms that kept it."""
-    found = {}
-    for arm, optimizer in arms:
-        path = run.path / "retrained" / f"{arm}-{optimizer}" / "predictions.npz"
-        if path.is_file():
-            with local_file(path) as file, np.load(file) as arrays:
-                found[arm, optimizer] = arrays["test"]
-    return found
 
 
 def _has_slow(run: RunContext) -> bool:

@@ -20,35 +20,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latebloom.data.states import OTHER_COLOUR, STATES
 from latebloom.data.store import write_bytes, write_json
-from latebloom.flows.report.charts import (
-    ORIGINAL,
-    arm_charts,
-    by_optimizer,
-    cluster_svg,
-    early_chart,
-    final_charts,
-    sweep_charts,
-)
-from latebloom.flows.report.results import ArmResult, Comparison, Report, in_percent, interval, p_value
-from latebloom.flows.report.statistics import LEAST_SEEDS
+from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts, sweep_charts
+from latebloom.flows.report.results import Confusion, Report
+from latebloom.flows.report.table import comparison_table, how_to_read, in_order, percent, report_table, seconds
 
-__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "how_to_read", "report_table", "write_report"]
+__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "write_report"]
 
-TABLE_HEADER = [
-    "arm",
-    "optimizer",
-    "test error, %",
-    "n, seeds",
-    "difference, points",
-    "95 %, over seeds",
-    "p, adjusted",
-    "images added",
-    "steps",
-    "training, s",
-    "generation, s",
-]
-PAIR_HEADER = ["", "against", "difference, points", "95 %, over seeds", "95 %, over test images", "p", "p, adjusted"]
-STRONG_HEADER = ["selected", "of them synthetic, %", "strong copies", "selection, s"]  # where an arm has strong copies
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {
     "train": "training images",
@@ -94,73 +71,6 @@ class Pictures:
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
-
-
-def report_table(report: Report) -> list[list[str]]:
-    """The results as text: a row of headings with units, then one row per optimizer and arm.
-
-    The difference is marked with a * where it is significant: `how_to_read` says by what.
-    """
-    return [_header(report), *(_table_row(arm, _is_strong(report)) for arm in _in_order(report))]
-
-
-def how_to_read(report: Report) -> str:
-    """What a difference and its mark mean, or why nothing is marked; empty where nothing is compared."""
-    if not report.comparisons:
-        return ""
-    words = "Difference: mean over seeds to original, with the 95 % interval of a paired t test."
-    if report.comparisons[0].n < LEAST_SEEDS:
-        return f"{words} No p and no *: below {LEAST_SEEDS} seeds chance looks like a difference too often."
-    return (
-        f"{words} * p below 0.05 after Holm's correction for all {len(report.comparisons)} comparisons of this report, "
-        "so that chance marks anything in at most one of 20 reports."
-    )
-
-
-def _pair_row(one: Comparison) -> list[str]:
-    cells = [in_percent(one.difference, signed=True) + (" *" if one.significant else "")]
-    cells += [interval(one.ci_low, one.ci_high), interval(one.images_low, one.images_high)]
-    cells += ["–" if p is None else p_value(p) for p in (one.p, one.p_holm)]
-    return [f"{one.arm} {one.optimizer}", f"{one.rival} {one.rival_optimizer}", *cells]
-
-
-def _is_strong(report: Report) -> bool:
-    return any(arm.selections for arm in report.arms)
-
-
-def _header(report: Report) -> list[str]:
-    return TABLE_HEADER + (STRONG_HEADER if _is_strong(report) else [])
-
-
-def _in_order(report: Report) -> list[ArmResult]:
-    return [arm for arms in by_optimizer(report.arms).values() for arm in arms]
-
-
-def _table_row(arm: ArmResult, strong: bool) -> list[str]:
-    error = in_percent(arm.mean, arm.std)
-    difference = "reference" if arm.arm == ORIGINAL else "–"
-    if arm.difference is not None:
-        difference = in_percent(arm.difference, signed=True) + (" *" if arm.significant else "")
-    off = [interval(arm.ci_low, arm.ci_high), "–" if arm.p_holm is None else p_value(arm.p_holm)]
-    counts = [f"{arm.images_added:,.0f}", f"{arm.steps:,.0f}"]
-    times = [_seconds(arm.train_seconds), _seconds(arm.generation_seconds)]
-    strong_cells: list[str] = []
-    if strong and arm.selections:
-        strong_cells = [f"{arm.selected:,.0f}", _percent(arm.selected_synthetic, 0), f"{arm.strong_copies:,.0f}"]
-        strong_cells.append(_seconds(arm.selection_seconds))
-    elif strong:
-        strong_cells = ["–"] * len(STRONG_HEADER)
-    return [arm.arm, arm.optimizer, error, str(arm.n), difference, *off, *counts, *times, *strong_cells]
-
-
-def _percent(share: float | None, decimals: int = 2) -> str:
-    return "–" if share is None else f"{100 * share:.{decimals}f}"
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"
 
 
 def _fixed(value: float | None, decimals: int = 2) -> str:
@@ -227,8 +137,8 @@ def _html(report: Report, pictures: Pictures) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "percent": _percent,
-        "seconds": _seconds,
+        "percent": percent,
+        "seconds": seconds,
         "fixed": _fixed,
         "plain": _plain,
         "name": lambda key: NAMES.get(key, str(key).replace("_", " ")),
@@ -239,17 +149,22 @@ def _html(report: Report, pictures: Pictures) -> str:
         importlib.resources.files("latebloom.flows.report").joinpath("report.html.j2").read_text("utf-8")
     )
     columns = _columns(pictures.contact)
+    header, *rows = report_table(report)
+    pair_header, *pairs = comparison_table(report)
     shown = min(300, max(40, CLUSTER_POINTS // max(1, len(pictures.clusters))))
     states = {state for level in report.levels for state in level.states} | {"ok"}
     return template.render(
         report=report,
         pictures=pictures,
-        rows=[(_table_row(arm, _is_strong(report)), arm.significant) for arm in _in_order(report)],
-        header=_header(report),
+        header=header,
+        rows=list(zip(rows, [arm.significant for arm in in_order(report)], strict=True)),
         how_to_read=how_to_read(report),
-        pair_header=PAIR_HEADER,
-        pairs=[(_pair_row(one), one.significant) for one in report.comparisons],
+        pair_header=pair_header,
+        pairs=list(zip(pairs, [one.significant for one in report.comparisons], strict=True)),
         has_seen_images=any(one.images_low is not None for one in report.comparisons),
+        by_class=[arm for arm in in_order(report) if arm.class_errors],
+        confusions=[(one, _shades(one)) for one in report.confusions],
+        command=_in_lines(report.command),
         arm_charts=arm_charts(report.arms),
         early_chart=early_chart(report.early_errors, report.separating_epoch),
         final_charts=final_charts(report.arms),
@@ -266,6 +181,19 @@ def _html(report: Report, pictures: Pictures) -> str:
         states=[state for state in STATES if state in states] + sorted(states - set(STATES)),
         config=json.dumps(report.config, indent=2, sort_keys=True, ensure_ascii=False),
     )
+
+
+def _shades(confusion: Confusion) -> list[list[int]]:
+    """How dark each cell of a confusion matrix is, 0 to 80 %: by its share of the row, right answers not at all."""
+    return [
+        [0 if row == column else min(80, round(400 * images / (sum(line) or 1))) for column, images in enumerate(line)]
+        for row, line in enumerate(confusion.matrix)
+    ]
+
+
+def _in_lines(command: str) -> str:
+    """A command line, each --set on its own."""
+    return command.replace(" --set ", " \\\n  --set ")
 
 
 # --------------------------------------------------------------------------------------------------- pictures

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latebloom.flows.report.statistics import ratio_of_means
+
 if TYPE_CHECKING:  # the values of a report need no torch
     from latebloom.flows.run.records import RetrainFacts
 
 __all__ = [
     "ArmResult",
     "Comparison",
+    "Confusion",
+    "GenerationCost",
     "LevelResult",
     "Name",
     "Report",
@@ -107,6 +111,11 @@ class ArmResult:
         errors: test error of each seed, 0..1, in the order of the seeds; likewise the other lists.
         difference ... images_high: of the `Comparison` with `original` of the same optimizer; None for `original` and
             where there is none.
+        class_errors: test error of each class, mean over seeds; None for a class without test images; empty in a run
+            that kept no predictions.
+        gain, gain_low, gain_high: of an arm with a selector, the share of what strong copies of every image gain that
+            it reaches, 100 (a - weak) / (full - weak) of arXiv 2210.08363 as a share, from means over seeds, with its
+            95 % interval by Fieller's theorem; None where the seeds do not show that full gains anything.
         images_added: synthetic or duplicated images beside the real ones, mean over seeds.
         steps: optimizer steps, mean over seeds.
         train_seconds: of one classifier, mean.
@@ -140,6 +149,10 @@ class ArmResult:
     images_error: float | None = None
     images_low: float | None = None
     images_high: float | None = None
+    class_errors: list[float | None] = dataclasses.field(default_factory=list)
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
     selected: float = 0.0
     selected_synthetic: float | None = None
     pool_synthetic: float | None = None
@@ -160,6 +173,32 @@ class StageCost:
     seconds: float
     peak_memory_mb: float
     skipped: bool  # this time: its digest said it was done
+
+
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """What an arm takes for what; test images, mean over seeds.
+
+    Attributes:
+        matrix: by class (row) and the class it is taken for (column); empty where there are too many classes.
+        pairs: [class, the class it is taken for, images], the wrong ones, most first.
+    """
+
+    arm: str
+    optimizer: str
+    matrix: list[list[float]]
+    pairs: list[list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationCost:
+    """The synthetic images an arm takes: for one seed (mean), and for all, each made once. Seconds are its share."""
+
+    arm: str
+    images: float
+    seconds: float
+    images_of_all_seeds: int
+    seconds_of_all_seeds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,14 +232,24 @@ class Report:
     sentences: list[str]
     warnings: list[str]
     stages: list[StageCost]
+    confusions: list[Confusion]
+    generation: list[GenerationCost]
+    command: str  # makes this again, with every setting that is not a default
     config: dict[str, Any]
     versions: dict[str, str]
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":
         """The report that report.json holds."""
-        nested = {"selections": SeedSelection, "levels": LevelResult, "arms": ArmResult, "stages": StageCost}
-        nested["comparisons"] = Comparison
+        nested = {
+            "selections": SeedSelection,
+            "levels": LevelResult,
+            "arms": ArmResult,
+            "comparisons": Comparison,
+            "stages": StageCost,
+            "confusions": Confusion,
+            "generation": GenerationCost,
+        }
         made = {name: [kind(**item) for item in value[name]] for name, kind in nested.items()}
         return cls(**{**value, **made})
 
@@ -227,7 +276,10 @@ def p_value(p: float) -> str:
 
 
 def arm_results(
-    facts: Mapping[Name, "RetrainFacts"], seconds_per_call: float, comparisons: Sequence[Comparison]
+    facts: Mapping[Name, "RetrainFacts"],
+    seconds_per_call: float,
+    comparisons: Sequence[Comparison],
+    by_class: Mapping[Name, np.ndarray],
 ) -> list[ArmResult]:
     """One result per arm and optimizer.
 
@@ -235,6 +287,7 @@ def arm_results(
         facts: by (arm, optimizer), what the retraining stage recorded.
         seconds_per_call: measured seconds of generation per denoiser call.
         comparisons: among them those with `original` of the same optimizer.
+        by_class: by (arm, optimizer), test error of each class, float (C,), NaN for none; of the arms that have it.
     """
     to_original = {one.name: one for one in comparisons if one.rival_name == ("original", one.optimizer)}
     results = []
@@ -253,8 +306,21 @@ def arm_results(
                 train_seconds=fact.seconds,
                 generation_seconds=float(np.mean(fact.denoiser_calls)) * seconds_per_call,
                 train_error=fact.train_error,
+                class_errors=[None if np.isnan(one) else float(one) for one in by_class.get((arm, optimizer), ())],
                 **({name: getattr(found, name) for name in _OF_COMPARISON} if found else {}),
+                **_gain(arm, optimizer, facts),
                 **(fact.strong.model_dump() if fact.strong else {}),
             )
         )
     return results
+
+
+def _gain(arm: str, optimizer: str, facts: Mapping[Name, "RetrainFacts"]) -> dict[str, Any]:
+    """How much of the gain of strong copies of every image a selector reaches, where that can be said."""
+    base, plus, selector = arm.partition("+")
+    weak, full = facts.get((base, optimizer)), facts.get((f"{base}+all", optimizer))
+    if not plus or selector == "all" or "@" in arm or weak is None or full is None:
+        return {}
+    own = facts[arm, optimizer].errors
+    found = ratio_of_means(np.subtract(weak.errors, own), np.subtract(weak.errors, full.errors))
+    return {} if found is None else dict(zip(("gain", "gain_low", "gain_high"), found, strict=True))

@@ -199,7 +199,7 @@ def _versus(claim: _Claim, found: Comparison, ours: ArmResult, rival: ArmResult)
     by = f"{in_percent(found.difference, signed=True)} points" + (f" (95 %: {', '.join(off)})" if off else "")
     tail = ""
     if found.p_holm is not None:
-        tail = f", p {p_value(found.p_holm)}"
+        tail = f", adjusted p {p_value(found.p_holm)}"
     elif found.n == 1:
         tail = ", one seed each"
     if found.mcnemar is not None:
@@ -264,7 +264,8 @@ def _how_to_read(comparisons: Sequence[Comparison], test_images: int) -> list[st
             "compare` with more."
         ]
     return [
-        f"A verdict is a p below {SIGNIFICANCE} by paired t tests over {n} training seeds, with Holm's correction for "
-        f"the {len(comparisons)} comparisons of this report. It holds for this split, this synthetic set and these "
-        f"{test_images:,} test images, of which one is {100 / test_images:.2f} points."
+        f"A verdict is a p below {SIGNIFICANCE} by paired t tests over {n} training seeds, adjusted by Holm's "
+        f"correction for the {len(comparisons)} comparisons of this report; each interval is for its own comparison. "
+        f"A verdict holds for this split, this synthetic set and these {test_images:,} test images, of which one is "
+        f"{100 / test_images:.2f} points."
     ]

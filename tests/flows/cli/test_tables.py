@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from latebloom.flows.cli.tables import print_report
-from latebloom.flows.report.page import report_table, write_report
+from latebloom.flows.report.page import write_report
 from latebloom.flows.report.results import Report
+from latebloom.flows.report.table import report_table
 from tests.flows.report.test_page import NOTHING, arm, report
 
 

@@ -1,6 +1,7 @@
 import copy
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
+from latebloom.flows.report.details import confusions
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import EARLY, GENERATE, PLAN, SELECT, EarlyFacts, retrain_key
 from latebloom.flows.stages import planning
@@ -211,6 +213,61 @@ def test_a_report_says_what_was_made_and_what_it_cost(reported: SimpleNamespace)
     for arm, seconds in by_arm.items():
         assert seconds == pytest.approx(made.seconds * calls[arm] / made.facts.denoiser_calls), arm
     assert by_arm["original"] == by_arm["upsample-3"] == 0
+
+
+def test_a_report_counts_what_all_seeds_make_beside_what_one_uses(reported: SimpleNamespace) -> None:
+    run = RunContext(reported.run, reported.config)
+    costs = {cost["arm"]: cost for cost in reported.json["generation"]}
+    by_arm = {arm["arm"]: arm["generation_seconds"] for arm in reported.json["arms"]}
+    assert "original" not in costs
+    sets = [set(run.selected("cluster", number).tolist()) for number in range(reported.config.seeds)]
+    assert costs["ours-3"]["images"] == np.mean([2 * len(rows) for rows in sets])
+    assert costs["ours-3"]["images_of_all_seeds"] == 2 * len(set.union(*sets))
+    assert len(set.union(*sets)) > len(sets[0])  # the seeds do not agree: all make more than one uses
+    for name, cost in costs.items():
+        assert cost["seconds"] == pytest.approx(by_arm[name]), name
+        assert cost["seconds_of_all_seeds"] * cost["images"] == pytest.approx(
+            cost["seconds"] * cost["images_of_all_seeds"]
+        )
+
+
+def test_a_report_breaks_errors_down_by_class_as_the_predictions_have_them(reported: SimpleNamespace) -> None:
+    test = load(reported.config.data).test
+    for arm in reported.json["arms"]:
+        with np.load(reported.run.path / "retrained" / f"{arm['arm']}-sgd" / "predictions.npz") as kept:
+            wrong = kept["test"] != test.labels
+        assert wrong.mean(1).tolist() == pytest.approx(arm["errors"])
+        for label, error in enumerate(arm["class_errors"]):
+            assert error == pytest.approx(wrong[:, test.labels == label].mean())
+    assert reported.json["confusions"][0]["arm"] == "original"
+    for one in reported.json["confusions"]:
+        matrix = np.array(one["matrix"])
+        assert matrix.sum(1).tolist() == pytest.approx(test.class_counts().tolist())
+        (mean,) = (np.mean(arm["errors"]) for arm in reported.json["arms"] if arm["arm"] == one["arm"])
+        assert 1 - matrix.trace() / matrix.sum() == pytest.approx(mean)
+    assert all(one["images_low"] is not None for one in reported.json["comparisons"])
+
+
+def test_a_run_that_kept_no_predictions_has_a_report(reported: SimpleNamespace, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(reported.run.path, run.path)
+    for file in run.path.glob("retrained/*/predictions.npz"):
+        file.unlink()
+    gather.write(run, reported.config)
+    report = read_json(run.path / "report.json")
+    assert report["confusions"] == []
+    assert all(arm["class_errors"] == [] for arm in report["arms"])
+    assert all(one["images_low"] is None and one["ci_low"] is not None for one in report["comparisons"])
+
+
+def test_many_classes_have_the_pairs_that_are_confused_most() -> None:
+    labels = np.arange(40)
+    test = LabeledImages(np.zeros((40, 8, 8, 1), np.uint8), labels, tuple(f"class {n}" for n in range(40)), "hand")
+    predicted = np.stack([labels, labels])
+    predicted[:, 7], predicted[0, 3] = 9, 5
+    (one,) = confusions({("original", "sgd"): predicted}, test)
+    assert one.matrix == []
+    assert one.pairs == [["class 7", "class 9", 1.0], ["class 3", "class 5", 0.5]]
 
 
 def test_a_report_names_the_levels_deepest_last_and_pure_noise_without_a_number(reported: SimpleNamespace) -> None:

@@ -21,11 +21,19 @@ from latebloom.flows.report.page import (
     ContactRow,
     Pictures,
     contact_sheet,
-    how_to_read,
-    report_table,
     write_report,
 )
-from latebloom.flows.report.results import ArmResult, Comparison, LevelResult, Report, SeedSelection, StageCost
+from latebloom.flows.report.results import (
+    ArmResult,
+    Comparison,
+    Confusion,
+    GenerationCost,
+    LevelResult,
+    Report,
+    SeedSelection,
+    StageCost,
+)
+from latebloom.flows.report.table import how_to_read, report_table
 
 RED, GREEN, BLUE, GOLD = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 200, 0)
 WHITE = (255, 255, 255)
@@ -53,6 +61,7 @@ def arm(name: str = "ours-2", optimizer: str = "sgd", **changes: Any) -> ArmResu
         p=0.001,
         p_holm=0.004,
         significant=True,
+        class_errors=[0.045, 0.12],
         images_added=341.4,
         steps=1320.0,
         train_seconds=4.66,
@@ -89,6 +98,12 @@ def report(**changes: Any) -> Report:
         sentences=["It paid."],
         warnings=["But look."],
         stages=[StageCost("early", 31.25, 812.4, False), StageCost("generate", 412.3, 1400.0, True)],
+        confusions=[
+            Confusion("original", "sgd", [[95.5, 4.5], [12.0, 88.0]], [["one", "zero", 12.0]]),
+            Confusion("ours-2", "sgd", [], [["one", "zero", 7.25]]),
+        ],
+        generation=[GenerationCost("ours-2", 341.4, 10.0, 820, 24.0)],
+        command='latebloom compare digits --set seeds=10 --set \'arms=["original","ours-2"]\'',
         config={"seed": 0},
         versions={"python": "3.12"},
     )
@@ -114,6 +129,9 @@ def least() -> Report:
         sentences=[],
         warnings=[],
         stages=[],
+        confusions=[],
+        generation=[],
+        command="latebloom compare digits",
         config={},
         versions={},
     )
@@ -214,9 +232,20 @@ def test_the_page_lists_every_comparison_with_both_intervals(full: Path) -> None
     assert "ours-2 sgd original sam +1.00 – – 0.062 0.062" in text  # all seeds differ by the same: no interval
 
 
+def test_a_cell_of_a_confusion_matrix_is_darker_the_more_of_its_class_it_has(full: Path) -> None:
+    html = (full / "report.html").read_text("utf-8")
+    assert re.findall(r"var\(--c4\) (\d+)%.*?>([\d.]+)<", html) == [("18", "4.5"), ("48", "12.0")]  # not right answers
+
+
+def test_the_gain_of_a_selector_stands_beside_its_selection() -> None:
+    strong = arm("original+dea", selections=3.0, selected=100.0, gain=0.851, gain_low=0.4, gain_high=1.302)
+    header, *rows = report_table(report(arms=[arm("original"), strong, dataclasses.replace(strong, gain=None)]))
+    assert [row[header.index("gain, % of all's")] for row in rows] == ["–", "85 (40 to 130)", "–"]
+
+
 def test_what_a_mark_means_is_said_with_its_family_or_why_there_is_none() -> None:
     full = report()
-    assert "Holm's correction for all 2 comparisons" in how_to_read(full)
+    assert "Holm's correction for the 2 comparisons" in how_to_read(full)
     few = [dataclasses.replace(one, n=4) for one in full.comparisons]
     assert "below 5 seeds" in how_to_read(report(comparisons=few))
     assert "Holm" not in how_to_read(report(comparisons=few))
@@ -233,7 +262,7 @@ def test_rows_are_grouped_by_optimizer_in_the_order_given(tmp_path: Path) -> Non
         ["ours-5", "sgd"],
         ["all-5", "sgd"],
     ]
-    html = written(tmp_path, report(arms=arms))
+    html = written(tmp_path, report(arms=arms, generation=[]))
     assert re.findall(r'<th scope="row">(\w+-\d)</th><td>(\w+)</td>', html) == [
         ("ours-5", "sam"),
         ("all-5", "sam"),
@@ -272,6 +301,11 @@ def test_the_page_shows_every_section_with_its_numbers(full: Path) -> None:
         "generate 412 1,400 skipped",
         "original (10.00 %)",  # last training error
         '{ "seed": 0 }',
+        "0 4.50 4.50 1 12.00 12.00",  # classes by arms
+        "0 95.5 4.5 1 12.0 88.0",
+        "one zero 7.2",  # too many classes for a matrix
+        "ours-2 341 10.0 820 24.0 2.4",
+        'latebloom compare digits \\ --set seeds=10 \\ --set \'arms=["original","ours-2"]\'',
         "python 3.12",
     ):
         assert shown in text, shown
@@ -325,6 +359,13 @@ def test_nothing_in_the_input_becomes_markup(tmp_path: Path) -> None:
         sentences=[HOSTILE],
         warnings=[HOSTILE],
         stages=[StageCost(HOSTILE, 1.0, 1.0, False)],
+        comparisons=[dataclasses.replace(report().comparisons[0], arm=HOSTILE, rival=HOSTILE)],
+        confusions=[
+            Confusion(HOSTILE, HOSTILE, [[1.0]], []),
+            Confusion(HOSTILE, HOSTILE, [], [[HOSTILE, HOSTILE, 1.0]]),
+        ],
+        generation=[GenerationCost(HOSTILE, 1.0, 1.0, 1, 1.0)],
+        command=HOSTILE,
         config={HOSTILE: HOSTILE},
         versions={HOSTILE: HOSTILE},
     )

@@ -2,11 +2,14 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from latebloom.flows.report.results import (
     ArmResult,
     Comparison,
+    Confusion,
+    GenerationCost,
     LevelResult,
     Report,
     SeedSelection,
@@ -40,7 +43,7 @@ def test_an_arm_is_summed_up_over_its_seeds() -> None:
     apart = Comparison("ours-2", "sgd", "original", "sgd", 2, -0.02, 0.01, -0.15, 0.11, None, None, None)
     sam = dataclasses.replace(apart, optimizer="sam", rival_optimizer="sam", difference=0.5)
     across = dataclasses.replace(apart, rival_optimizer="sam", difference=0.25)
-    original, ours = arm_results(both, 0.01, [sam, across, apart])
+    original, ours = arm_results(both, 0.01, [sam, across, apart], {("ours-2", "sgd"): np.array([0.1, np.nan])})
     assert (ours.arm, ours.optimizer, ours.n) == ("ours-2", "sgd", 2)
     assert ours.mean == pytest.approx(0.04)
     assert ours.std == 0
@@ -52,11 +55,28 @@ def test_an_arm_is_summed_up_over_its_seeds() -> None:
     assert (ours.images_added, ours.steps, ours.train_seconds) == (15, 200, 1.5)
     assert ours.generation_seconds == pytest.approx(20)  # 2,000 calls on average at 10 ms
     assert ours.train_error == [0.5, 0.1]
+    assert (ours.class_errors, original.class_errors) == ([0.1, None], [])
 
 
 def test_one_seed_has_no_std() -> None:
-    (only,) = arm_results({("original", "sgd"): facts([0.05])}, 0.0, [])
+    (only,) = arm_results({("original", "sgd"): facts([0.05])}, 0.0, [], {})
     assert (only.mean, only.std) == (0.05, None)
+
+
+def test_the_gain_of_a_selector_is_its_share_of_what_all_gains() -> None:
+    weak, full = [0.10, 0.12, 0.11, 0.13], [0.06, 0.08, 0.07, 0.09]  # all seeds gain 4 points
+    runs = {
+        ("original", "sgd"): facts(weak),
+        ("original+dea", "sgd"): facts([0.07, 0.09, 0.08, 0.10]),  # 3 points
+        ("original+all", "sgd"): facts(full),
+        ("original+dea", "sam"): facts(weak),  # nothing to compare it with
+        ("original@original+dea", "sgd"): facts(full),
+    }
+    gains = [(one.gain, one.gain_low, one.gain_high) for one in arm_results(runs, 0.0, [], {})]
+    assert gains[1] == (pytest.approx(0.75),) * 3
+    assert [gains[place] for place in (0, 2, 3, 4)] == [(None, None, None)] * 4
+    runs["original+all", "sgd"] = facts([0.10, 0.08, 0.13, 0.12])  # 0, 4, -2, 1 points: no one knows
+    assert arm_results(runs, 0.0, [], {})[1].gain is None
 
 
 # ------------------------------------------------------------------------------------------------- report.json
@@ -72,6 +92,8 @@ def test_a_report_survives_its_json(pristine: RunFolder) -> None:
         (report.selections, SeedSelection),
         (report.levels, LevelResult),
         (report.stages, StageCost),
+        (report.confusions, Confusion),
+        (report.generation, GenerationCost),
     ):
         assert items
         assert all(type(item) is kind for item in items)

@@ -121,7 +121,7 @@ def test_one_seed_has_mcnemars_test() -> None:
         (
             BETTER,
             "lower",
-            "8.60 % against 11.00 % test error, -2.40 points (95 %: -3.08 to -1.72 over 5 seeds), p below 0.001",
+            "8.60 % against 11.00 % test error, -2.40 points (95 %: -3.08 to -1.72 over 5 seeds), adjusted p below",
         ),
         ([0.12, 0.15, 0.13, 0.16, 0.11], "higher", "13.40 % against 11.00 % test error, +2.40 points"),
         ([0.09, 0.13, 0.10, 0.14, 0.08], "no difference that these seeds can show", "10.80 % against 11.00 %"),
@@ -140,7 +140,7 @@ def test_a_sentence_says_what_the_numbers_say_whichever_way_they_fall(
 def test_few_seeds_give_numbers_and_why_there_is_no_verdict(n: int) -> None:
     first, last = said(with_sgd({"original": BASE[:n], "ours-2": BETTER[:n]}))
     assert "% test error, -2" in first
-    assert not [word for word in ("lower", "higher", "no difference", ", p ") if word in first]
+    assert not [word for word in ("lower", "higher", "no difference", "adjusted p") if word in first]
     assert "no verdict below 5 seeds" in last
 
 
@@ -157,7 +157,7 @@ def test_a_difference_that_other_test_images_could_turn_is_said_to_be() -> None:
 
 def test_the_last_sentence_says_what_a_verdict_rests_on() -> None:
     last = said(with_sgd({"original": BASE, "ours-2": BASE}))[-1]
-    assert "paired t tests over 5 training seeds, with Holm's correction for the 1 comparisons" in last
+    assert "paired t tests over 5 training seeds, adjusted by Holm's correction for the 1 comparisons" in last
     assert "800 test images, of which one is 0.12 points" in last
 
 
