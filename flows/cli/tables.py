@@ -1,5 +1,6 @@
 """What the stage commands print when they are done."""
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,6 +86,17 @@ def print_report(folder: Path, as_json: bool) -> None:
 
 
 def _overlap(report: Report) -> list[str]:
+    lines = _overlap_of_seeds(report)
+    if slow := report.selectors.get("slow"):
+        pairs = [
+            f"{slow['methods'][i]} and {slow['methods'][j]} {slow['jaccard'][i][j]:.2f}"
+            for i, j in itertools.combinations(range(len(slow["methods"])), 2)
+        ]
+        lines.append(f"Methods of slow examples overlap by (Jaccard, mean over seeds): {', '.join(pairs)}.")
+    return lines
+
+
+def _overlap_of_seeds(report: Report) -> list[str]:
     if report.jaccard is None:
         return []
     return [

@@ -14,6 +14,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
 from latebloom.flows.config.command import command_of
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report import selections
 from latebloom.flows.report.details import confusions, generation_costs, predictions
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
@@ -56,6 +57,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         {names: classes != test.labels for names, classes in predicted.items()},
         numpy_rng(config.seed, "test images of the report"),
     )
+    selectors = selections.selected_by(run, has_slow)
     results = arm_results(
         {names: record.facts for names, record in retrained.items()},
         seconds_per_call,
@@ -89,7 +91,8 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         levels=_levels(run, table) if table is not None else [],
         arms=results,
         comparisons=comparisons,
-        sentences=sentences(results, comparisons, len(test)),
+        sentences=sentences(results, comparisons, len(test))
+        + selections.sentences(selectors, config.seeds, config.slow.shared),
         warnings=_warnings(run, has_slow),
         stages=[
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
@@ -100,8 +103,10 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         command=command_of(config),
         config=config.model_dump(mode="json"),
         versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        selectors=dataclasses.asdict(selectors),
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
+    pictures = dataclasses.replace(pictures, selected=selections.pictures_of(run, selectors))
     return write_report(run.path, report, pictures)
 
 

@@ -68,6 +68,7 @@ class Pictures:
     fast: list[tuple[str, np.ndarray]]
     contact: list[ContactRow]
     clusters: list[Cluster]
+    selected: list[tuple[str, list[tuple[str, np.ndarray]]]] = dataclasses.field(default_factory=list)  # title, slow's
 
 
 # ---------------------------------------------------------------------------------------------------- numbers

@@ -210,6 +210,7 @@ class Report:
         early_errors: per seed, training error by epoch of early training.
         jaccard: mean overlap of the slow sets of two seeds, None with one seed; `jaccard_chance` the same for random
             sets of their sizes.
+        selectors: what methods selected and by how much they agree: `Selected` of selections.py, as plain values.
         class_slow: per class, [name, images, slow images (mean over seeds), mean loss fast, mean loss slow].
     """
 
@@ -237,6 +238,7 @@ class Report:
     command: str  # makes this again, with every setting that is not a default
     config: dict[str, Any]
     versions: dict[str, str]
+    selectors: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":
