@@ -14,7 +14,8 @@ _SUBSET: dict[str, Any] = {"main": "coreset", "weights": "normalised"}
 _WEAK: dict[str, Any] = {"copies": 0}  # the selected examples without strong copies
 _MAX_LOSS = "max_loss:none"  # its policy takes the highest losses of all, whatever their class
 _THREE = against("random", _MAX_LOSS, "dea", "all")
-_CACHED: dict[str, Any] = {"redraw": "round"}  # section D.9: augmentations are made when a subset is selected, and kept till the next
+# Section D.9: augmentations are made when a subset is selected, and kept till the next. All arms do so.
+_CACHED: dict[str, Any] = {"redraw": "round"}
 
 PRESETS: dict[str, Preset] = {
     "dea-cifar10-tiny": row(

@@ -61,6 +61,8 @@ TRAINING: dict[str, tuple[str, str, int, int, float, tuple[int, ...], float]] = 
     "dea-cifar10-table13": ("cifar10", "resnet20", 200, 128, 0.1, (100, 150), 1e-4),
     "lcmat-cifar10": ("cifar10", "resnet18", 200, 128, 0.1, (), 5e-4),
     "lcmat-cifar100": ("cifar100", "resnet18", 200, 128, 0.1, (), 5e-4),
+    "lcmat-cifar10-vgg16": ("cifar10", C + "vgg16_bn", 200, 128, 0.1, (), 5e-4),
+    "lcmat-cifar100-vgg16": ("cifar100", C + "vgg16_bn", 200, 128, 0.1, (), 5e-4),
     "lcmat-tiny-imagenet": ("tiny-imagenet", "resnet18", 200, 128, 0.1, (), 5e-4),
     "adacore-cifar10": ("cifar10", "resnet20", 200, 256, 0.1, (100, 150), 1e-4),
     "adacore-cifar10-adahessian": ("cifar10", "resnet20", 200, 256, 0.1, (100, 150), 1e-4),
@@ -141,9 +143,11 @@ STRONG: dict[str, tuple[str, float, int, str, int, str]] = {
     "dea-tiny-imagenet-random": ("dea", 0.3, 15, "random", 1, "autoaugment_imagenet"),
     "dea-imagenet-random": ("dea", 0.5, 15, "random", 1, "autoaugment_imagenet"),
     "dea-cifar10-table13": ("dea", 0.002, 1, "full", 1, "wu2020"),
-    "lcmat-cifar10": ("lcmat", 0.1, 100_000, "coreset", 0, ""),
-    "lcmat-cifar100": ("lcmat", 0.1, 100_000, "coreset", 0, ""),
-    "lcmat-tiny-imagenet": ("lcmat", 0.01, 100_000, "coreset", 0, ""),
+    "lcmat-cifar10": ("lcmat", 0.1, 1, "coreset", 0, ""),
+    "lcmat-cifar100": ("lcmat", 0.1, 1, "coreset", 0, ""),
+    "lcmat-cifar10-vgg16": ("lcmat", 0.01, 1, "coreset", 0, ""),
+    "lcmat-cifar100-vgg16": ("lcmat", 0.01, 1, "coreset", 0, ""),
+    "lcmat-tiny-imagenet": ("lcmat", 0.01, 1, "coreset", 0, ""),
     "adacore-cifar10": ("adacore", 0.01, 1, "coreset", 0, ""),
     "adacore-cifar10-adahessian": ("adacore", 0.01, 1, "coreset", 0, ""),
     "adacore-cifar10-r20": ("adacore", 0.3, 20, "coreset", 0, ""),
@@ -244,7 +248,11 @@ def test_what_only_some_rows_have() -> None:
     assert warm.warmup * warm.epochs == 20
     assert not warm.flip
     lcmat = config("lcmat-cifar10")
-    assert (lcmat.train.nesterov, lcmat.train.schedule, lcmat.strong.warm_epochs) == (True, "cosine", 10)
+    assert (lcmat.train.nesterov, lcmat.train.schedule, lcmat.strong.warm_epochs) == (True, "cosine", 0)
+    assert (lcmat.strong.scout.model, lcmat.strong.scout.epochs) == ("resnet18", 10)
+    assert config("lcmat-cifar10-vgg16").strong.scout.model == "torchvision:vgg16_bn"
+    scouts = {name for name in PRESETS if config(name).strong.scout.model}
+    assert scouts == {name for name in PRESETS if name.startswith("lcmat")}
     assert (lcmat.strong.coreset.gradient, lcmat.strong.coreset.lcmat_k) == ("last_layer", 100)
     assert config("adacore-cifar10-adahessian").train.optimizer == "adahessian"
     seeds = {
