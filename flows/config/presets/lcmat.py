@@ -37,9 +37,9 @@ def _lcmat(fraction: float, scout: str = "resnet18") -> dict[str, Any]:
 
 PRESETS: dict[str, Preset] = {
     "lcmat-cifar10": row(
-        "LCMat Table 1, D.1: ResNet18 (3x3 stem) on 0.1 to 30 % (here 10), selected once by a scout of 10 epochs on all "
-        "images; Nesterov and cosine of the released code, whose scout has no augmentation and a constant rate; crop "
-        "pads with zeros, not by reflection",
+        "LCMat Table 1, D.1: ResNet18 (3x3 stem) on 0.1 to 30 % (here 10), selected once by a scout of 10 epochs on "
+        "all images; Nesterov and cosine of the released code, whose scout has no augmentation and a constant rate; "
+        "crop pads with zeros, not by reflection",
         _LCMAT,
         on("cifar10"),
         _lcmat(0.1),
