@@ -1,4 +1,6 @@
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -283,6 +285,12 @@ def test_pretrained_rows_name_torchvisions_file_and_no_other_row_has_one() -> No
     assert set(given) == {*transfer, *caltech}
     assert {file.rsplit("/", 1)[1] for file in given.values()} == {"resnet18-f37072fd.pth"}
     assert all(config(name).data.image_size == 224 for name in given)
+
+
+def test_the_papers_page_names_every_preset_and_no_other() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "papers.md").read_text()
+    named = re.findall(r"`(?:[CR] --preset )?((?:tada|dea|lcmat|adacore)-[a-z0-9-]+)", page)
+    assert set(named) == set(PRESETS)
 
 
 def test_presets_share_nothing_that_a_command_could_change() -> None:
