@@ -33,7 +33,7 @@ __all__ = ["lineage_page", "picture", "report_page", "stage_page", "synthetic_pa
 # Of one picture. Prefect takes artifacts of any size (36 MB was), but its list of artifacts loads them all whole.
 PICTURE_BYTES = 250_000
 SHEET_ROWS = 8
-COLUMNS = 7  # arm, optimizer, error, n, difference, interval, p; more do not fit, and the report has them
+COLUMNS = 6  # arm, optimizer, error, n, difference, interval; more do not fit, and the report has them
 # The colours of the report's page in the light: a chart that stands alone has no page to take them from.
 PALETTE = {
     "ink": "#1f2328", "muted": "#5d6670", "line": "#d8dde3",

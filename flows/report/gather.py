@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import latebloom
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
 from latebloom.flows.config.command import command_of
@@ -30,7 +31,7 @@ from latebloom.train.selection.slow import jaccard
 
 __all__ = ["write"]
 
-PACKAGES = ("torch", "torchvision", "diffusers", "prefect", "scikit-learn", "numpy", "pillow", "pyarrow")
+PACKAGES = ("torch", "torchvision", "diffusers", "prefect", "scikit-learn", "scipy", "numpy", "pillow", "pyarrow")
 EXAMPLES = 24
 CONTACT_ROWS = 12
 
@@ -55,7 +56,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
     comparisons = compare(
         {names: record.facts.errors for names, record in retrained.items()},
         {names: classes != test.labels for names, classes in predicted.items()},
-        numpy_rng(config.seed, "test images of the report"),
+        config.seed,
     )
     selectors = selections.selected_by(run, has_slow)
     results = arm_results(
@@ -102,7 +103,11 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         generation=generation_costs(run, seconds_per_call) if made else [],
         command=command_of(config),
         config=config.model_dump(mode="json"),
-        versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        versions={
+            "latebloom": latebloom.__version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
         selectors=dataclasses.asdict(selectors),
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from latebloom.data.seeds import numpy_rng
 from latebloom.flows.config.arms import METHODS, parse_arm
 from latebloom.flows.report.results import ArmResult, Comparison, Name, in_percent, interval, p_value
 from latebloom.flows.report.statistics import LEAST_SEEDS, SIGNIFICANCE, holm, image_interval, mcnemar, paired_t
@@ -34,15 +35,14 @@ def family(names: Sequence[Name]) -> list[tuple[Name, Name]]:
     return list(dict.fromkeys(pairs))
 
 
-def compare(
-    errors: Mapping[Name, Sequence[float]], wrong: Mapping[Name, np.ndarray], rng: np.random.Generator
-) -> list[Comparison]:
+def compare(errors: Mapping[Name, Sequence[float]], wrong: Mapping[Name, np.ndarray], seed: int) -> list[Comparison]:
     """The whole family: differences with their intervals over seeds and over test images, and the verdicts.
 
     Args:
         errors: by (arm, optimizer), test error of each seed.
         wrong: likewise bool (seeds, T), whether a test image is misclassified; arms without have no interval over test
             images.
+        seed: root of the draws of test images, of which each pair has its own.
     """
     pairs = family(list(errors))
     if not pairs:
@@ -54,6 +54,7 @@ def compare(
     made = []
     for place, (arm, rival) in enumerate(pairs):
         seen = arm in wrong and rival in wrong
+        rng = numpy_rng(seed, "test images", *arm, *rival)
         spread = image_interval(wrong[arm], wrong[rival], rng) if seen else (None, None, None)
         made.append(
             Comparison(
