@@ -136,7 +136,8 @@ def _base(arm: Arm) -> str:
 
 def _slow_overlap(run: RunContext) -> SlowOverlap | None:
     config = run.config
-    names: dict[SlowMethod, str] = {"cluster": "ours"} | {
+    names: dict[SlowMethod, str] = {"cluster": "ours"}
+    names |= {
         arm.method: next(name for name, method in METHODS.items() if method == arm.method)
         for arm in config.parsed_arms
         if arm.kind != "original"

@@ -102,7 +102,12 @@ _MAKING_GROUPS = {
     name: name
     for name in ("plan", "sample", "generate", "sizes", "prompts", "diffusemix", "scores", "quality", "parts")
 }
-_STRONG_GROUPS = {"strong": "strong", "coreset": "strong.coreset", "policy": "strong.policy"}
+_STRONG_GROUPS = {
+    "strong": "strong",
+    "coreset": "strong.coreset",
+    "policy": "strong.policy",
+    "scout": "strong.scout",
+}
 _FOLDER: dict[str, tuple[Any, Any]] = {"folder": (Folder, "")}
 # Pressing Submit runs the digits demo; one job at a time generates on a host.
 _DEMO = {**preset("digits"), "parts": {"limit": GPU_LIMIT}}
