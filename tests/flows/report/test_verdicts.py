@@ -196,9 +196,26 @@ def test_ours_with_sgd_is_held_against_the_original_with_sam() -> None:
     assert lines[2].startswith("SGD: ours-2 against the real images alone with SAM (original SAM): ")
 
 
+def test_an_arm_with_levels_is_held_against_rivals_at_its_levels_or_at_any() -> None:
+    arms = ["original", "random-2", "random-2:L50", "all-2", "ours-2:L50", "ours-2:L70", "original@ours-2:L50"]
+    pairs = family([(arm, "sgd") for arm in arms])
+    assert [rival for (arm, _), (rival, _) in pairs if arm == "ours-2:L50"] == [
+        "original",
+        "original@ours-2:L50",
+        "random-2:L50",
+        "all-2",
+    ]
+
+
+def test_a_selector_with_a_budget_of_its_own_has_sentences() -> None:
+    lines = said(with_sgd(dict.fromkeys(["original", "original+random", "original+max_loss:none"], BASE)))
+    assert any("SGD: original+max_loss:none against strong copies of images selected at random" in one for one in lines)
+
+
 @pytest.mark.parametrize(
     ("arms", "leads"),
     [
+        (["ours-2:L50", "ours-3:L50-70", "ours-3"], "ours-3:L50-70"),  # of two with the largest k the first named
         (["ours-10", "ours-9"], "ours-10"),  # the largest number, not the last word
         (["ours-2+dea", "ours-2@original"], None),
         (["original", "upsample-2"], None),
