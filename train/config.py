@@ -132,6 +132,12 @@ class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     separating_epoch: int = Field(
         0, ge=0, le=100_000, description="Epoch of early training whose outputs are used; 0 finds the knee of the error"
     )
+    patience: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="Where the knee is looked for: epochs of early training after it, which show that it was one",
+    )
 
 
 CoresetMethod = Literal[

@@ -109,6 +109,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
             "python": platform.python_version(),
         },
         selectors=dataclasses.asdict(selectors),
+        early_share=_early_share(run.early.facts) if has_slow else None,
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
     pictures = dataclasses.replace(pictures, selected=selections.pictures_of(run, selectors))
@@ -190,13 +191,17 @@ def _generator_warnings(config: CompareConfig, generator: GeneratorFacts) -> lis
 
 
 def _early_warnings(early: EarlyFacts) -> list[str]:
-    error = np.mean(early.errors, 0)[early.separating_epoch - 1]
+    error = np.mean([errors[early.separating_epoch - 1] for errors in early.errors])
     if error >= 0.1:
         return []
     return [
         f"The early classifiers already had a training error of {error:.1%} at the separating epoch: few slow examples "
         "are left to find. An earlier epoch separates better."
     ]
+
+
+def _early_share(early: EarlyFacts) -> float | None:
+    return float(np.mean(early.epochs)) / early.epochs_of_training if early.epochs_of_training else None
 
 
 def _wrong(run: RunContext, number: int) -> np.ndarray:

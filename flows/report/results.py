@@ -207,7 +207,8 @@ class Report:
 
     Attributes:
         generator_seen: how many of the training images the generator was trained on, None where it does not say.
-        early_errors: per seed, training error by epoch of early training.
+        early_errors: per seed, training error by epoch of early training, as far as it went.
+        early_share: early epochs that were trained over those of one training, mean over seeds; None without.
         jaccard: mean overlap of the slow sets of two seeds, None with one seed; `jaccard_chance` the same for random
             sets of their sizes.
         selectors: what methods selected and by how much they agree: `Selected` of selections.py, as plain values.
@@ -239,6 +240,7 @@ class Report:
     config: dict[str, Any]
     versions: dict[str, str]
     selectors: dict[str, Any] = dataclasses.field(default_factory=dict)
+    early_share: float | None = None
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":

@@ -43,13 +43,20 @@ class EarlyFacts(_Facts):
 
     Attributes:
         by_knee: whether the knee of the error curve chose the epoch; False: it was given.
-        errors: by seed, training error 0..1 of each epoch; `losses` likewise.
+        errors: by seed, training error 0..1 of each epoch that was really trained; `losses` likewise.
+        epochs_of_training: of one classifier on the same images, which selection is an addition to; 0: not recorded.
     """
 
     separating_epoch: int
     by_knee: bool
     errors: list[list[float]]
     losses: list[list[float]]
+    epochs_of_training: int = 0
+
+    @property
+    def epochs(self) -> list[int]:
+        """Epochs that were really trained, by seed."""
+        return [len(errors) for errors in self.errors]
 
 
 class SelectFacts(_Facts):

@@ -15,6 +15,7 @@ from latebloom.data.store import as_path, digest_file, digest_json
 from latebloom.flows.config.compare import ClassifierConfig
 from latebloom.flows.run.processes import leads
 from latebloom.flows.run.progress import Meter, meter, say, warn
+from latebloom.flows.stages.knee import KneeSearch
 from latebloom.train.augment.mixing import Mixer, StrongConfig
 from latebloom.train.loop.checkpoint import load_fit, save_fit
 from latebloom.train.loop.fit import FitConfig, FitState, History, fit
@@ -121,6 +122,7 @@ def fit_all(
     total_steps: list[int],
     *,
     stop_epoch: int = 0,
+    search: KneeSearch | None = None,
     mixers: list[Mixer] | None = None,
     redraw: StrongConfig | None = None,
     logs: Logs | None = None,
@@ -130,12 +132,18 @@ def fit_all(
     Small ones as one network over all seeds, which is faster; others one after the other.
 
     Args:
+        search: where the first that are trained stop, at most at `stop_epoch`; the others stop at the epoch found.
         redraw: without mixers, whose rounds keep their weak augmentation; None: it is drawn each epoch.
     """
     together = classifier.model == "small-cnn" and not fit_config.compile
     histories: list[History] = []
     files: list[Path] = []
-    for group in [list(range(len(models)))] if together else [[m] for m in range(len(models))]:
+    groups = [list(range(len(models)))] if together else [[m] for m in range(len(models))]
+    for group in groups:
+        searching = search if group == groups[0] else None
+        if search and not searching:
+            assert search.found
+            stop_epoch = search.found
         mine = [models[m] for m in group]
         mixing = [mixers[m] for m in group] if mixers else None
         file = folder / f"checkpoint-{group[0]}.safetensors"
@@ -145,7 +153,7 @@ def fit_all(
             "classifier": classifier_key(classifier),
             "rows": [digest_json(rows[m].tolist()) for m in group],
             "train": fit_key(fit_config),
-            "stop": stop_epoch,
+            "stop": stop_epoch if not searching else {"horizon": stop_epoch, "patience": searching.patience},
             "steps": [total_steps[m] for m in group],
             "seeds": [seeds[m] for m in group],
         }
@@ -166,6 +174,9 @@ def fit_all(
         label = (
             title if len(models) == 1 else f"{title}, {len(group)} seeds" if together else f"{title}, seed {group[0]}"
         )
+        if searching and start and searching(mine, start.histories):
+            histories += start.histories
+            continue
         for place, m in enumerate(group):
             if logs:
                 logs.begin(m, len(start.histories[place].loss) if start else 0)
@@ -182,7 +193,7 @@ def fit_all(
                 total_steps=[total_steps[m] for m in group],
                 stop_epoch=stop_epoch,
                 start=start,
-                on_epoch=_Each(saver, group, mixing, logs),
+                on_epoch=_Each(saver, group, mixing, logs, searching),
             )
     for file in files if leads() else []:
         file.unlink(missing_ok=True)
@@ -192,28 +203,34 @@ def fit_all(
 class _Saver:
     """Writes a checkpoint every half minute, at the end of an epoch, and moves the bar.
 
-    Where others are trained after these models, also at `last`, their last step (0: none are).
+    Where others are trained after these models, also at `last`, their last step (0: none are), or where they stop
+    before.
     """
 
     def __init__(self, file: Path, models: list[nn.Module], key: str, bar: Meter, last: int) -> None:
         self.file, self.models, self.key, self.bar, self.last_step = file, models, key, bar, last
         self.last = time.monotonic()
 
-    def __call__(self, state: FitState) -> None:
+    def __call__(self, state: FitState, stops: bool) -> None:
         self.bar.add(state.step - self.bar.done)
-        if time.monotonic() - self.last >= CHECKPOINT_SECONDS or state.step == self.last_step:
+        last = self.last_step and (stops or state.step == self.last_step)
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS or last:
             save_fit(self.file, self.models, state, self.key)
             self.last = time.monotonic()
 
 
 class _Each:
-    """What is done when an epoch ends: first the log, so that no checkpoint is ahead of it."""
+    """What is done when an epoch ends: log and search first, so that no checkpoint is ahead of them."""
 
-    def __init__(self, saver: _Saver, group: list[int], mixers: list[Mixer] | None, logs: Logs | None) -> None:
-        self.saver, self.group, self.mixers, self.logs = saver, group, mixers, logs
+    def __init__(
+        self, saver: _Saver, group: list[int], mixers: list[Mixer] | None, logs: Logs | None, search: KneeSearch | None
+    ) -> None:
+        self.saver, self.group, self.mixers, self.logs, self.search = saver, group, mixers, logs, search
 
-    def __call__(self, state: FitState) -> None:
+    def __call__(self, state: FitState) -> bool:
         for place, number in enumerate(self.group):
             if self.logs:
                 self.logs.write(number, state.histories[place], self.mixers[place] if self.mixers else None)
-        self.saver(state)
+        stops = bool(self.search and self.search(self.saver.models, state.histories))
+        self.saver(state, stops)
+        return stops

@@ -18,6 +18,7 @@ from latebloom.flows.run.records import EARLY, EarlyFacts, RetrainFacts, StrongF
 from latebloom.flows.stages.classifiers import classifier_seeds, early_folder, new_classifiers
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, redraw_key, strong_key
+from latebloom.flows.stages.knee import KneeSearch
 from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.rounds import keep_rounds, write_rounds
 from latebloom.flows.stages.scout import scout_weights, train_scouts
@@ -25,7 +26,6 @@ from latebloom.flows.stages.training_sets import Images, TrainingSet, images_for
 from latebloom.train.evaluate import error_rate, logits_of, losses_of
 from latebloom.train.loop.checkpoint import save_model
 from latebloom.train.loop.fit import FitConfig, History
-from latebloom.train.selection.slow import separating_epoch
 
 __all__ = ["arm_is_done", "follow", "retrain_arm", "train_early"]
 
@@ -35,37 +35,55 @@ AUTO_HORIZON = 0.25
 
 
 def train_early(folder: RunFolder, config: CompareConfig) -> None:
-    """Train every seed's classifier to the separating epoch; keep its weights, its outputs and the error curve."""
+    """Train every seed's classifier to the separating epoch; keep its weights, its outputs and the error curve.
+
+    The knee is that of the mean error of the seeds that are trained first: all where they are trained side by side,
+    else the first alone, and the others are trained to the epoch it found. No epoch is trained twice.
+    """
     run = RunContext(folder, config)
     train = run.splits.train
     fit_config = fit_config_of(config.train, "sgd")
     seeds = classifier_seeds(config)
+    asked = config.slow.separating_epoch
     inputs: dict[str, Any] = {
         "data": train.digest,
         "classifier": classifier_key(config.classifier),
         "train": fit_key(fit_config),
-        "separating_epoch": config.slow.separating_epoch,
+        "separating_epoch": asked or {"patience": config.slow.patience},
         "seeds": seeds,
     }
-    stage = folder.stage(EARLY, 2, inputs)
+    stage = folder.stage(EARLY, 3, inputs)
     if record := stage.done():
         say(f"early training: done before, to epoch {record.facts.separating_epoch}")
         return
     epochs = fit_config.total_epochs(len(train))
-    asked = config.slow.separating_epoch
     horizon = asked or min(epochs, max(5, round(AUTO_HORIZON * epochs)))
     with stage.making() as outcome:
-        models, histories = _train_to(run, fit_config, horizon)
-        chosen = asked or separating_epoch(np.mean([history.error for history in histories], 0).tolist())
+        models = [model.to(device_of(config.device)) for model in new_classifiers(config, train)]
+        search = None if asked else KneeSearch(run.path / "early", horizon, config.slow.patience)
+        histories = fit_all(
+            models,
+            train,
+            [np.arange(len(train))] * len(models),
+            fit_config,
+            config.classifier,
+            seeds,
+            "early training",
+            run.path / "early",
+            [fit_config.total_steps(len(train))] * len(models),
+            stop_epoch=horizon,
+            search=search,
+        )
+        chosen = asked or (search.found if search else 0)
+        if search:
+            search.restore(models)
         outcome.facts = EarlyFacts(
             separating_epoch=chosen,
             by_knee=not asked,
             errors=[history.error for history in histories],
             losses=[history.loss for history in histories],
+            epochs_of_training=epochs,
         )
-        if chosen < horizon:
-            # The same seeds give the same weights: training again to the knee is simpler than keeping every epoch.
-            models, _ = _train_to(run, fit_config, chosen)
         for number, (model, seed) in enumerate(zip(models, seeds, strict=True)):
             place = early_folder(folder, number)
             logits = logits_of(model, train)
@@ -74,24 +92,8 @@ def train_early(folder: RunFolder, config: CompareConfig) -> None:
             write_arrays(place / "outputs.npz", logits=logits, labels=train.labels, losses=losses)
             write_json(place / "config.json", {**inputs, "separating_epoch": chosen, "seed": seed})
             outcome.outputs += [place / name for name in ("model.safetensors", "outputs.npz", "config.json")]
-
-
-def _train_to(run: RunContext, fit_config: FitConfig, epoch: int) -> tuple[list[nn.Module], list[History]]:
-    config, train = run.config, run.splits.train
-    models = [model.to(device_of(config.device)) for model in new_classifiers(config, train)]
-    histories = fit_all(
-        models,
-        train,
-        [np.arange(len(train))] * len(models),
-        fit_config,
-        config.classifier,
-        classifier_seeds(config),
-        f"early training to {epoch}",
-        run.path / "early",
-        [fit_config.total_steps(len(train))] * len(models),
-        stop_epoch=epoch,
-    )
-    return models, histories
+        if search:
+            search.clean()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def fit(
     stop_epoch: int = 0,
     device: torch.device | None = None,
     start: FitState | None = None,
-    on_epoch: Callable[[FitState], None] | None = None,
+    on_epoch: Callable[[FitState], bool | None] | None = None,
 ) -> list[History]:
     """Train each model on its own rows of `data`, in place.
 
@@ -79,6 +79,7 @@ def fit(
         start: a state from `on_epoch` to continue from; the models must hold the weights of that moment.
         on_epoch: called whenever the model with the most steps an epoch ends one, and at the end. With several
             processes it is called only in the leading one, but all must pass one, or none: they gather its state.
+            In a process alone it may return True to end training there.
 
     Returns:
         Per model, its history.
@@ -142,8 +143,9 @@ def fit(
             state.partial = team.total(sums).cpu().numpy()
             state.mixers = [trajectory.state() for trajectory in trajectories]
             _save_slots(optimizer, models, state)
-            if team.leads:
-                on_epoch(state)
+            if team.leads and on_epoch(state):
+                assert team.size == 1
+                break
     return state.histories
 
 

@@ -13,7 +13,16 @@ from latebloom.train.config import SlowConfig
 from latebloom.train.config import SlowMethod as Method
 from latebloom.train.evaluate import losses_of, softmax
 
-__all__ = ["Method", "Selection", "SlowConfig", "jaccard", "mean_outputs", "select_slow", "separating_epoch"]
+__all__ = [
+    "Method",
+    "Selection",
+    "SlowConfig",
+    "jaccard",
+    "mean_outputs",
+    "select_slow",
+    "separating_epoch",
+    "smoothed",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +179,17 @@ def separating_epoch(errors: Sequence[float]) -> int:
     """
     if len(errors) < 3:
         return max(1, len(errors))
-    # An odd reflection keeps both ends as they are, so that a straight line stays one.
-    padded = np.pad(np.asarray(errors, np.float64), 1, mode="reflect", reflect_type="odd")
-    smooth = np.convolve(padded, np.ones(3) / 3, mode="valid")  # (E,)
+    smooth = smoothed(errors)
     chord = np.linspace(smooth[0], smooth[-1], len(smooth))
     depth = chord - smooth
     return int(depth.argmax()) + 1 if depth.max() > 1e-9 else len(errors)
+
+
+def smoothed(errors: Sequence[float]) -> np.ndarray:
+    """Means float64 (E,) over three epochs of at least two errors; the first and the last are kept."""
+    # An odd reflection keeps both ends as they are, so that a straight line stays one.
+    padded = np.pad(np.asarray(errors, np.float64), 1, mode="reflect", reflect_type="odd")
+    return np.convolve(padded, np.ones(3) / 3, mode="valid")
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:

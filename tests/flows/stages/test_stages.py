@@ -585,14 +585,66 @@ def test_the_separating_epoch_is_the_one_that_was_asked_for_or_the_knee(
     training.train_early(run, config)
     knee = run.record(EARLY).facts
     assert knee.by_knee
-    assert [len(errors) for errors in knee.errors] == [6, 6]  # it looks at a quarter of the run
-    assert 1 <= knee.separating_epoch <= 6
+    assert knee.epochs_of_training == 24
+    assert knee.epochs[0] == knee.epochs[1] <= 6  # it looks at a quarter of the run
+    assert 1 <= knee.separating_epoch <= knee.epochs[0]
+    assert {path.name for path in (run.path / "early").iterdir()} == {"seed-0", "seed-1"}
     # The weights are those of that epoch of the whole run, whoever chose it.
     chosen = tiny({"slow.separating_epoch": knee.separating_epoch, "train.epochs": 24})
     other = checks.open_run(chosen, str(tmp_path / "other"))
     training.train_early(other, chosen)
     for name in ("model.safetensors", "outputs.npz"):
         assert digest_file(run.path / "early/seed-1" / name) == digest_file(other.path / "early/seed-1" / name)
+
+
+@pytest.mark.parametrize("model", ["small-cnn", "resnet20"])
+def test_no_early_epoch_is_trained_twice_to_find_the_knee(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """Interrupted after its second epoch too. Of seeds trained one after the other all have the knee of the first."""
+    changes = {"classifier": {"model": model, "width": 4}, "slow": {"patience": 1}, "train.epochs": 40, "train.lr": 0.1}
+    config, real, save, trained = tiny(changes), fitting.fit, fitting.save_fit, []
+
+    def counting(models: Any, *args: Any, on_epoch: Any, **options: Any) -> Any:
+        def note(state: Any) -> Any:
+            trained.append(len(state.histories[0].loss))
+            return on_epoch(state)
+
+        return real(models, *args, on_epoch=note, **options)
+
+    def stops_after_two(file: Path, models: Any, state: Any, key: str) -> None:
+        save(file, models, state, key)
+        if state.step == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(fitting, "fit", counting)
+    whole = checks.open_run(config, str(tmp_path / "whole"))
+    training.train_early(whole, config)
+    facts = whole.record(EARLY).facts
+    knee, first = facts.separating_epoch, facts.epochs[0]
+    assert 2 <= knee < first < 10
+    assert facts.epochs == ([first, first] if model == "small-cnn" else [first, knee])
+    assert trained == [*range(1, first + 1), *(range(1, knee + 1) if model != "small-cnn" else ())]
+
+    trained.clear()
+    run = checks.open_run(config, str(tmp_path / "run"))
+    monkeypatch.setattr(fitting, "save_fit", stops_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_early(run, config)
+    assert list((run.path / "early").glob("epoch-2-*"))
+    monkeypatch.setattr(fitting, "save_fit", save)
+    training.train_early(run, config)
+    assert trained == [*range(1, first + 1), *(range(1, knee + 1) if model != "small-cnn" else ())]
+    for name in ("seed-0", "seed-1"):
+        for file in ("model.safetensors", "outputs.npz"):
+            assert digest_file(run.path / "early" / name / file) == digest_file(whole.path / "early" / name / file)
+    asked = tiny(changes | {"slow": {"separating_epoch": knee}})
+    other = checks.open_run(asked, str(tmp_path / "other"))
+    training.train_early(other, asked)
+    for name in ("seed-0", "seed-1"):
+        file = f"early/{name}/model.safetensors"
+        assert digest_file(run.path / file) == digest_file(other.path / file)
 
 
 def test_the_forecast_counts_what_is_then_made(pristine: RunFolder) -> None:
