@@ -25,7 +25,7 @@ from latebloom.flows.report.table import how_to_read, report_table
 from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.folder import Key, Record, RunFolder
 from latebloom.flows.run.progress import duration
-from latebloom.flows.run.records import GENERATE, EarlyFacts, PlanFacts, RetrainFacts, SelectFacts
+from latebloom.flows.run.records import GENERATE, EarlyFacts, PlanFacts, RetrainFacts, ScoutFacts, SelectFacts
 from latebloom.flows.stages.loaders import images_of
 
 __all__ = ["lineage_page", "picture", "report_page", "stage_page", "synthetic_page"]
@@ -128,8 +128,16 @@ def _early(facts: EarlyFacts) -> tuple[str, Rows, str]:
 
 def _select(facts: SelectFacts) -> tuple[str, Rows, str]:
     rows = [("slow examples, by seed", ", ".join(f"{count:,}" for count in facts.slow))]
+    if len(facts.slow) > 1 and facts.union:
+        rows.append(("of one seed or another", f"{facts.union['cluster']:,}"))
     warnings = "".join(f"- {line}\n" for line in facts.warnings)
     return "Slow examples", rows, f"{warnings}\nIndices: `selection/`. Next: the plan, or `latebloom select`."
+
+
+def _scout(facts: ScoutFacts) -> tuple[str, Rows, str]:
+    errors = ", ".join(f"{error:.1%}" for error in facts.errors)
+    rows = [("network", facts.model), ("epochs", f"{facts.epochs:,}"), ("training error, by seed", errors)]
+    return "Scouts", rows, "They only select: weights and outputs are in `scout/`. Next: retraining."
 
 
 def _plan(facts: PlanFacts) -> tuple[str, Rows, str]:
@@ -158,6 +166,7 @@ def _retrain(facts: RetrainFacts) -> tuple[str, Rows, str]:
 _STAGES: dict[type, Callable[[Any], tuple[str, Rows, str]]] = {
     EarlyFacts: _early,
     SelectFacts: _select,
+    ScoutFacts: _scout,
     PlanFacts: _plan,
     RetrainFacts: _retrain,
 }

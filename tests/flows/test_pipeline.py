@@ -98,6 +98,18 @@ def test_the_stages_as_flows_of_their_own_are_the_whole_run(
     same_files(run.path, pristine.path, story)
 
 
+def test_retraining_begins_with_scouts_where_they_select(flows: Any, tiny: Tiny, tmp_path: Path, story: Story) -> None:
+    scout = {"model": "small-cnn", "epochs": 1}
+    strong = {"main": "coreset", "copies": 0, "coreset": {"fraction": 0.3}, "scout": scout}
+    config = tiny({"arms": ("original", "original+craig"), "strong": strong, "train.epochs": 1})
+    flows.retrain(config, str(tmp_path / "run"))
+    run = RunFolder(tmp_path / "run")
+    assert story.made(run) == {"scout", "retrain-original-sgd", "retrain-original+craig-sgd"}
+    assert (run.path / "scout/seed-1.safetensors").is_file()
+    flows.retrain(config, str(tmp_path / "run"))
+    assert story.made(run) == set()
+
+
 def test_generate_goes_on_after_a_part_failed(
     flows: Any, tiny: Tiny, pristine: RunFolder, finished: RunFolder, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,13 +37,14 @@ def pictures(markdown: str) -> list[tuple[str, bytes]]:
 def test_a_stage_says_what_it_made_and_where_and_what_it_cost(finished: RunFolder) -> None:
     file = finished.path / "stages" / "select.json"
     record = {**read_json(file), "seconds": 4.24, "peak_memory_mb": 1234.4, "skipped": False}
-    record["facts"]["slow"] = [31, 1028]
+    record["facts"] |= {"slow": [31, 1028], "union": {"cluster": 1040}}
     write_json(file, record)
     page = stage_page(finished, SELECT)
     assert page.startswith("# Slow examples\n")
     assert rows(page) == {
         "run folder": f"`{finished.path}`",
         "slow examples, by seed": "31, 1,028",
+        "of one seed or another": "1,040",
         "this time": "made",
         "took": "4.2 s",
         "peak memory": "1,234 MB",

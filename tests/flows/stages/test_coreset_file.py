@@ -24,6 +24,8 @@ from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, write_coreset
 from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
 from latebloom.flows.stages.loaders import images_of
+from latebloom.train.augment.mixing import Mixer
+from latebloom.train.selection.coreset import Coreset
 
 Tiny = Callable[..., CompareConfig]
 RunCommand = Callable[..., Any]
@@ -392,6 +394,20 @@ def test_the_option_is_the_setting(picked: Path, run_command: RunCommand, fake_f
     assert shown.code == 0, shown.err
     assert found[0] == found[1]
     assert found[0].strong.file == str(picked)
+
+
+@pytest.mark.parametrize("preset", ["lcmat-cifar10", "adacore-cifar10"])
+def test_a_row_of_the_papers_trains_on_nothing_outside_the_file(preset: str, picked: Path) -> None:
+    config, _ = resolve(None, {"strong": {"file": str(picked)}, "data": {"source": "digits"}}, "retrain", row=preset)
+    (arm,) = config.parsed_arms
+    strong = config.strong_of(arm)
+    assert (strong.selector, strong.main, strong.copies, strong.warm_epochs) == ("file", "coreset", 0, 0)
+    assert not strong.scout.model
+    labels = np.arange(60) % 10
+    mixer = Mixer(strong, labels, 10, (8, 8, 1), 0, Coreset(np.array([7, 3]), np.ones(2, np.float32)))
+    for number in range(12):
+        plan = mixer.epoch(number, lambda: pytest.fail("asked"), lambda _: pytest.fail("asked"))
+        assert sorted(plan.rows) == [3, 7]
 
 
 def test_a_coreset_is_picked_as_a_row_of_the_papers_picks(pristine: RunFolder) -> None:

@@ -4,15 +4,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from latebloom.data.store import digest_file
+from latebloom.flows.artifacts.pages import stage_page
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import SCOUT, RetrainFacts, retrain_key
-from latebloom.flows.stages import checks, scout, training
+from latebloom.flows.stages import checks, fitting, scout, training
 from latebloom.flows.stages.loaders import images_of
 from latebloom.flows.stages.rounds import read_rounds
 from latebloom.train.augment.mixing import EpochRows, Mixer
@@ -122,6 +124,34 @@ def test_a_scout_selects_of_synthetic_images_too(finished: RunFolder, tiny: Tiny
     forgetting = tiny({"arms": ("original", "ours-3+forgetting"), **ALONE})
     with pytest.raises(ValueError, match=r"arm ours-3\+forgetting selects by what a scout forgot"):
         checks.check_inputs(forgetting, "retrain")
+
+
+def test_a_process_that_does_not_lead_trains_the_scouts_too_and_writes_nothing(
+    scouted: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scouted.run.path, tmp_path / "run")
+    run, trained = RunFolder(tmp_path / "run"), []
+    for stage in ("scout", "retrain-original+max_loss-sgd"):
+        (run.path / "stages" / f"{stage}.json").unlink()
+    real = fitting.fit
+
+    def fit(*args: Any, **more: Any) -> Any:
+        trained.append(1)
+        return real(*args, **more)
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    training.follow(run, scouted.config)
+    assert trained == [1, 1]  # scouts and the arm that is not done, each for all seeds together
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_the_server_is_shown_what_the_scouts_are(scouted: SimpleNamespace) -> None:
+    page = stage_page(scouted.run, SCOUT)
+    assert "| network | small-cnn |" in page
+    assert "| epochs | 2 |" in page
 
 
 def test_warm_epochs_outside_a_given_selection_are_refused(tiny: Tiny) -> None:
