@@ -57,8 +57,18 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="0 keeps all test images; else exactly this many, a random subset stratified by class: at most "
         "the size of the split.",
     )
+    validation_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="0: no validation split; else this share of each class of the training images, after the limit, "
+        "that no classifier is trained on: errors on it are for choosing, so that nothing is chosen on the test split.",
+    )
     subset_seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="The seed that draws the subsets of the two limits, 0 to 2147483647."
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="The seed that draws the subsets of the two limits and the validation split, 0 to 2147483647.",
     )
 
     @pydantic.field_validator("image_size")

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from latebloom.data.batches import Pixels
 from latebloom.data.images import LabeledImages
 
-__all__ = ["error_rate", "eval_mode", "features_of", "forward_pass", "logits_of", "losses_of", "softmax"]
+__all__ = [
+    "error_rate",
+    "eval_mode",
+    "features_of",
+    "forward_pass",
+    "logits_of",
+    "logits_of_rows",
+    "losses_of",
+    "softmax",
+]
 
 
 @contextlib.contextmanager
@@ -34,7 +43,7 @@ def logits_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> n
     In eval mode, so that a row does not depend on its batch.
     """
     pixels = Pixels(data, next(model.parameters()).device)
-    return _logits(model, pixels, np.arange(len(data)), batch_size)
+    return logits_of_rows(model, pixels, np.arange(len(data)), batch_size)
 
 
 def features_of(model: nn.Module, data: LabeledImages, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
@@ -70,13 +79,14 @@ def forward_pass(
 
     hook = layers[-1].register_forward_pre_hook(keep)
     try:
-        logits = _logits(model, pixels, rows, batch_size)
+        logits = logits_of_rows(model, pixels, rows, batch_size)
     finally:
         hook.remove()
     return logits, torch.cat(features).numpy()
 
 
-def _logits(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int) -> np.ndarray:
+def logits_of_rows(model: nn.Module, pixels: Pixels, rows: np.ndarray, batch_size: int = 512) -> np.ndarray:
+    """Logits float32 (n, K) of the rows int64 (n,) of `pixels`, at least one, as `logits_of`."""
     groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     with eval_mode(model), torch.inference_mode():
         batches = [model(images.float().div_(255)).cpu() for images in pixels.batches(groups)]

@@ -32,12 +32,14 @@ __all__ = ["Splits", "digits_split", "load"]
 class Splits:
     """A data set. All parts have the same class names and image shape.
 
-    `generator` holds images kept for training a generator, in neither of the others; only `digits` has them.
+    `generator` holds images kept for training a generator, in none of the others; only `digits` has them. `validation`
+    holds images to choose by, in none of the others, and with labels as they came; None where it was not asked for.
     """
 
     train: LabeledImages
     test: LabeledImages
     generator: LabeledImages | None
+    validation: LabeledImages | None = None
 
 
 def load(config: DataConfig) -> Splits:
@@ -66,8 +68,14 @@ def load(config: DataConfig) -> Splits:
         name: LabeledImages(images[name], split.labels, class_names, split.origin) for name, split in found.items()
     }
     _check_classes(parts["train"])
+    train, validation = _split_off(
+        _limited(parts["train"], config.train_limit, config.subset_seed, "train"),
+        config.validation_fraction,
+        config.subset_seed,
+    )
     return Splits(
-        train=_limited(parts["train"], config.train_limit, config.subset_seed, "train"),
+        train=train,
+        validation=validation,
         test=_limited(parts["test"], config.test_limit, config.subset_seed, "test"),
         generator=parts.get("generator"),
     )
@@ -286,3 +294,24 @@ def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> Labele
         turn[images.labels == label] = rng.permutation(places)
     order = np.lexsort((rng.random(len(images)), turn))  # classes of one size tie: chance decides, not their order
     return images.subset(np.sort(order[:limit]))
+
+
+def _split_off(train: LabeledImages, fraction: float, seed: int) -> tuple[LabeledImages, LabeledImages | None]:
+    """The images left to train on, and `fraction` of each class, rounded, as a validation split; both in old order.
+
+    A class keeps at least one image to train on. With the same seed a smaller split is a part of a larger one.
+    """
+    from latebloom.data.seeds import numpy_rng
+
+    if not fraction:
+        return train, None
+    rng, chosen = numpy_rng(seed, "validation"), np.zeros(len(train), bool)
+    for label, count in enumerate(train.class_counts()):
+        rows = rng.permutation(np.flatnonzero(train.labels == label))
+        chosen[rows[: min(int(np.floor(fraction * count + 0.5)), max(count - 1, 0))]] = True
+    if not chosen.any():
+        raise ValueError(
+            f"validation_fraction is {fraction:g}, which is no image of any class of {train.origin} ({len(train)} "
+            f"images in {train.num_classes} classes); give a larger fraction, or 0"
+        )
+    return train.subset(np.flatnonzero(~chosen)), train.subset(np.flatnonzero(chosen), f"{train.origin}, validation")

@@ -73,6 +73,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
             "source": config.data.source,
             "train": len(train),
             "test": len(test),
+            **_held_out(run.splits.validation),
             "classes": list(train.class_names),
             "image_shape": list(train.image_shape),
             **_harder(config, train),
@@ -129,6 +130,10 @@ def _synthetic(run: RunContext, made: Record[GenerateFacts]) -> dict[str, Any]:
         "denoiser_calls": made.facts.denoiser_calls,
         "seconds": made.seconds,
     }
+
+
+def _held_out(validation: LabeledImages | None) -> dict[str, Any]:
+    return {"validation": len(validation), "validation_digest": validation.digest} if validation else {}
 
 
 def _harder(config: CompareConfig, train: LabeledImages) -> dict[str, Any]:

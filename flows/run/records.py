@@ -150,6 +150,9 @@ class RetrainFacts(_Facts):
         seconds: of one classifier, mean.
         errors: test error 0..1 of each seed; the next three lists are by seed too.
         train_error: training error 0..1 by epoch, of the first seed.
+        validation_errors: error 0..1 on the validation split of each seed at its end; empty without one.
+        validation_by_epoch: by seed, the same after each epoch.
+        epoch_seconds: by seed, seconds of training of each epoch, without validation.
         synthetic: digest of the synthetic data set that it trained on; empty: none.
         strong: None where the arm has no strong copies.
         scouts: SHA-256 of the weights of each seed's scout, which selected; empty: no scout did.
@@ -161,6 +164,9 @@ class RetrainFacts(_Facts):
     denoiser_calls: list[int]
     steps: list[int]
     train_error: list[float]
+    validation_errors: list[float] = []
+    validation_by_epoch: list[list[float]] = []
+    epoch_seconds: list[list[float]] = []
     synthetic: str = ""
     strong: StrongFacts | None = None
     scouts: list[str] = []

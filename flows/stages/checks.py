@@ -83,8 +83,9 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     if config.wants_synthetic and kind in GENERATING:
         _check_generator(config, train)
     # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
-    for part in (train, splits.test):
-        len(part.sha256)
+    for part in (train, splits.test, splits.validation):
+        if part:
+            len(part.sha256)
 
 
 def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:

@@ -20,6 +20,7 @@ from latebloom.train.augment.mixing import Mixer, StrongConfig
 from latebloom.train.loop.checkpoint import load_fit, save_fit
 from latebloom.train.loop.fit import FitConfig, FitState, History, fit
 from latebloom.train.loop.log import RunLog
+from latebloom.train.loop.validation import Validation
 
 __all__ = ["Logs", "classifier_key", "fit_all", "fit_config_of", "fit_key", "redraw_key", "strong_key"]
 
@@ -92,6 +93,8 @@ class Logs:
                 "lr": history.lr[epoch],
                 "seconds": history.seconds[epoch],
             }
+            if history.validation_error:
+                scalars["validation_error"] = history.validation_error[epoch]
             if mixer:
                 scalars["selection_seconds"] = mixer.seconds
                 scalars["selected"] = len(mixer.selection[1]) if mixer.selection else 0
@@ -125,6 +128,7 @@ def fit_all(
     search: KneeSearch | None = None,
     mixers: list[Mixer] | None = None,
     redraw: StrongConfig | None = None,
+    validation: Validation | None = None,
     logs: Logs | None = None,
 ) -> list[History]:
     """Train the classifiers of all seeds where they are, going on from the checkpoints in `folder`.
@@ -134,6 +138,7 @@ def fit_all(
     Args:
         search: where the first that are trained stop, at most at `stop_epoch`; the others stop at the epoch found.
         redraw: without mixers, whose rounds keep their weak augmentation; None: it is drawn each epoch.
+        validation: measures each one's error after each of its epochs.
     """
     together = classifier.model == "small-cnn" and not fit_config.compile
     histories: list[History] = []
@@ -161,6 +166,8 @@ def fit_all(
             key["strong"] = strong_key(mixing[0].config)
         elif redraw:
             key |= redraw_key(redraw)
+        if validation:
+            key["validation"] = validation.data.digest
         digest = digest_json(key)
         start = load_fit(file, mine, digest)
         if start and leads():
@@ -192,6 +199,7 @@ def fit_all(
                 drawn=redraw.drawn if redraw else int,
                 total_steps=[total_steps[m] for m in group],
                 stop_epoch=stop_epoch,
+                validation=validation,
                 start=start,
                 on_epoch=_Each(saver, group, mixing, logs, searching),
             )

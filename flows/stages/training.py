@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from latebloom.data.images import LabeledImages
 from latebloom.data.store import digest_json, write_arrays, write_json
 from latebloom.flows.config.arms import Arm, parse_arm
 from latebloom.flows.config.compare import CompareConfig
@@ -23,9 +24,10 @@ from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.rounds import keep_rounds, write_rounds
 from latebloom.flows.stages.scout import scout_weights, train_scouts
 from latebloom.flows.stages.training_sets import Images, TrainingSet, images_for, training_set
-from latebloom.train.evaluate import error_rate, logits_of, losses_of
+from latebloom.train.evaluate import logits_of, losses_of
 from latebloom.train.loop.checkpoint import save_model
 from latebloom.train.loop.fit import FitConfig, History
+from latebloom.train.loop.validation import Validation
 
 __all__ = ["arm_is_done", "follow", "retrain_arm", "train_early"]
 
@@ -130,6 +132,8 @@ def _job(run: RunContext, arm_name: str, optimizer: str) -> _Job:
         inputs["strong"] = strong_key(config.strong_of(arm))
     else:
         inputs |= redraw_key(config.strong)
+    if run.splits.validation:
+        inputs["validation"] = run.splits.validation.digest
     stage = run.folder.stage(retrain_key(arm_name, optimizer), 3, inputs)
     return _Job(arm, optimizer, images, training, steps, fit_config, inputs, stage)
 
@@ -149,8 +153,9 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
     if job.stage.done(mark=leads()):
         return
     place = run.path / "retrained" / f"{arm_name}-{optimizer}"
+    validation = Validation(run.splits.validation) if run.splits.validation else None
     if not leads():
-        _fit_arm(run, job, place, None)
+        _fit_arm(run, job, place, None, validation)
         return
     classifier = job.inputs["classifier"]
     parameters = [
@@ -160,17 +165,19 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
     test = run.splits.test
     with job.stage.making() as outcome, logs:
         begin = time.perf_counter()
-        models, histories = _fit_arm(run, job, place, logs)
-        seconds = (time.perf_counter() - begin) / config.seeds
-        errors, predictions = [], []
+        models, histories = _fit_arm(run, job, place, logs, validation)
+        seconds = (time.perf_counter() - begin - (validation.seconds if validation else 0.0)) / config.seeds
+        predictions = {"test": _predicted(models, test)}
+        errors = (predictions["test"] != test.labels).mean(1).tolist()
+        validation_errors = []
+        if validation:
+            predictions["validation"] = _predicted(models, validation.data)
+            validation_errors = (predictions["validation"] != validation.data.labels).mean(1).tolist()
         for number, model in enumerate(models):
-            logits = logits_of(model, test)
-            errors.append(error_rate(logits, test.labels))
-            predictions.append(logits.argmax(1).astype(np.int32))
-            logs.end(number, test_error=errors[-1])
+            logs.end(number, test_error=errors[number])
             save_model(place / f"seed-{number}.safetensors", model)
             outcome.outputs.append(place / f"seed-{number}.safetensors")
-        write_arrays(place / "predictions.npz", test=np.stack(predictions))  # (seeds, T)
+        write_arrays(place / "predictions.npz", **predictions)
         write_json(place / "config.json", job.inputs)
         outcome.outputs += [place / "predictions.npz", place / "config.json"]
         outcome.outputs += write_rounds(job.training.mixers or [], place, job.stage.digest)
@@ -181,13 +188,23 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
             denoiser_calls=_denoiser_calls(run, job.arm),
             steps=job.steps,
             train_error=histories[0].error,
+            validation_errors=validation_errors,
+            validation_by_epoch=[history.validation_error for history in histories] if validation else [],
+            epoch_seconds=[history.seconds for history in histories],
             synthetic=run.synthetic.manifest()["digest"] if job.arm.kind == "synthetic" else "",
             strong=_strong_facts(job) if job.training.mixers else None,
             scouts=scout_weights(folder, config.seeds) if config.strong_of(job.arm).scout.model else [],
         )
 
 
-def _fit_arm(run: RunContext, job: _Job, place: Path, logs: Logs | None) -> tuple[list[nn.Module], list[History]]:
+def _predicted(models: list[nn.Module], data: LabeledImages) -> np.ndarray:
+    """The classes that the models predict, int32 (seeds, N)."""
+    return np.stack([logits_of(model, data).argmax(1).astype(np.int32) for model in models])
+
+
+def _fit_arm(
+    run: RunContext, job: _Job, place: Path, logs: Logs | None, validation: Validation | None
+) -> tuple[list[nn.Module], list[History]]:
     config = run.config
     models = [model.to(device_of(config.device)) for model in new_classifiers(config, run.splits.train)]
     if leads():
@@ -204,6 +221,7 @@ def _fit_arm(run: RunContext, job: _Job, place: Path, logs: Logs | None) -> tupl
         job.steps,
         mixers=job.training.mixers,
         redraw=config.strong,
+        validation=validation,
         logs=logs,
     )
     return models, histories

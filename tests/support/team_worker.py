@@ -19,6 +19,7 @@ from latebloom.train.augment.mixing import Mixer, StrongConfig
 from latebloom.train.augment.policies import PolicyConfig
 from latebloom.train.loop.fit import FitConfig, FitState, History, fit
 from latebloom.train.loop.team import Team, join
+from latebloom.train.loop.validation import Validation
 from latebloom.train.models.build import build
 from latebloom.train.selection.coreset import CoresetConfig
 
@@ -57,11 +58,18 @@ def run(case: str) -> dict[str, torch.Tensor]:
     mixer = Mixer(WORLD, data.labels, 3, (8, 8, 1), 5) if case == "strong" else None
     calls: list[FitState] = []
     (history,) = fit(
-        [model], data, [np.arange(24)], config, [5], mixers=[mixer] if mixer else None, on_epoch=calls.append
+        [model],
+        data,
+        [np.arange(24)],
+        config,
+        [5],
+        mixers=[mixer] if mixer else None,
+        validation=Validation(data.subset(np.arange(9))),
+        on_epoch=calls.append,
     )
     found = {f"weight.{name}": value.clone() for name, value in model.state_dict().items()}
     found["loss"], found["error"] = torch.tensor(history.loss), torch.tensor(history.error)
-    found["calls"] = torch.tensor(len(calls))
+    found["validation"], found["calls"] = torch.tensor(history.validation_error), torch.tensor(len(calls))
     if mixer:
         assert mixer.selection
         found["selected"], found["counts"] = (torch.from_numpy(a) for a in (mixer.selection[1], mixer.times_selected))

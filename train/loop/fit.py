@@ -16,6 +16,7 @@ from latebloom.train.loop.optim import AdaHessian, learning_rate
 from latebloom.train.loop.step import Gradients
 from latebloom.train.loop.team import Team
 from latebloom.train.loop.trajectory import History, Trajectory, batch_ends
+from latebloom.train.loop.validation import Validation
 
 __all__ = ["FitConfig", "FitState", "History", "fit"]
 
@@ -55,6 +56,7 @@ def fit(
     drawn: Callable[[int], int] = int,
     total_steps: Sequence[int] | None = None,
     stop_epoch: int = 0,
+    validation: Validation | None = None,
     device: torch.device | None = None,
     start: FitState | None = None,
     on_epoch: Callable[[FitState], bool | None] | None = None,
@@ -76,6 +78,7 @@ def fit(
             own.
         total_steps: per model, a number of steps instead of the config's; the schedule is of this length.
         stop_epoch: stop each model after so many of its epochs, without changing the schedule; 0: never.
+        validation: measures each model's error after each of its epochs.
         start: a state from `on_epoch` to continue from; the models must hold the weights of that moment.
         on_epoch: called whenever the model with the most steps an epoch ends one, and at the end. With several
             processes it is called only in the leading one, but all must pass one, or none: they gather its state.
@@ -113,7 +116,22 @@ def fit(
     sums = torch.tensor(state.partial if team.leads else np.zeros_like(state.partial), device=device)
     makers: Sequence[Mixer | None] = mixers if mixers is not None else [None] * len(models)
     trajectories = [
-        Trajectory(model, pixels, labels, own, config, seed, mixer, team, total, stop_epoch, history, own_sums, drawn)
+        Trajectory(
+            model,
+            pixels,
+            labels,
+            own,
+            config,
+            seed,
+            mixer,
+            team,
+            total,
+            stop_epoch,
+            history,
+            own_sums,
+            drawn,
+            len(models),
+        )
         for model, own, seed, mixer, total, history, own_sums in zip(
             models, rows, seeds, makers, totals, state.histories, sums, strict=True
         )
@@ -136,7 +154,12 @@ def fit(
         for m, (result, right) in results.items():
             trajectories[m].note(batches[m], result, right)
         for m in active:
-            trajectories[m].close_epoch(state.step, optimizer.param_groups[m]["lr"])
+            ends = trajectories[m].close_epoch(state.step, optimizer.param_groups[m]["lr"])
+            if ends and validation:
+                before = validation.seconds
+                state.histories[m].validation_error.append(validation.error(models[m], team))
+                for trajectory in trajectories:
+                    trajectory.begin += validation.seconds - before
         if on_epoch and (state.step % longest == 0 or state.step == last):
             for model in models:  # also in the middle of an epoch: all processes continue from what one writes
                 team.average_buffers(model)

@@ -21,12 +21,17 @@ __all__ = ["History", "Trajectory", "batch_ends"]
 
 @dataclasses.dataclass
 class History:
-    """Per epoch, over the augmented examples: mean loss, error in 0..1, last learning rate, seconds."""
+    """Per epoch, over the augmented examples: mean loss, error in 0..1, last learning rate, seconds.
+
+    Seconds are of training alone. Of models that are trained together each has an equal part of them. The validation
+    error, in 0..1, is measured after the epoch, where there is a validation split.
+    """
 
     loss: list[float] = dataclasses.field(default_factory=list)
     error: list[float] = dataclasses.field(default_factory=list)
     lr: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list, compare=False)
+    validation_error: list[float] = dataclasses.field(default_factory=list)
 
 
 def batch_ends(length: int, config: FitConfig, processes: int) -> list[int]:
@@ -55,9 +60,11 @@ class Trajectory:
         stop_epoch: stop after so many epochs; 0: after `total` steps.
         history: grows by one entry an epoch.
         sums: float64 (3,), loss, errors and examples of the current epoch so far; changed in place.
+        together: how many models are trained as one.
 
     Attributes:
         per_epoch: steps.
+        begin: when the current epoch began; later by what was no training.
         end: the step to stop at.
     """
 
@@ -76,10 +83,11 @@ class Trajectory:
         history: History,
         sums: Tensor,
         drawn: Callable[[int], int],
+        together: int,
     ) -> None:
         self.model, self.pixels, self.labels, self.rows = model, pixels, labels, rows
         self.config, self.seed, self.mixer, self.team = config, seed, mixer, team
-        self.history, self.sums, self.drawn = history, sums, drawn
+        self.history, self.sums, self.drawn, self.together = history, sums, drawn, together
         length = mixer.length if mixer else len(rows)
         self.per_epoch = config.steps_per_epoch(length)
         self._ends = batch_ends(length, config, team.size)
@@ -115,15 +123,15 @@ class Trajectory:
         if self.right is not None:
             self.right[batch.places] = right.to(torch.int8)
 
-    def close_epoch(self, steps: int, lr: float) -> None:
-        """After so many steps, write the history if an epoch ends here; to be called after each step.
+    def close_epoch(self, steps: int, lr: float) -> bool:
+        """After so many steps, write the history if an epoch ends here, and say so; to be called after each step.
 
         Raises:
             FloatingPointError: the epoch, or the unfinished one at the end of the run, has a loss that is not finite.
         """
         epoch_ends = steps % self.per_epoch == 0
         if not epoch_ends and steps < self.end:
-            return
+            return False
         self.team.average_buffers(self.model)
         loss, errors, seen = self.team.total(self.sums).tolist()
         if not np.isfinite(loss):
@@ -137,7 +145,8 @@ class Trajectory:
             self.history.loss.append(loss / seen)
             self.history.error.append(errors / seen)
             self.history.lr.append(lr)
-            self.history.seconds.append(time.perf_counter() - self.begin)
+            self.history.seconds.append((time.perf_counter() - self.begin) / self.together)
+        return epoch_ends
 
     def state(self) -> dict[str, np.ndarray]:
         """Of the mixer, and `right` of the current epoch; {} without a mixer."""

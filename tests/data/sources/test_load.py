@@ -140,6 +140,44 @@ def test_limits_keep_the_classes_shares(tmp_path: Path) -> None:
             assert splits.test.class_counts().tolist() == counts
 
 
+def test_a_validation_split_has_its_share_of_each_class_and_no_image_of_another_part() -> None:
+    whole = load(DataConfig(train_limit=100))
+    splits = load(DataConfig(train_limit=100, validation_fraction=0.25))
+    assert whole.validation is None
+    assert splits.validation is not None
+    assert splits.train.class_counts().tolist() == [7] * 10  # of ten each, 2.5 rounded to 3
+    assert splits.validation.class_counts().tolist() == [3] * 10
+    both = [*splits.train.sha256, *splits.validation.sha256]
+    assert sorted(both) == sorted(whole.train.sha256)
+    assert len(set(both)) == 100
+    assert splits.test.digest == whole.test.digest
+    places = [whole.train.sha256.index(sha) for sha in splits.validation.sha256]
+    assert places == sorted(places)
+    assert splits.validation.labels.tolist() == whole.train.labels[places].tolist()
+
+
+def test_a_validation_split_is_drawn_by_the_subset_seed_and_a_smaller_one_is_a_part_of_it() -> None:
+    def drawn(fraction: float, seed: int) -> tuple[str, ...]:
+        validation = load(DataConfig(validation_fraction=fraction, subset_seed=seed)).validation
+        assert validation is not None
+        return validation.sha256
+
+    assert drawn(0.3, 1) == drawn(0.3, 1)
+    assert drawn(0.3, 1) != drawn(0.3, 2)
+    assert set(drawn(0.1, 1)) < set(drawn(0.3, 1))
+
+
+def test_a_class_keeps_an_image_to_train_on(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 1, 2])
+    source = save(tmp_path, train_images=pixels(4), train_labels=labels)
+    splits = load(DataConfig(source=source, validation_fraction=0.5))
+    assert splits.train.labels.tolist() == [0, 1, 2]
+    assert splits.validation is not None
+    assert splits.validation.labels.tolist() == [1]
+    with pytest.raises(ValueError, match=r"validation_fraction is 0.1, which is no image of any class of .*4 images"):
+        load(DataConfig(source=source, validation_fraction=0.1))
+
+
 def test_limits_that_cannot_be_met_are_refused() -> None:
     for settings, words in [
         ({"train_limit": 201}, "train_limit is 201 but digits train has 200 images; give at most that"),

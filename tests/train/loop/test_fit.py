@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from latebloom.data.seeds import torch_rng, torch_stream
 from latebloom.train.augment.mixing import Mixer, StrongConfig
 from latebloom.train.augment.policies import PolicyConfig
 from latebloom.train.augment.weak import apply_weak, draw_weak
+from latebloom.train.evaluate import error_rate, logits_of
 from latebloom.train.loop.checkpoint import load_fit, save_fit
 from latebloom.train.loop.fit import FitConfig, FitState, History, fit
 from latebloom.train.loop.optim import AdaHessian
+from latebloom.train.loop.team import Team
+from latebloom.train.loop.validation import Validation
 from latebloom.train.models.build import build
 from latebloom.train.selection.coreset import Coreset, CoresetConfig
 
@@ -623,6 +627,46 @@ def test_every_model_stops_after_its_own_epochs() -> None:
         alone = cnn(m)
         fit([alone], noise(), [UNEQUAL[m]], CONFIG, [10 + m], stop_epoch=2)
         torch.testing.assert_close(bits(models[m]), bits(alone), rtol=1e-4, atol=1e-5)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [CONFIG, SAM])
+def test_validation_measures_each_epoch_and_changes_no_weight(config: FitConfig) -> None:
+    held_out, measured = noise(13), []
+    models, validation = [cnn(m) for m in range(3)], Validation(held_out)
+
+    def measure(_: FitState) -> None:
+        measured.append(error_rate(logits_of(models[0], held_out), held_out.labels))
+
+    seeds = [10, 11, 12]
+    histories = fit(models, noise(), UNEQUAL, config, seeds, validation=validation, on_epoch=measure)
+    assert [len(history.validation_error) for history in histories] == [3, 3, 3]
+    assert histories[0].validation_error == measured
+    without, plain = together(config, UNEQUAL)
+    for m in range(3):
+        assert equal(bits(models[m]), bits(without[m]))
+        assert (histories[m].loss, plain[m].validation_error) == (plain[m].loss, [])
+
+
+def test_the_seconds_of_an_epoch_are_of_training_and_shared_by_models_trained_together() -> None:
+    class Slow(Validation):
+        def error(self, model: nn.Module, team: Team) -> float:
+            time.sleep(0.3)
+            self.seconds += 0.3
+            return super().error(model, team)
+
+    models, histories, validation = [cnn(m) for m in range(3)], [], Slow(noise(3))
+    begin = time.perf_counter()
+    histories = fit(models, noise(), UNEQUAL, CONFIG, [10, 11, 12], validation=validation)
+    elapsed = time.perf_counter() - begin
+    assert validation.seconds >= 9 * 0.3
+    assert sum(sum(history.seconds) for history in histories) <= elapsed - 9 * 0.3
+
+
+def test_a_run_with_validation_resumes_bit_for_bit(tmp_path: Path) -> None:
+    resume_everywhere(tmp_path, UNEQUAL, CONFIG, validation=Validation(noise(7)))
 
 
 # --- going on from a checkpoint --------------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""A validation split: nothing is trained on it or selected from it, and each epoch's error on it is kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from latebloom.data.config import PerturbConfig
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import SELECT, RetrainFacts, retrain_key
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import images_of
+from latebloom.flows.stages.training import arm_is_done
+from latebloom.flows.stages.training_sets import images_for, training_set
+
+Tiny = Callable[..., CompareConfig]
+ARMS = ("original", "ours-3", "upsample-3", "original+random")
+SPLIT = {"data.validation_fraction": 0.2, "arms": ARMS, "strong.coreset": {"fraction": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def held_out(tiny: Tiny, story: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A finished run with a validation split of 10 or so of 60 digits, and its config. Read only."""
+    config = tiny(SPLIT)
+    return SimpleNamespace(config=config, run=story.all_stages(tmp_path_factory.mktemp("held out") / "run", config))
+
+
+def facts(run: RunFolder, arm: str) -> RetrainFacts:
+    return run.record(retrain_key(arm, "sgd")).facts
+
+
+def test_no_validation_image_is_trained_on_by_any_arm_or_selected(held_out: SimpleNamespace) -> None:
+    run = RunContext(held_out.run, held_out.config)
+    validation = run.splits.validation
+    assert validation is not None
+    assert len(validation) + len(run.splits.train) == 60
+    kept_out = set(validation.sha256)
+    assert len(kept_out) == len(validation) >= 10
+    for arm in held_out.config.parsed_arms:
+        images = images_for(run, {arm.name})
+        for rows in training_set(run, arm, images).rows:
+            assert not kept_out & {images.data.sha256[row] for row in rows}
+    (outputs,) = run.early_arrays(0, "labels")
+    assert outputs.tolist() == run.splits.train.labels.tolist()
+    assert run.selected("cluster", 0).max() < len(run.splits.train)
+    sources = run.plan["source_index"].to_numpy()
+    assert len(sources)
+    assert sources.max() < len(run.splits.train)
+    assert all(count < len(run.splits.train) for count in held_out.run.record(SELECT).facts.slow)
+
+
+def test_the_validation_error_of_each_epoch_is_kept(held_out: SimpleNamespace) -> None:
+    validation = images_of(held_out.config).validation
+    assert validation is not None
+    for arm in ARMS:
+        found, place = facts(held_out.run, arm), held_out.run.path / f"retrained/{arm}-sgd"
+        with np.load(place / "predictions.npz") as arrays:
+            assert arrays["test"].shape == (2, 50)
+            predicted = arrays["validation"]
+        assert (predicted.dtype, predicted.shape) == (np.int32, (2, len(validation)))
+        assert (predicted != validation.labels).mean(1).tolist() == found.validation_errors
+        assert [curve[-1] for curve in found.validation_by_epoch] == found.validation_errors
+        assert [len(curve) for curve in found.validation_by_epoch] == [3, 3]
+        assert [len(seconds) for seconds in found.epoch_seconds] == [3, 3]
+        lines = [json.loads(line) for line in (place / "log/seed-1/log.jsonl").read_text().splitlines()]
+        assert [line["validation_error"] for line in lines] == found.validation_by_epoch[1]
+
+
+def test_without_a_validation_split_there_is_no_validation_error(pristine: RunFolder) -> None:
+    found = facts(pristine, "original")
+    assert (found.validation_errors, found.validation_by_epoch) == ([], [])
+    assert [len(seconds) for seconds in found.epoch_seconds] == [3, 3]
+    with np.load(pristine.path / "retrained/original-sgd/predictions.npz") as arrays:
+        assert arrays.files == ["test"]
+
+
+def test_another_split_trains_again_and_the_same_does_not(held_out: SimpleNamespace, tiny: Tiny) -> None:
+    assert arm_is_done(held_out.run, held_out.config, "original", "sgd")
+    for other in ({"data.validation_fraction": 0.3}, {"data.subset_seed": 1}):
+        assert not arm_is_done(held_out.run, tiny(SPLIT | other), "original", "sgd")
+
+
+def test_what_makes_training_harder_leaves_the_validation_split_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    plain = images_of(tiny(SPLIT))
+    harder = images_of(tiny(SPLIT | {"perturb": PerturbConfig(noise="symmetric", imbalance="long_tailed")}))
+    assert plain.validation is not None
+    assert harder.validation is not None
+    assert harder.validation.digest == plain.validation.digest
+    assert harder.train.digest != plain.train.digest
