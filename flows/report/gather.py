@@ -22,7 +22,16 @@ from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelect
 from latebloom.flows.report.statistics import class_errors
 from latebloom.flows.report.verdicts import compare, sentences
 from latebloom.flows.run.folder import Record, RunFolder
-from latebloom.flows.run.records import EARLY, GENERATE, SELECT, EarlyFacts, GenerateFacts, GeneratorFacts, retrain_key
+from latebloom.flows.run.records import (
+    EARLY,
+    GENERATE,
+    SCOUT,
+    SELECT,
+    EarlyFacts,
+    GenerateFacts,
+    GeneratorFacts,
+    retrain_key,
+)
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.fidelity import frechet_by_level, inception_by_level
 from latebloom.flows.stages.loaders import perturbed
@@ -66,6 +75,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         {names: class_errors(classes, test.labels, test.num_classes) for names, classes in predicted.items()},
     )
     records += [run.planned, made] if made else []
+    records += [folder.record(SCOUT)] if config.wants_scout else []
     report = Report(
         title=f"Latebloom: {config.data.source}",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

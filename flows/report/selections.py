@@ -26,7 +26,7 @@ __all__ = [
     "usage",
 ]
 
-_PICTURES = 12  # images of a gallery
+_PICTURES = 11  # images of a gallery: a row
 _LOADED = 3  # selected images that are shown with those for which they stand
 
 
@@ -235,7 +235,9 @@ def pictures_of(run: RunContext, found: Selected) -> list[tuple[str, list[tuple[
         often = often[times[often] > 0]
         never = np.flatnonzero(times == 0)
         never = never[np.linspace(0, len(never) - 1, min(_PICTURES, len(never))).astype(int)]  # from all classes alike
-        galleries.append((f"{one.arm}: selected most often", _captioned(run, often, [f"{n} ×" for n in times[often]])))
+        galleries.append(
+            (f"{one.arm}: selected most often", _captioned(run, often, [f"{n} times" for n in times[often]]))
+        )
         galleries.append((f"{one.arm}: never selected", _captioned(run, never, [""] * len(never))))
         owner = rounds.owner[:n_real]
         counts = np.bincount(rounds.owner[rounds.owner >= 0], minlength=n_real)[:n_real] if owner.size else owner
@@ -251,6 +253,6 @@ def _captioned(run: RunContext, rows: np.ndarray, notes: Sequence[str]) -> list[
     if not len(rows):
         return []
     return [
-        (" ".join(filter(None, (train.class_names[train.labels[row]], note))), image)
+        (", ".join(filter(None, (train.class_names[train.labels[row]], note))), image)
         for row, note, image in zip(rows, notes, train.pixels(rows), strict=True)
     ]

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latebloom.data.store import digest_file
+from latebloom.data.store import digest_file, read_json
 from latebloom.flows.artifacts.pages import stage_page
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report import gather
+from latebloom.flows.report.results import Report
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import SCOUT, RetrainFacts, retrain_key
 from latebloom.flows.stages import checks, fitting, scout, training
@@ -152,6 +154,14 @@ def test_the_server_is_shown_what_the_scouts_are(scouted: SimpleNamespace) -> No
     page = stage_page(scouted.run, SCOUT)
     assert "| network | small-cnn |" in page
     assert "| epochs | 2 |" in page
+
+
+def test_the_report_has_what_the_scouts_cost(scouted: SimpleNamespace, tmp_path: Path) -> None:
+    shutil.copytree(scouted.run.path, tmp_path / "run")
+    gather.write(RunFolder(tmp_path / "run"), scouted.config)
+    report = Report.from_json(read_json(tmp_path / "run/report.json"))
+    assert [stage.seconds > 0 for stage in report.stages if stage.stage == "scout"] == [True]
+    assert {one["arm"]: one["rounds"] for one in report.selectors["usage"]} == dict.fromkeys(ARMS, 1)
 
 
 def test_warm_epochs_outside_a_given_selection_are_refused(tiny: Tiny) -> None:
