@@ -8,7 +8,9 @@ from typing import Literal
 
 __all__ = ["OTHER_COLOUR", "STATES", "THRESHOLDS", "ImageState", "State", "Threshold"]
 
-State = Literal["ok", "nan", "flat", "unsafe", "off_label", "near_reference", "near_real", "duplicate"]
+State = Literal[
+    "ok", "nan", "flat", "unsafe", "off_label", "far_from_reference", "near_reference", "near_real", "duplicate"
+]
 
 _CLIP = "name a CLIP model in scores.clip"
 
@@ -20,12 +22,18 @@ class Threshold:
     Attributes:
         name: of the setting in `quality`. An image fails below it; where it is a switch, above 0.
         score: the column that it limits.
-        remedy: how to have the score measured, where it is not always; then the default of the setting is off.
+        remedy: how to have the score measured, where it is not always; empty: an image without it fails.
+        off: the setting's value that lets every image pass; None: it is always on.
+        times: the limit is the setting times this column; empty: the setting itself.
+        ceiling: an image fails above the limit instead.
     """
 
     name: str
     score: str
     remedy: str = ""
+    off: float | None = None
+    times: str = ""
+    ceiling: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +61,26 @@ STATES: dict[State, ImageState] = {
     "unsafe": ImageState(
         "the safety checker flagged it",
         "#be185d",
-        (Threshold("drop_unsafe", "unsafe", "turn scores.safety on with a generator that ships a safety checker"),),
+        (
+            Threshold(
+                "drop_unsafe", "unsafe", "turn scores.safety on with a generator that ships a safety checker", False
+            ),
+        ),
     ),
     "off_label": ImageState(
         "a classifier sees too little of its label in it",
         "#c2410c",
         (
-            Threshold("min_label_probability", "label_probability"),
-            Threshold("min_clip_score", "clip_score", _CLIP),
-            Threshold("min_clip_margin", "clip_margin", _CLIP),
+            Threshold("min_label_ratio", "label_probability", off=0, times="reference_label_probability"),
+            Threshold("min_label_probability", "label_probability", off=0),
+            Threshold("min_clip_score", "clip_score", _CLIP, -1.0),
+            Threshold("min_clip_margin", "clip_margin", _CLIP, -2.0),
         ),
+    ),
+    "far_from_reference": ImageState(
+        "differs from its reference by more than the noise of its level explains",
+        "#a16207",
+        (Threshold("max_distance_ratio", "distance_ratio", off=0, ceiling=True),),
     ),
     "near_reference": ImageState(
         "hardly differs from its reference", "#1d4ed8", (Threshold("min_distance", "reference_distance"),)
@@ -70,12 +88,12 @@ STATES: dict[State, ImageState] = {
     "near_real": ImageState(
         "hardly differs from another real image",
         "#0369a1",
-        (Threshold("min_real_distance", "nearest_real_distance", "score with a reference classifier"),),
+        (Threshold("min_real_distance", "nearest_real_distance", "score with a reference classifier", 0.0),),
     ),
     "duplicate": ImageState(
         "hardly differs from another image of the set",
         "#6b7280",
-        (Threshold("min_duplicate_distance", "duplicate_distance", "measure it over the whole set"),),
+        (Threshold("min_duplicate_distance", "duplicate_distance", "measure it over the whole set", 0.0),),
     ),
 }
 OTHER_COLOUR = "#b00020"  # of a state that another version wrote

@@ -307,12 +307,19 @@ class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="unsafe: drop what the generator's own safety checker flags. Needs a generator that ships one; "
         "it gives many false alarms on small images",
     )
-    min_label_probability: float = Field(
-        0.01,
+    min_label_ratio: float = Field(
+        0.1,
         ge=0,
         le=1,
-        description="off_label below: probability of the label under the early classifier, 0 (never) to 1. "
-        "Keep it low: many real slow examples have a low probability too",
+        description="off_label below: probability of the label under the reference classifier, divided by that of the "
+        "reference itself, 0 (off) to 1. So a variant of a slow example may be as doubtful as that example",
+    )
+    min_label_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="off_label below: the same probability by itself, 0 (off) to 1. It drops variants of the slowest "
+        "examples first, since these have a low probability too",
     )
     min_clip_score: float = Field(
         -1.0,
@@ -330,6 +337,13 @@ class QualityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     min_distance: float = Field(
         1.0, ge=0, le=255, description="near_reference below: root-mean-square distance to the reference in grey levels"
+    )
+    max_distance_ratio: float = Field(
+        4.5,
+        ge=0,
+        le=1000,
+        description="far_from_reference above: distance to the reference by the distance that the noise of the level "
+        "explains, at most about 1 for a perfect generator; 0 (off) to 1000",
     )
     min_real_distance: float = Field(
         0.0,

@@ -28,6 +28,7 @@ from latebloom.synth.scoring.quality import (
     score,
     states,
 )
+from latebloom.synth.scoring.spread import Spread
 from latebloom.synth.sizes import Frame, buckets
 
 __all__ = ["Drawn", "Probe", "Scorers", "describe", "draw", "probe", "reference"]
@@ -44,12 +45,17 @@ class Scorers:
     Attributes:
         classifier: the reference classifier.
         real: features of the training images, by the same classifier.
+        spread: how much the training images differ.
+        pixel_noise: whether the generator adds its noise to pixels. Where it does not, the noise of a level says
+            nothing of pixels, and a variant may be as far from its reference as any other image.
         clip: CLIP score and margin of images and their labels.
         safety: the safety checker's flag.
     """
 
     classifier: ReferenceClassifier
     real: RealFeatures
+    spread: Spread
+    pixel_noise: bool
     clip: ClipScore | None = None
     safety: SafetyFlag | None = None
 
@@ -292,6 +298,7 @@ def describe(
     drawn: Drawn,
     quality: QualityConfig,
     scorers: Scorers,
+    sizes: SizeConfig = SizeConfig(),
 ) -> pa.Table:
     """Score what was drawn of `plan`: rows of `SYNTHETIC_SCHEMA` in the same order, without those that failed.
 
@@ -304,6 +311,12 @@ def describe(
     names = plan["item_id"].to_pylist()
     labels, sources = plan["label"].to_numpy(), plan["source_index"].to_numpy()
     seen = _as_trained(drawn.images, rows, data)
+    levels = {steps: generator.level(steps) for steps in set(plan["level_steps"].to_pylist())}
+    row_levels = [levels[steps] for steps in plan["level_steps"].to_pylist()]
+    # Where the generator works at a smaller size, its noise hides more of an image. Where it works at a larger one it
+    # hides less, how much depends on the resampling; then the bound is a loose one.
+    scale = min(1.0, (sizes.work_size or generator.size) / min(data.image_shape[:2])) ** 2
+    snr = np.exp([level.log_snr for level in row_levels]) * scale if scorers.pixel_noise else np.zeros(len(rows))
     scores = score(
         seen,
         _as_trained(drawn.unchanged, rows, data),
@@ -312,11 +325,12 @@ def describe(
         sources,
         scorers.classifier,
         scorers.real,
+        data.pixels(np.unique(sources)),
+        scorers.spread,
+        snr,
         scorers.clip,
         scorers.safety,
     )
-    levels = {steps: generator.level(steps) for steps in set(plan["level_steps"].to_pylist())}
-    row_levels = [levels[steps] for steps in plan["level_steps"].to_pylist()]
     columns = {name: plan[name] for name in plan.column_names} | {
         "image": [{"bytes": drawn.blobs[row], "path": f"{name}.png"} for row, name in zip(rows, names, strict=True)],
         "seed": drawn.seeds[rows],

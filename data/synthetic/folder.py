@@ -30,7 +30,7 @@ from latebloom.data.store import (
 
 __all__ = ["SYNTHETIC_SCHEMA", "PartRecord", "SyntheticFolder"]
 
-FORMAT = 2
+FORMAT = 3
 
 # The image column is the Hugging Face layout; `datasets` and pyarrow both read it.
 SYNTHETIC_SCHEMA = pa.schema(
@@ -59,7 +59,9 @@ SYNTHETIC_SCHEMA = pa.schema(
         ("brightness", pa.float64()),
         ("contrast", pa.float64()),
         ("label_probability", pa.float64()),
+        ("reference_label_probability", pa.float64()),
         ("reference_distance", pa.float64()),
+        ("distance_ratio", pa.float64()),
         ("feature_distance", pa.float64()),
         ("nearest_real_distance", pa.float64()),
         ("nearest_real_index", pa.int64()),
@@ -213,7 +215,7 @@ class SyntheticFolder:
             if rows and digest_file(file) == file.stem.partition("-")[2]:
                 wanted -= {names[row] for row in rows}
                 tables.append(read_table(file).take(rows).replace_schema_metadata())
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables, promote_options="default")  # an older version had fewer scores
 
     def _cached_items(self, made: str) -> dict[Path, list[str]]:
         found = {}
@@ -260,7 +262,10 @@ class SyntheticFolder:
             raise ValueError(f"{self.path} has no manifest.json: not a synthetic data set, or one not finished yet")
         manifest: dict[str, Any] = read_json(file)
         if manifest.get("format") != FORMAT:
-            raise ValueError(f"{file} has format {manifest.get('format')}, this version reads {FORMAT}")
+            raise ValueError(
+                f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; run `latebloom generate` "
+                "with its settings again: its images are kept and only scored anew"
+            )
         return manifest
 
     def damaged(self) -> list[str]:

@@ -212,7 +212,12 @@ def _limits(values: dict[str, Any], quality: dict[str, Any]) -> dict[str, dict[s
         score = threshold.score
         if name in quality and score in values:
             value, limit = values[score], quality[name]
-            passes = not (limit and value > 0) if isinstance(limit, bool) else value >= limit
+            if threshold.times:
+                limit *= values[threshold.times]
+            if threshold.ceiling:
+                passes = limit == threshold.off or value <= limit
+            else:
+                passes = not (limit and value > 0) if isinstance(limit, bool) else value >= limit
             limits[name] = {"score": score, "value": _known(values, score)[score], "limit": limit}
             limits[name]["passes"] = None if math.isnan(value) else passes
     return limits
@@ -223,12 +228,16 @@ def _why(state: str, limits: dict[str, dict[str, Any]]) -> str:
     words = next((known.words for name, known in STATES.items() if name == state), "kept out by its scores")
     own = {name: limit for name, limit in limits.items() if THRESHOLDS[name][1] == state}
     missed = [name for name, limit in own.items() if limit["passes"] is False] or list(own)
-    reasons = [
-        f"{own[name]['score']} is {_number(own[name]['value'])}, "
-        + ("and drop_unsafe is on" if name == "drop_unsafe" else f"below {name} = {own[name]['limit']:g}")
-        for name in missed
-    ]
+    reasons = [f"{own[name]['score']} is {_number(own[name]['value'])}, {_missed(name, own[name])}" for name in missed]
     return f"{words}: {'; '.join(reasons)}" if reasons else words
+
+
+def _missed(name: str, limit: dict[str, Any]) -> str:
+    threshold = THRESHOLDS[name][0]
+    if isinstance(limit["limit"], bool):
+        return f"and {name} is on"
+    times = f" times {threshold.times}" if threshold.times else ""
+    return f"{'above' if threshold.ceiling else 'below'} {name}{times} = {limit['limit']:g}"
 
 
 def _number(value: float | None) -> str:

@@ -113,7 +113,8 @@ class RunContext:
         """Digest of all that decides the images of a part and their scores; the states follow from the scores."""
         if number not in self._keys:
             rows = self.parts[number].to_pydict()
-            self._keys[number] = digest_json({"made": self.made, "rows": rows, "scorers": self.scorer_digests})
+            scored = {"scores": 2, "scorers": self.scorer_digests}
+            self._keys[number] = digest_json({"made": self.made, "rows": rows, **scored})
         return self._keys[number]
 
     @cached_property

@@ -13,10 +13,11 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.stages.classifiers import loaded_classifiers
 from latebloom.flows.stages.loaders import device_of, images_of
 from latebloom.synth.generate import Scorers
-from latebloom.synth.generators.load import generator_folder
+from latebloom.synth.generators.load import generator_folder, kind_of
 from latebloom.synth.prompts import names_of
 from latebloom.synth.scoring.clip import ClipScorer, SafetyScorer, clip_digest, safety_digest
 from latebloom.synth.scoring.quality import RealFeatures
+from latebloom.synth.scoring.spread import Spread
 from latebloom.train.evaluate import features_of
 
 __all__ = ["check_named", "forget_named", "named_reference", "reference_digest", "scorer_digests", "scorers_of"]
@@ -88,7 +89,8 @@ def scorers_of(config: CompareConfig, reference: Sequence[nn.Module]) -> Scorers
         found = [features_of(model, batch) for model in reference]
         return np.mean([torch.from_numpy(logits).softmax(1).numpy() for logits, _ in found], 0), found[0][1]
 
-    return Scorers(classify, RealFeatures.of(features_of(reference[0], train)[1]), clip, safety)
+    real, spread = RealFeatures.of(features_of(reference[0], train)[1]), Spread.of(train.pixels, len(train))
+    return Scorers(classify, real, spread, kind_of(config.generate) == "pixel", clip, safety)
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from latebloom.flows.run.folder import Cost, Partial, RunFolder, measured
 from latebloom.flows.run.progress import say, warn
 from latebloom.flows.run.records import GENERATE, GenerateFacts
 from latebloom.flows.stages.context import RunContext, kept_context
+from latebloom.flows.stages.dropped import columns_of_filter, quartiles, quartiles_in_words, warnings
 from latebloom.flows.stages.loaders import generator_of
 from latebloom.flows.stages.planning import batch_sizes, distinct_prompts, generator_config
 from latebloom.flows.stages.thresholds import with_states_of_now
@@ -124,7 +125,7 @@ def make_one_part(
         sizes = batch_sizes(folder, config, generator)
         drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known)
         # All of the part at once, also what was there: its scores must not depend on when it was made.
-        rows = describe(generator, train, part, drawn, config.quality, scorers)
+        rows = describe(generator, train, part, drawn, config.quality, scorers, config.sizes)
     already = run.synthetic.kept_part(number, key)
     if already and not already.failures:
         return already  # a worker that was taken for lost, or this one, was: the data set may be finished by now
@@ -194,6 +195,12 @@ def finish_synthetic(folder: RunFolder, config: CompareConfig) -> str:
         peak = max((record.peak_memory_mb for record in records), default=0.0)
         facts = GenerateFacts(denoiser_calls=calls, digest=digest)
         stage.finish([run.synthetic.path / "manifest.json"], facts, Cost(seconds, peak))
+    table = columns_of_filter(run)
+    found = quartiles(table, config.train_states)
+    if any(quartile.dropped for quartile in found):
+        say(f"generate: {quartiles_in_words(found)}")
+    for line in warnings(run, table):
+        warn(line)
     return digest
 
 

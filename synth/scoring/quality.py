@@ -7,6 +7,7 @@ import numpy as np
 
 from latebloom.data.states import STATES, THRESHOLDS, State, Threshold
 from latebloom.synth.config import QualityConfig
+from latebloom.synth.scoring.spread import Spread
 
 __all__ = [
     "ClipScore",
@@ -47,7 +48,9 @@ class Scores:
         brightness: float64 (n,), mean over all pixels and channels in grey levels, 0..255; 0 is black.
         contrast: float64 (n,), of `contrast`.
         label_probability: float64 (n,), of the image's label under the reference classifier, 0..1.
+        reference_label_probability: float64 (n,), the same of the reference itself, the real image.
         reference_distance: float64 (n,), root-mean-square difference to the reference in grey levels, 0..255.
+        distance_ratio: float64 (n,), of `Spread.ratio`: distance to the reference by what the level's noise explains.
         feature_distance: float64 (n,), cosine distance to the reference, 0..2.
         nearest_real_distance: float64 (n,), cosine distance to the nearest real image that is not the reference, 0..2;
             inf where there is no other.
@@ -63,7 +66,9 @@ class Scores:
     brightness: np.ndarray
     contrast: np.ndarray
     label_probability: np.ndarray
+    reference_label_probability: np.ndarray
     reference_distance: np.ndarray
+    distance_ratio: np.ndarray
     feature_distance: np.ndarray
     nearest_real_distance: np.ndarray
     nearest_real_index: np.ndarray
@@ -115,6 +120,9 @@ def score(
     sources: np.ndarray,
     classifier: ReferenceClassifier,
     real: RealFeatures,
+    originals: np.ndarray,
+    spread: Spread,
+    snr: np.ndarray,
     clip: ClipScore | None = None,
     safety: SafetyFlag | None = None,
 ) -> Scores:
@@ -122,10 +130,13 @@ def score(
 
     Args:
         images: uint8 (n, H, W, C).
-        references: uint8 (n, H, W, C), what each was made from.
+        references: uint8 (n, H, W, C), what each was made from: a real image as resampling leaves it.
         finite: bool (n,).
         labels: int64 (n,).
         sources: int64 (n,), the row of each reference in `real`.
+        originals: uint8 (m, H, W, C), the real images of the m distinct `sources`, in ascending order of these.
+        spread: of the training images.
+        snr: float64 (n,), of the noise that each image was made from; 0: pure noise, or not known in pixels.
         classifier: the reference classifier, whose features are in `real`.
     """
     brightness, distance = np.empty(len(images)), np.empty(len(images))
@@ -135,6 +146,7 @@ def score(
         pixels -= references[rows].reshape(pixels.shape)
         distance[rows] = np.sqrt((pixels**2).mean(1))
     probabilities, features = classifier(images)
+    of_originals, place = classifier(originals)[0], np.unique(sources, return_inverse=True)[1]
     unit = _unit(features)
     nearest = real.nearest_other(unit, sources)
     unmeasured = np.full(len(images), np.nan)
@@ -144,7 +156,9 @@ def score(
         brightness=brightness,
         contrast=contrast(images),
         label_probability=probabilities[np.arange(len(labels)), labels].astype(np.float64),
+        reference_label_probability=of_originals[place, labels].astype(np.float64),
         reference_distance=distance,
+        distance_ratio=spread.ratio(images, references, snr),
         feature_distance=_cosine_distance(unit, real.unit[sources]),
         nearest_real_distance=np.where(nearest < 0, np.inf, _cosine_distance(unit, real.unit[nearest])),
         nearest_real_index=nearest,
@@ -164,7 +178,7 @@ def check_scorers(config: QualityConfig, *, clip: bool, safety: bool) -> None:
     measured = {"clip_score": clip, "clip_margin": clip, "unsafe": safety}
     for threshold, _ in THRESHOLDS.values():
         if not measured.get(threshold.score, True) and _is_on(config, threshold):
-            raise ValueError(f"{_asked(config, threshold)}: {threshold.remedy}, or set it to {_off(threshold)}")
+            raise ValueError(f"{_asked(config, threshold)}: {threshold.remedy}, or set it to {threshold.off}")
 
 
 def states(scores: Scores, config: QualityConfig) -> list[State]:
@@ -186,26 +200,26 @@ def states(scores: Scores, config: QualityConfig) -> list[State]:
 def _fails(scores: Scores, config: QualityConfig, threshold: Threshold) -> np.ndarray:
     """bool (n,): which images fail a threshold."""
     values: np.ndarray = getattr(scores, threshold.score)
-    limit: float | bool = getattr(config, threshold.name)
-    if not threshold.remedy:
-        return np.asarray(~(values >= limit))  # a NaN score must not pass: hence "not at least" instead of "below"
     if not _is_on(config, threshold):
         return np.zeros(len(values), bool)
-    missing = int(np.isnan(values).sum())
-    if missing:
+    limit: float | bool = getattr(config, threshold.name)
+    bound = np.full(len(values), float(limit))
+    if threshold.times:
+        bound *= getattr(scores, threshold.times)
+    missing = int((np.isnan(values) | np.isnan(bound)).sum())
+    if missing and threshold.remedy:
         raise ValueError(
             f"{_asked(config, threshold)}, but {missing} of {len(values)} images have no such score: "
-            f"{threshold.remedy}, or set it to {_off(threshold)}"
+            f"{threshold.remedy}, or set it to {threshold.off}"
         )
-    return np.asarray(values > 0 if isinstance(limit, bool) else values < limit)
-
-
-def _off(threshold: Threshold) -> object:
-    return QualityConfig.model_fields[threshold.name].default
+    if isinstance(limit, bool):
+        return np.asarray(values > 0)
+    # A NaN score must not pass: hence "not at least" instead of "below".
+    return np.asarray(~(values <= bound) if threshold.ceiling else ~(values >= bound))
 
 
 def _is_on(config: QualityConfig, threshold: Threshold) -> bool:
-    return bool(getattr(config, threshold.name) != _off(threshold))
+    return bool(getattr(config, threshold.name) != threshold.off)
 
 
 def _asked(config: QualityConfig, threshold: Threshold) -> str:

@@ -70,7 +70,8 @@ def settings(generator: Path) -> dict[str, Any]:
         "plan": {"k": 3, "levels": (3, 5), "part_size": 7},
         "sample": {"grid": 10},
         "generate": {"generator": str(generator), "batch_size": 8},
-        "quality": {"min_contrast": 0, "min_label_probability": 0, "min_distance": 0},  # every image is ok
+        # Every image is ok.
+        "quality": {"min_contrast": 0, "min_label_ratio": 0, "max_distance_ratio": 0, "min_distance": 0},
         "device": "cpu",
     }
 

@@ -21,9 +21,11 @@ from latebloom.synth.plan import Request, make_plan, requests
 from latebloom.synth.sampling.denoiser import Made, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
 from latebloom.synth.scoring.quality import RealFeatures, fingerprints
+from latebloom.synth.scoring.spread import Spread
 
 SAMPLE = SampleConfig(sampler="ddpm", grid=10, guidance_scale=1)
 AS_STORED = SizeConfig(returned="source")
+AT_ANY_DISTANCE = QualityConfig(max_distance_ratio=0)  # fakes draw what has nothing to do with the reference
 
 
 def plan_of(data: LabeledImages, wanted: list[Request], grid: int = 10) -> pa.Table:
@@ -36,7 +38,8 @@ def certain(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scorers(data: LabeledImages, **changes: Any) -> Scorers:
-    return dataclasses.replace(Scorers(certain, RealFeatures.of(certain(data.pixels())[1])), **changes)
+    real, spread = RealFeatures.of(certain(data.pixels())[1]), Spread.of(data.pixels, len(data))
+    return dataclasses.replace(Scorers(certain, real, spread, pixel_noise=True), **changes)
 
 
 def drawn_of(
@@ -154,7 +157,7 @@ def test_what_fails_a_threshold_is_a_row_with_a_state(fakes: SimpleNamespace) ->
 
     def classifier(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         probability, features = np.full((len(images), 4), 0.25), certain(images)[1]
-        probability[2, 2] = 0
+        probability[(images == drawings[2]).all((1, 2, 3)), 2] = 0  # and not in its reference
         return probability, features
 
     plan = plan_of(data, [Request(i, 2 + i, 0) for i in range(4)])  # the deepest, made first, is last here
@@ -166,7 +169,7 @@ def test_what_fails_a_threshold_is_a_row_with_a_state(fakes: SimpleNamespace) ->
     assert strict["reference_distance"][1].as_py() == 0
     assert strict["feature_distance"][1].as_py() == 0
     np.testing.assert_array_equal(np.stack(pixels(strict)), drawings)
-    none = QualityConfig(min_contrast=0, min_label_probability=0, min_distance=0)
+    none = QualityConfig(min_contrast=0, min_label_ratio=0, min_distance=0)
     loose = part_of(generator, data, plan, scored_by=scorers(data, classifier=classifier), quality=none)
     assert loose["state"].to_pylist() == ["ok"] * 4
 
@@ -177,6 +180,8 @@ def test_scorers_see_the_images_in_plan_order_and_their_word_on_the_own_label_co
     seen: list[np.ndarray] = []
 
     def classifier(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(images) == 2:  # the references
+            return np.full((2, 3), [[0.5], [0.25]], np.float32), certain(images)[1]
         seen.append(images)
         return np.arange(12, dtype=np.float32).reshape(4, 3) / 12, certain(images)[1]
 
@@ -189,20 +194,21 @@ def test_scorers_see_the_images_in_plan_order_and_their_word_on_the_own_label_co
         return np.array([0.0, 1.0, 0.0, 0.0])
 
     plan = plan_of(tiny_images, requests(np.array([0, 1]), (5, 2)))
-    scored_by = Scorers(classifier, RealFeatures.of(certain(tiny_images.pixels())[1]), clip, safety)
+    scored_by = scorers(tiny_images, classifier=classifier, clip=clip, safety=safety)
     part = part_of(
         fakes.Generator(lambda references, _: 255 - references),
         tiny_images,
         plan,
         scored_by=scored_by,
         batch_size=3,
-        quality=QualityConfig(drop_unsafe=True, min_label_probability=0),
+        quality=QualityConfig(drop_unsafe=True, min_label_ratio=0, max_distance_ratio=0),
     )
     assert len(seen) == 3
     for images in seen:
         np.testing.assert_array_equal(images, np.stack(pixels(part)))
     assert part["label"].to_pylist() == [0, 0, 1, 1]
     assert part["label_probability"].to_pylist() == pytest.approx([0 / 12, 3 / 12, 7 / 12, 10 / 12])
+    assert part["reference_label_probability"].to_pylist() == [0.5, 0.5, 0.25, 0.25]
     assert part["clip_score"].to_pylist() == [0, 0, 0.1, 0.1]
     assert part["clip_margin"].to_pylist() == [0, 0, 0.05, 0.05]
     assert part["unsafe"].to_pylist() == [0, 1, 0, 0]
@@ -379,7 +385,7 @@ def test_an_image_that_is_not_finite_or_flat_is_drawn_once_more_with_a_seed_of_i
 ) -> None:
     plan = plan_of(tiny_images, requests(np.arange(6), (2,)))  # labels 0, 1, 2, 0, 1, 2
     generator = fakes.Generator(Moody(plan, nan=(0,), flat=(1,)))
-    part = part_of(generator, tiny_images, plan)
+    part = part_of(generator, tiny_images, plan, quality=AT_ANY_DISTANCE)
     before = plan["seed"].to_pylist()
     again = [child_seed(seed, "retry") for seed in before]
     expected = [again[0], again[1], before[2], again[3], again[4], before[5]]
@@ -396,7 +402,7 @@ def test_an_image_that_is_not_finite_or_flat_is_drawn_once_more_with_a_seed_of_i
 def test_what_fails_twice_is_a_row_with_a_state(fakes: SimpleNamespace, tiny_images: LabeledImages) -> None:
     plan = plan_of(tiny_images, requests(np.arange(3), (2,)))
     generator = fakes.Generator(Moody(plan, nan=(0,), flat=(1,), mends=False))
-    part = part_of(generator, tiny_images, plan)
+    part = part_of(generator, tiny_images, plan, quality=AT_ANY_DISTANCE)
     assert part["state"].to_pylist() == ["nan", "flat", "ok"]
     assert part["finite"].to_pylist() == [False, True, True]
     assert part["attempt"].to_pylist() == [1, 1, 0]

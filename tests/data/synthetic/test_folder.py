@@ -49,7 +49,9 @@ def table(first: int = 0, n: int = 3, **changes: Any) -> pa.Table:
         "brightness": [float(i) for i in numbers],
         "contrast": [10.0] * n,
         "label_probability": [0.9] * n,
+        "reference_label_probability": [0.95] * n,
         "reference_distance": [20.0] * n,
+        "distance_ratio": [0.8] * n,
         "feature_distance": [0.3] * n,
         "nearest_real_distance": [0.2] * n,
         "nearest_real_index": [4] * n,
@@ -382,10 +384,12 @@ def test_the_manifest_removes_what_an_older_run_left(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    for found in [None, "2"]:
+    for found in [None, 2, "3"]:
         folder = written(tmp_path)
         write_json(tmp_path / "manifest.json", folder.manifest() | {"format": found})
-        with pytest.raises(ValueError, match=rf"manifest\.json has format {found}, this version reads 2$"):
+        with pytest.raises(
+            ValueError, match=rf"manifest\.json has format {found}, this version reads 3; run `latebloom generate`"
+        ):
             folder.rows()
 
 
@@ -414,6 +418,14 @@ def test_parts_in_the_cache_are_found_again_by_item(tmp_path: Path) -> None:
     assert found["item_id"].to_pylist() == [items[1]]
     assert found["image"].to_pylist() == everything.slice(1, 1)["image"].to_pylist()
     assert folder.cached("b" * 64, items).num_rows == 0
+    (cached,) = (tmp_path / ".cache").iterdir()
+    older = pq.read_table(cached).drop_columns(["distance_ratio"])  # of a version with fewer scores
+    pq.write_table(older, tmp_path / "older.parquet")
+    cached.unlink()
+    name = f"{'a' * 16}-{digest_file(tmp_path / 'older.parquet')}.parquet"
+    (tmp_path / "older.parquet").rename(tmp_path / ".cache" / name)
+    found = folder.cached("a" * 64, [items[1]])
+    assert (found["item_id"].to_pylist(), found["distance_ratio"].to_pylist()) == ([items[1]], [None])
     (cached,) = (tmp_path / ".cache").iterdir()
     cached.write_bytes(cached.read_bytes()[:-9] + b"x" * 9)
     with pytest.raises((ValueError, OSError)):

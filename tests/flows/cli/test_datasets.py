@@ -285,10 +285,21 @@ def test_every_threshold_is_known_with_its_score_and_state() -> None:
         ({"contrast": math.nan}, "flat", "contrast is not finite, below min_contrast = 2"),
         ({"clip_score": 0.1, "label_probability": 0.5}, "off_label", "clip_score is 0.1, below min_clip_score = 0.2"),
         ({"unsafe": 1.0}, "unsafe", "unsafe is 1, and drop_unsafe is on"),
+        (
+            {"label_probability": 0.04},
+            "off_label",
+            "label_probability is 0.04, below min_label_ratio times reference_label_probability = 0.05",
+        ),
+        (
+            {"distance_ratio": 5.0},
+            "far_from_reference",
+            "distance_ratio is 5, above max_distance_ratio = 4.5",
+        ),
     ],
 )
 def test_why_names_the_threshold_that_decided(scores: dict[str, float], state: str, why: str) -> None:
-    passing = {score: 1000.0 for score, _ in THRESHOLDS.values()} | {"unsafe": 0.0}
+    passing = {threshold.score: 1000.0 for threshold, _ in THRESHOLDS.values()}
+    passing |= {"unsafe": 0.0, "distance_ratio": 1.0, "reference_label_probability": 0.5}
     quality = QualityConfig(min_clip_score=0.2, drop_unsafe=True).model_dump()
     said = inspect._why(state, inspect._limits(passing | scores, quality))
     assert said == why or said.endswith(f": {why}")

@@ -6,6 +6,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.spatial.distance import cosine as cosine_distance
 
+from latebloom.data.states import STATES
 from latebloom.synth.config import QualityConfig
 from latebloom.synth.scoring import quality
 from latebloom.synth.scoring.quality import (
@@ -18,6 +19,7 @@ from latebloom.synth.scoring.quality import (
     score,
     states,
 )
+from latebloom.synth.scoring.spread import Spread
 
 NAN = math.nan
 # One image that is well in every respect, with all that can be measured.
@@ -26,7 +28,9 @@ WELL: dict[str, Any] = {
     "brightness": 100.0,
     "contrast": 50.0,
     "label_probability": 0.9,
+    "reference_label_probability": 0.95,
     "reference_distance": 20.0,
+    "distance_ratio": 0.8,
     "feature_distance": 0.3,
     "nearest_real_distance": 0.2,
     "nearest_real_index": 4,
@@ -72,7 +76,11 @@ def made(images: np.ndarray, references: np.ndarray, **changes: Any) -> Scores:
         "sources": np.arange(n),
         "classifier": features_are_corners,
         "real": RealFeatures.of(features_are_corners(references)[1]),
+        "spread": Spread.of(references.__getitem__, n),
+        "snr": np.zeros(n),
     }
+    sources = changes.get("sources", np.arange(n))
+    arguments["originals"] = references[np.unique(sources, return_index=True)[1]]
     return score(images, references, **arguments | changes)
 
 
@@ -186,14 +194,19 @@ def test_states_by_the_default_thresholds() -> None:
         ({}, "ok"),
         ({"finite": False}, "nan"),
         ({"contrast": 1.99}, "flat"),
-        ({"label_probability": 0.0099}, "off_label"),
+        ({"label_probability": 0.0949}, "off_label"),  # of the reference's 0.95
+        ({"label_probability": 1.1e-9, "reference_label_probability": 1e-8}, "ok"),  # as doubtful as its reference
+        ({"label_probability": 0.0, "reference_label_probability": 0.0}, "ok"),
+        ({"distance_ratio": 4.51}, "far_from_reference"),
         ({"reference_distance": 0.99}, "near_reference"),
         # At a threshold an image is in.
-        ({"contrast": 2.0, "label_probability": 0.01, "reference_distance": 1.0}, "ok"),
+        ({"contrast": 2.0, "label_probability": 0.1 * 0.95, "reference_distance": 1.0}, "ok"),
         # A NaN score is no pass.
         ({"contrast": NAN}, "flat"),
         ({"label_probability": NAN}, "off_label"),
+        ({"reference_label_probability": NAN}, "off_label"),
         ({"reference_distance": NAN}, "near_reference"),
+        ({"distance_ratio": NAN}, "far_from_reference"),
         # The others are off until they are asked for, measured or not.
         ({"unsafe": 1.0, "clip_score": -1.0, "clip_margin": -2.0}, "ok"),
         ({"nearest_real_distance": 0.0, "duplicate_distance": 0.0}, "ok"),
@@ -223,6 +236,7 @@ def test_the_first_condition_that_holds_is_the_state() -> None:
         "contrast": 0.0,
         "unsafe": 1.0,
         "label_probability": 0.0,
+        "distance_ratio": 9.0,
         "reference_distance": 0.0,
         "nearest_real_distance": 0.0,
         "duplicate_distance": 0.0,
@@ -231,7 +245,7 @@ def test_the_first_condition_that_holds_is_the_state() -> None:
     for name in list(bad):
         seen.append(state(ALL_ON, **bad))
         del bad[name]
-    assert seen == ["nan", "flat", "unsafe", "off_label", "near_reference", "near_real", "duplicate"]
+    assert seen == [state for state in STATES if state != "ok"]
 
 
 def test_states_keep_the_order_of_the_images_and_of_none_there_are_none() -> None:
@@ -245,7 +259,10 @@ def test_thresholds_move() -> None:
         ("min_contrast", 60.0, {}, "flat"),
         ("min_contrast", 0.0, {"contrast": 0.0}, "ok"),
         ("min_label_probability", 0.95, {}, "off_label"),
-        ("min_label_probability", 0.0, {"label_probability": 0.0}, "ok"),
+        ("min_label_ratio", 0.95, {}, "off_label"),
+        ("min_label_ratio", 0.0, {"label_probability": 0.0}, "ok"),
+        ("max_distance_ratio", 0.79, {}, "far_from_reference"),
+        ("max_distance_ratio", 0.0, {"distance_ratio": 99.0}, "ok"),
         ("min_distance", 21.0, {}, "near_reference"),
         ("min_distance", 0.0, {"reference_distance": 0.0}, "ok"),
         ("drop_unsafe", True, {"unsafe": 1.0}, "unsafe"),
