@@ -32,6 +32,7 @@ from latebloom.flows.run.records import (
     GeneratorFacts,
     retrain_key,
 )
+from latebloom.flows.stages import dropped
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.fidelity import frechet_by_level, inception_by_level
 from latebloom.flows.stages.loaders import perturbed
@@ -137,6 +138,14 @@ def _synthetic(run: RunContext, made: Record[GenerateFacts]) -> dict[str, Any]:
     return {
         **{name: manifest[name] for name in ("rows", "states", "digest")},
         "bytes": sum((run.synthetic.path / part["file"]).stat().st_size for part in manifest["parts"]),
+        "dropped_by_quartile_of_loss": {
+            name: dataclasses.asdict(quartile)
+            for name, quartile in zip(
+                ("fastest", "second", "third", "slowest"),
+                dropped.quartiles(dropped.columns_of_filter(run), run.config.train_states),
+                strict=True,
+            )
+        },
         "denoiser_calls": made.facts.denoiser_calls,
         "seconds": made.seconds,
     }
@@ -185,6 +194,7 @@ def _warnings(run: RunContext, has_slow: bool) -> list[str]:
         lines += run.select.facts.warnings
     if config.wants_synthetic:
         lines += _generator_warnings(config, run.planned.facts.generator)
+        lines += dropped.warnings(run, dropped.columns_of_filter(run))
     if has_slow:
         lines += _early_warnings(run.early.facts)
     return lines

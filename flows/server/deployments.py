@@ -98,7 +98,7 @@ DEPLOYMENTS = (
         deployed.augment_and_retrain,
         "augment-cifar10-paper",
         f"{_WHOLE}CIFAR-10 with the settings of arXiv 2505.21574; give a class-conditional generator. **Costs** about "
-        "100,000 images (k = 5) of 260 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
+        "100,000 images (k = 5) of 120 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
         f"{_RESUMES}",
         ("run", "paper"),
         parameters=deployed.RUN_FORM.values(merge(preset("cifar10"), merge(_CIFAR, _LIMIT))),

@@ -1,4 +1,4 @@
-"""Which images of a synthetic data set its filter drops, and whether they look like noise: what a person should hear."""
+"""Which images of a synthetic data set its filter drops, and whether they look like noise."""
 
 import dataclasses
 
@@ -84,9 +84,9 @@ def _unequal(found: list[Quartile]) -> list[str]:
     if slowest.share <= max(_TIMES * others, others + _ERRORS * error):
         return []
     return [
-        f"The filter drops {slowest.share:.1%} of the variants of the slowest quarter of the references and {others:.1%} "
-        f"of the others ({quartiles_in_words(found)}): it works against the selection. Look at them with `latebloom "
-        "inspect RUN --sheet state`; if they are well, lower the threshold with `latebloom filter`."
+        f"The filter drops {slowest.share:.1%} of the variants of the slowest quarter of the references and "
+        f"{others:.1%} of the others ({quartiles_in_words(found)}): it works against the selection. Look at them with "
+        "`latebloom inspect RUN --sheet state`; if they are well, lower the threshold with `latebloom filter`."
     ]
 
 

@@ -32,6 +32,8 @@ _TADA: dict[str, Any] = {
         "sam_batchnorm": "both",
     },
     "seeds": 5,  # not given; below five there is no verdict
+    # Every image that the generator makes is trained on; only what is not finite cannot be.
+    "quality": {"min_contrast": 0, "min_label_ratio": 0, "max_distance_ratio": 0, "min_distance": 0},
 }
 _CIFAR10 = {**on("cifar10"), "slow": {"separating_epoch": 8}}  # of USEFUL (arXiv 2404.17768), whose values it takes
 _DIFFUSEMIX: dict[str, Any] = {
