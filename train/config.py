@@ -123,7 +123,10 @@ class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="cluster is the paper's; its baselines: misclassified takes all that the early classifier gets "
         "wrong; high_loss, misclassified_matched and random take as many of each class as cluster; all takes all",
     )
-    space: Literal["softmax", "logits"] = Field("softmax", description="What cluster runs 2-means on")
+    space: Literal["softmax", "logits"] = Field(
+        "softmax",
+        description="What cluster runs 2-means on: the paper says model outputs, code of its lab (SPARE) has softmax",
+    )
     shared: bool = Field(
         False,
         description="One selection for all seeds, from the mean of their early classifiers' outputs in that space; "

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from latebloom.data.sources.named import NAMED
+from latebloom.data.states import THRESHOLDS
 from latebloom.flows.config.arms import parse_arm
 from latebloom.flows.config.compare import CompareConfig, RunConfig
 from latebloom.flows.config.presets import PRESETS
@@ -208,6 +209,9 @@ def test_synthetic_images_are_those_of_the_paper(name: str) -> None:
     # The code that the paper follows: the L2 term in SAM's ascent, and BatchNorm moved by both passes.
     assert (found.train.sam_decay, found.train.sam_batchnorm) == ("ascent", "both")
     assert found.train.last_batch == ("keep" if arms == MIX else "drop")
+    # The paper filters nothing: no threshold is on, and every score passes those that have no value for off.
+    thresholds = [threshold for threshold, _ in THRESHOLDS.values()]
+    assert all(getattr(found.quality, each.name) == (each.off or 0) for each in thresholds)
     if levels:
         assert found.levels(parse_arm(arms[-1])) == levels
         assert (found.sample.grid, found.sample.guidance_scale) == (100, 3.0)

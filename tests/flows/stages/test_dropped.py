@@ -191,5 +191,5 @@ def test_on_cifar10_a_poor_generators_drops_do_not_fall_on_the_slowest() -> None
         return [quartile.share for quartile in quartiles(table, ("ok",))]
 
     old, new = shares(OLD), shares(QualityConfig())
-    assert old[3] > 4 * max(old[:3]), old
-    assert new[3] < 2 * max(new[:3]), new
+    assert old[3] - max(old[:3]) > 0.05, old
+    assert new[3] - max(new[:3]) < 0.03, new
