@@ -15,8 +15,8 @@ from latebloom.synth.scoring.quality import contrast
 
 __all__ = ["Quartile", "columns_of_filter", "quartiles", "quartiles_in_words", "warnings"]
 
-_COLUMNS = ("source_index", "level_steps", "variant", "state", "contrast", "label_probability")
-_COLUMNS += ("reference_label_probability", "distance_ratio")
+_SCORES = ("contrast", "label_probability", "reference_label_probability", "distance_ratio")
+_COLUMNS = ("source_index", "level_steps", "variant", "state", *_SCORES)
 _REFERENCES = 200  # whose contrast is compared, at most
 # By how much a share of the slowest must exceed that of the others: standard errors, and times.
 _ERRORS, _TIMES = 3.0, 2.0
@@ -95,7 +95,7 @@ def _noise(run: RunContext, arm: Arm, table: pa.Table) -> list[str]:
     table = table.filter(pa.array(_rows_of(run, arm, table)))
     if not table.num_rows:
         return []
-    frame = {name: table[name].to_numpy() for name in _COLUMNS if name != "state"}
+    frame = {name: table[name].to_numpy() for name in ("source_index", *_SCORES)}
     signs = []
     chance = 1 / run.splits.train.num_classes
     own, real = frame["label_probability"].mean(), frame["reference_label_probability"].mean()

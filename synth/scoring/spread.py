@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-import scipy.fft
+from scipy import fft  # type: ignore[import-untyped]
 
 __all__ = ["Spread"]
 
@@ -83,7 +83,7 @@ class Spread:
             for coefficients, (variance, groups) in zip(_coefficients(apart), self.bases, strict=True):
                 energy = coefficients**2  # (b, D)
                 explained = 2 * variance / (1 + snr[here, None] * variance) + self.floor  # (b, D)
-                for group in (*groups, slice(None)):
+                for group in (*groups, np.arange(len(variance))):
                     ratios.append(energy[:, group].mean(1, np.float64) / explained[:, group].mean(1))
             result[here] = np.sqrt(np.max(ratios, 0))
         return result
@@ -91,7 +91,7 @@ class Spread:
 
 def _coefficients(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, H, W, C) as pixels and as frequencies, each (n, D)."""
-    frequencies = scipy.fft.dctn(images, axes=(1, 2, 3), norm="ortho")
+    frequencies = fft.dctn(images, axes=(1, 2, 3), norm="ortho")
     return images.reshape(len(images), -1), np.asarray(frequencies).reshape(len(images), -1)
 
 
