@@ -201,7 +201,7 @@ def test_a_report_says_what_was_made_and_what_it_cost(reported: SimpleNamespace)
     folder = SyntheticFolder(reported.run.path / "synthetic")
     manifest = folder.manifest()
     quartiles = report["synthetic"].pop("dropped_by_quartile_of_loss")
-    assert list(quartiles) == ["fastest", "second", "third", "slowest"]
+    assert set(quartiles) == {"fastest", "second", "third", "slowest"}
     assert sum(quartile["made"] for quartile in quartiles.values()) == manifest["rows"]
     assert report["synthetic"] == {
         "rows": manifest["rows"],
