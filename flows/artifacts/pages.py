@@ -108,7 +108,10 @@ def report_page(run: RunFolder) -> str:
 
 def lineage_page(run: RunFolder) -> str:
     """What came from what, as a diagram."""
-    words = "Classifiers: test error, mean ± standard deviation over seeds. Hexadecimal digits: the start of a digest."
+    words = (
+        "Classifiers: test error, or validation error where there is a validation split, mean ± standard deviation "
+        "over seeds. Hexadecimal digits: the start of a digest."
+    )
     return f"## Lineage\n\nRun folder: {_link(run.path)}\n\n```mermaid\n{lineage.diagram(run)}\n```\n\n{words}"
 
 
@@ -153,9 +156,13 @@ def _plan(facts: PlanFacts) -> tuple[str, Rows, str]:
 
 
 def _retrain(facts: RetrainFacts) -> tuple[str, Rows, str]:
-    errors = facts.errors
+    # With a validation split the report alone says whose test error is shown.
+    errors = facts.validation_errors or facts.errors
     rows = [
-        ("test error", f"{in_percent(*mean_and_std(errors))} %, n = {len(errors)} seeds"),
+        (
+            "validation error" if facts.validation_errors else "test error",
+            f"{in_percent(*mean_and_std(errors))} %, n = {len(errors)} seeds",
+        ),
         ("images added", f"{np.mean(facts.images_added):,.0f} (mean over seeds)"),
         ("steps", f"{np.mean(facts.steps):,.0f} (mean over seeds)"),
         ("training", f"{duration(facts.seconds)} a classifier"),

@@ -132,9 +132,14 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         le=1000,
         description="Classifiers an arm, each with its own seed, 1 to 1000. Below 5 the report makes no verdict",
     )
+    named: tuple[str, ...] = Field(
+        (),
+        description="With a validation split: the arms whose test error is reported whatever it is. Of the others only "
+        "the one with the least validation error has its test error in the report, for each optimizer; empty: all",
+    )
     workers: int = Field(1, ge=1, le=256, description="Processes that train classifiers side by side, 1 to 256")
 
-    @pydantic.field_validator("arms", "optimizers")
+    @pydantic.field_validator("arms", "optimizers", "named")
     @classmethod
     def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(values)) < len(values):
@@ -151,6 +156,11 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
                 )
             self.levels(arm)
             self.strong_of(arm)
+        missing = [name for name in self.named if name not in self.arms]
+        if missing:
+            raise ValueError(f"named has {', '.join(missing)}, which is not among the arms; name some of the arms")
+        if self.named and not self.data.validation_fraction:
+            raise ValueError("named needs a validation split to choose the other arms by; give validation_fraction too")
         for optimizer in self.optimizers:
             try:
                 FitConfig(**{**dict(self.train), "optimizer": optimizer})

@@ -163,8 +163,10 @@ def _wrapped(arm: str) -> str:
 Legend = list[tuple[str, str, str, str]]  # name, CSS colour, dashes, words
 
 
-def sweep_charts(arms: Sequence[ArmResult], levels: Sequence[LevelResult]) -> list[tuple[str, str, Markup, Legend]]:
-    """(what, optimizer, chart, legend) of test error against level, and against k, where arms differ in that alone.
+def sweep_charts(
+    arms: Sequence[ArmResult], levels: Sequence[LevelResult], images: str = "test"
+) -> list[tuple[str, str, Markup, Legend]]:
+    """(what, optimizer, chart, legend) of the error on `images` against level, and k, where arms differ in that alone.
 
     A line joins the arms of one method. Against level: those of k = 2 that name their level, such as ours-2:L50.
     Against k: those with the levels that follow from k; k = 1 is the original. Bars are 95 % t intervals over seeds.
@@ -180,7 +182,7 @@ def sweep_charts(arms: Sequence[ArmResult], levels: Sequence[LevelResult]) -> li
             base = original if what == "level" else None
             if base:
                 legend.append((ORIGINAL, "var(--muted)", "3 3", ""))
-            charts.append((what, optimizer, _sweep_chart(what, optimizer, lines, base, log_snr), legend))
+            charts.append((what, optimizer, _sweep_chart(what, optimizer, lines, base, log_snr, images), legend))
     return charts
 
 
@@ -219,6 +221,7 @@ def _sweep_chart(
     lines: dict[str, dict[int, ArmResult]],
     original: ArmResult | None,
     log_snr: dict[int, float | None],
+    images: str,
 ) -> Markup:
     def draw(axes: "Axes") -> None:
         if original:
@@ -238,11 +241,11 @@ def _sweep_chart(
             )
         axes.set_xticks(ticks, [_level_label(tick, log_snr) if what == "level" else str(tick) for tick in ticks])
         axes.grid(axis="x", visible=False)
-        axes.set_ylabel("test error, %")
+        axes.set_ylabel(f"{images} error, %")
         axes.set_xlabel("level, steps of the grid (below: log-SNR)" if what == "level" else "k, the real image counted")
 
     ticks = sorted({x for line in lines.values() for x in line})
-    return _chart(f"Test error by {what} with {optimizer}", 270, draw)
+    return _chart(f"{images.capitalize()} error by {what} with {optimizer}", 270, draw)
 
 
 def _level_label(level: int, log_snr: dict[int, float | None]) -> str:
@@ -279,8 +282,13 @@ def early_chart(early_errors: Sequence[Sequence[float]], separating_epoch: int) 
     return _chart("Training error by epoch of early training", 260, draw)
 
 
-def final_charts(arms: Sequence[ArmResult]) -> list[tuple[str, Markup, list[tuple[str, str, str, str]]]]:
-    """(optimizer, chart, legend) of the training errors; a legend row is arm, CSS colour, dashes, last error."""
+def final_charts(
+    arms: Sequence[ArmResult], images: str = "training"
+) -> list[tuple[str, Markup, list[tuple[str, str, str, str]]]]:
+    """(optimizer, chart, legend) of `train_error`, errors on `images` by epoch.
+
+    A legend row is arm, CSS colour, dashes, last error.
+    """
     names = list(dict.fromkeys(arm.arm for arm in arms))
     dashes = ["none", "5 3", "1.5 2.5"]
     highest = max((max(arm.train_error) for arm in arms if arm.train_error), default=0.0)
@@ -298,13 +306,13 @@ def final_charts(arms: Sequence[ArmResult]) -> list[tuple[str, Markup, list[tupl
             axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"])
             axes.set_yticks([], minor=True)
             axes.set_ylim(0, max(1.0, 105 * highest))
-            axes.set_ylabel("training error, % (log above 1)")
+            axes.set_ylabel(f"{images} error, % (log above 1)")
 
         legend = [
             (arm.arm, f"var(--c{number})", dashes[turn % 3], f"{100 * arm.train_error[-1]:.2f}")
             for arm, (turn, number) in drawn
         ]
-        charts.append((optimizer, _chart(f"Training error by epoch with {optimizer}", 260, draw), legend))
+        charts.append((optimizer, _chart(f"{images.capitalize()} error by epoch with {optimizer}", 260, draw), legend))
     return charts
 
 

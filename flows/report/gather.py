@@ -15,7 +15,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
 from latebloom.flows.config.command import command_of
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.report import selections
+from latebloom.flows.report import selections, validation
 from latebloom.flows.report.details import confusions, generation_costs, predictions
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
@@ -56,8 +56,11 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
     train, test = run.splits.train, run.splits.test
     has_slow = _has_slow(run)
     records: list[Record[Any]] = [run.early, run.select] if has_slow else []
-    arms: list[Name] = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
-    retrained = {names: folder.record(retrain_key(*names)) for names in arms}
+    every: list[Name] = [(arm, optimizer) for arm in config.arms for optimizer in config.optimizers]
+    trained = {names: folder.record(retrain_key(*names)) for names in every}
+    validated = validation.validation_results({names: one.facts for names, one in trained.items()}, config.named)
+    arms = [names for names in every if validation.is_reported(names, validated)]
+    retrained = {names: trained[names] for names in arms}
     made = folder.record(GENERATE) if config.wants_synthetic else None
     table = run.synthetic.rows() if made else None
     seconds_per_call = made.seconds / max(1, made.facts.denoiser_calls) if made else 0.0
@@ -105,11 +108,12 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         arms=results,
         comparisons=comparisons,
         sentences=sentences(results, comparisons, len(test))
+        + validation.sentences(validated)
         + selections.sentences(selectors, config.seeds, config.slow.shared),
         warnings=_warnings(run, has_slow),
         stages=[
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
-            for record in [*records, *retrained.values()]
+            for record in [*records, *trained.values()]
         ],
         confusions=confusions(predicted, test),
         generation=generation_costs(run, seconds_per_call) if made else [],
@@ -121,6 +125,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
             "python": platform.python_version(),
         },
         selectors=dataclasses.asdict(selectors),
+        validation=validated,
         early_share=_early_share(run.early.facts) if has_slow else None,
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
@@ -151,8 +156,8 @@ def _synthetic(run: RunContext, made: Record[GenerateFacts]) -> dict[str, Any]:
     }
 
 
-def _held_out(validation: LabeledImages | None) -> dict[str, Any]:
-    return {"validation": len(validation), "validation_digest": validation.digest} if validation else {}
+def _held_out(split: LabeledImages | None) -> dict[str, Any]:
+    return {"validation": len(split), "validation_digest": split.digest} if split else {}
 
 
 def _harder(config: CompareConfig, train: LabeledImages) -> dict[str, Any]:

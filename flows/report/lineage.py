@@ -30,7 +30,10 @@ def diagram(run: RunFolder) -> str:
         records = {optimizer: run.record(key) for optimizer, key in keys.items() if run.has(key)}
         if not records:
             continue
-        lines = [(f"{name} {_error(one.facts.errors)}", short(one.digest)) for name, one in records.items()]
+        lines = [
+            (f"{name} {_error(one.facts.validation_errors or one.facts.errors)}", short(one.digest))
+            for name, one in records.items()
+        ]
         classifiers = drawn.box(arm, *itertools.chain(*lines))
         drawn.arrow(data, classifiers)
         if parse_arm(arm).kind == "synthetic":

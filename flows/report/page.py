@@ -23,6 +23,7 @@ from latebloom.data.store import write_bytes, write_json
 from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts, sweep_charts
 from latebloom.flows.report.results import Confusion, Report
 from latebloom.flows.report.table import comparison_table, how_to_read, in_order, percent, report_table, seconds
+from latebloom.flows.report.validation import as_arms, validation_table
 
 __all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "write_report"]
 
@@ -30,6 +31,8 @@ __all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "write_report"]
 NAMES = {
     "train": "training images",
     "test": "test images",
+    "validation": "validation images",
+    "validation_digest": "digest of the validation split",
     "image_shape": "image height, width, channels",
     "rows": "images made",
     "bytes": "size on disk, bytes",
@@ -149,7 +152,7 @@ def _html(report: Report, pictures: Pictures) -> str:
     template = environment.from_string(
         importlib.resources.files("latebloom.flows.report").joinpath("report.html.j2").read_text("utf-8")
     )
-    columns = _columns(pictures.contact)
+    columns, validated = _columns(pictures.contact), as_arms(report.validation)
     header, *rows = report_table(report)
     pair_header, *pairs = comparison_table(report)
     shown = min(300, max(40, CLUSTER_POINTS // max(1, len(pictures.clusters))))
@@ -170,6 +173,9 @@ def _html(report: Report, pictures: Pictures) -> str:
         early_chart=early_chart(report.early_errors, report.separating_epoch),
         final_charts=final_charts(report.arms),
         sweep_charts=sweep_charts(report.arms, report.levels),
+        validation=validation_table(report),
+        validation_charts=final_charts(validated, "validation"),
+        validation_sweeps=sweep_charts(validated, report.levels, "validation"),
         columns=columns,
         contact=[(row, _cells(row, columns)) for row in pictures.contact],
         colour_of=colour_of,

@@ -1,15 +1,22 @@
 """A validation split: nothing is trained on it or selected from it, and each epoch's error on it is kept."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 
 from latebloom.data.config import PerturbConfig
+from latebloom.data.store import read_json
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.report import gather
+from latebloom.flows.report.results import Report
+from latebloom.flows.report.validation import validation_table
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import SELECT, RetrainFacts, retrain_key
 from latebloom.flows.stages.context import RunContext
@@ -76,6 +83,41 @@ def test_without_a_validation_split_there_is_no_validation_error(pristine: RunFo
     assert [len(seconds) for seconds in found.epoch_seconds] == [3, 3]
     with np.load(pristine.path / "retrained/original-sgd/predictions.npz") as arrays:
         assert arrays.files == ["test"]
+
+
+def test_the_report_has_the_test_error_of_what_was_named_and_of_what_validation_chose(
+    held_out: SimpleNamespace, tmp_path: Path, tiny: Tiny
+) -> None:
+    shutil.copytree(held_out.run.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    gather.write(run, held_out.config)
+    report = Report.from_json(read_json(run.path / "report.json"))
+    assert [one.arm for one in report.validation] == [arm.arm for arm in report.arms] == list(ARMS)
+    assert report.data["validation"] == 60 - report.data["train"]
+    assert "<h2>Validation</h2>" in (run.path / "report.html").read_text()
+
+    gather.write(run, tiny(SPLIT | {"named": ("original",)}))
+    report = Report.from_json(read_json(run.path / "report.json"))
+    means = {one.arm: one.mean for one in report.validation}
+    best = min(means, key=means.__getitem__)
+    assert {arm.arm for arm in report.arms} == {"original", best}
+    assert {one.arm for one in report.comparisons} <= {"original", best}
+    assert list(means) == list(ARMS)
+    for arm in set(ARMS) - {"original", best}:
+        (row,) = [row for row in validation_table(report) if row[0] == arm]
+        assert (row[3], row[6]) == ("–", "not reported")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"named": ("ours-9",)}, "named has ours-9, which is not among the arms"),
+        ({"named": ("original",), "data.validation_fraction": 0.0}, "named needs a validation split"),
+    ],
+)
+def test_arms_that_cannot_be_named_are_refused(changes: dict[str, Any], message: str, tiny: Tiny) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        tiny(SPLIT | changes)
 
 
 def test_another_split_trains_again_and_the_same_does_not(held_out: SimpleNamespace, tiny: Tiny) -> None:
