@@ -160,16 +160,8 @@ def overlap_by_round(
     """
     begin = max(int(one.epochs[0]) for one in (*ours, *theirs))
     epochs = sorted({epoch for one in (*ours, *theirs) for epoch in one.epochs.tolist() if epoch >= begin} | {begin})
-    by_seed = [
-        [jaccard(_in_force(a, epoch), _in_force(b, epoch)) for epoch in epochs]
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+    by_seed = [[jaccard(a.last(epoch), b.last(epoch)) for epoch in epochs] for a, b in zip(ours, theirs, strict=True)]
     return RoundOverlap(first, second, optimizer, epochs, np.mean(by_seed, 0).tolist())
-
-
-def _in_force(rounds: Rounds, epoch: int) -> np.ndarray:
-    """What was selected last, up to an epoch."""
-    return rounds.sets[int(np.searchsorted(rounds.epochs, epoch, side="right")) - 1]
 
 
 def usage(arm: str, optimizer: str, rounds: Sequence[Rounds], sizes: Sequence[int]) -> Usage:

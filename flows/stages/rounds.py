@@ -43,6 +43,11 @@ class Rounds:
         """The rows that each round selected."""
         return np.split(self.indices, self.offsets[1:-1]) if len(self.epochs) else []
 
+    def last(self, epoch: int) -> np.ndarray:
+        """What was selected last, up to an epoch that is not before the first."""
+        place = int(np.searchsorted(self.epochs, epoch, side="right"))
+        return self.indices[self.offsets[place - 1] : self.offsets[place]]
+
 
 def keep_rounds(mixers: Sequence[Mixer], place: Path, digest: str) -> None:
     """Have the mixers of all seeds write each selection below `place` when it is made.
