@@ -61,13 +61,13 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(generator: Path) -> dict[str, Any]:
-    """Nested settings of the tiny run: 60 digits, 3 epochs of a small CNN, levels 3 and 5 of 10, parts of 7 images."""
+    """Nested settings of the tiny run: 60 digits, 3 epochs of a small CNN, levels 3 and 5 of 10, parts of 8 images."""
     return {
         "data": {"source": "digits", "train_limit": 60, "test_limit": 50},
         "classifier": {"model": "small-cnn", "width": 4},
         "train": {"epochs": 3, "batch_size": 16, "lr": 0.05, "rho": 0.05, "crop_padding": 0, "flip": False},
         "slow": {"separating_epoch": 1},
-        "plan": {"k": 3, "levels": (3, 5), "part_size": 7},
+        "plan": {"k": 3, "levels": (3, 5), "part_size": 8},
         "sample": {"grid": 10},
         "generate": {"generator": str(generator), "batch_size": 8},
         # Every image is ok.

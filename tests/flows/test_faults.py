@@ -453,7 +453,7 @@ def test_no_bit_of_a_record_can_flip_unseen(finished: RunFolder) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"rows": 8}, {"failures": []}],
+    [{"rows": 9}, {"failures": []}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_part_with_a_wrong_record_is_made_again_and_no_other(

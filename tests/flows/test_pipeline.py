@@ -162,7 +162,7 @@ def test_a_process_that_is_killed_is_replaced_and_a_part_that_two_died_of_is_lef
     assert made.keys() - whole.keys() == {"failures.json"}
     outcome = run_command(*words)
     assert outcome.code == 0, outcome.err
-    assert "generate: 77 of 84 images done before, 1 of 12 parts to make" in outcome.err.splitlines()
+    assert "generate: 84 of 92 images done before, 1 of 12 parts to make" in outcome.err.splitlines()
     assert story.data_set(finished) == whole  # byte for byte what one process makes
 
 

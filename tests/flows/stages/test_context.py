@@ -54,7 +54,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 def test_the_plan_is_read_once_and_records_once_a_stage(
     tmp_path: Path, tiny: Tiny, story: Story, reads: Counter[str]
 ) -> None:
-    config = tiny({"plan.part_size": 21})
+    config = tiny({"plan.part_size": 24})
     run = checks.open_run(config, str(tmp_path / "run"))
     counts = {}
 
