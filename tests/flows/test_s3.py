@@ -57,8 +57,8 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
     run = story.all_stages(f"{bucket}/run", config)
     assert is_remote(run.path)
     assert read_config(run.path) == config
-    assert stages_of(run) == stages_of(small.run)
     page = gather.write(run, config)
+    assert stages_of(run) == stages_of(small.run)
     assert str(page) == f"{bucket}/run/report.html"
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     logs = {"retrained/ours-3-sgd/log/seed-0/log.jsonl"}
