@@ -13,6 +13,7 @@ from rich.table import Table
 
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report.results import Report, in_percent, mean_and_std
+from latebloom.flows.report.validation import is_reported, validation_results
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
 from latebloom.flows.run.records import retrain_key
@@ -51,12 +52,17 @@ def print_forecast(forecast: dict[str, Any]) -> None:
 
 
 def print_errors(run: RunFolder, config: CompareConfig) -> None:
-    """The test errors of the arms of a config, a line each."""
+    """The errors of the arms of a config, a line each: on test images where the report has them, and on validation."""
+    names = [(arm, optimizer) for optimizer in config.optimizers for arm in config.arms]
+    facts = {name: run.record(retrain_key(*name)).facts for name in names}
+    validated = validation_results(facts, config.named)
     width = max(map(len, config.arms))
-    for optimizer in config.optimizers:
-        for arm in config.arms:
-            errors = run.record(retrain_key(arm, optimizer)).facts.errors
-            print(f"{arm:{width}}  {optimizer}  {in_percent(*mean_and_std(errors))} % test error, n = {len(errors)}")
+    for (arm, optimizer), fact in facts.items():
+        errors = {"validation": fact.validation_errors, "test": fact.errors}
+        if not is_reported((arm, optimizer), validated):
+            del errors["test"]  # so that nothing can be chosen by it
+        shown = [f"{in_percent(*mean_and_std(found))} % {what} error" for what, found in errors.items() if found]
+        print(f"{arm:{width}}  {optimizer}  {', '.join(shown)}, n = {len(fact.errors)}")
 
 
 def print_report(folder: Path, as_json: bool) -> None:

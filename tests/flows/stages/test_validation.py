@@ -13,6 +13,7 @@ import pytest
 
 from latebloom.data.config import PerturbConfig
 from latebloom.data.store import read_json
+from latebloom.flows.cli.tables import print_errors
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.report.results import Report
@@ -106,6 +107,19 @@ def test_the_report_has_the_test_error_of_what_was_named_and_of_what_validation_
     for arm in set(ARMS) - {"original", best}:
         (row,) = [row for row in validation_table(report) if row[0] == arm]
         assert (row[3], row[6]) == ("–", "not reported")
+
+
+def test_retrain_prints_no_test_error_that_something_could_be_chosen_by(
+    held_out: SimpleNamespace, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_errors(held_out.run, held_out.config)
+    assert all("validation error" in line and "test error" in line for line in capsys.readouterr().out.splitlines())
+    print_errors(held_out.run, tiny(SPLIT | {"named": ("original",)}))
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    means = {arm: np.mean(facts(held_out.run, arm).validation_errors) for arm in ARMS}
+    shown = {"original", min(ARMS, key=means.__getitem__)}
+    assert {arm for arm, line in lines.items() if "test error" in line} == shown
+    assert all("validation error" in line for line in lines.values())
 
 
 @pytest.mark.parametrize(
