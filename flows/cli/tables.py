@@ -53,7 +53,7 @@ def print_forecast(forecast: dict[str, Any]) -> None:
 
 def print_errors(run: RunFolder, config: CompareConfig) -> None:
     """The errors of the arms of a config, a line each: on test images where the report has them, and on validation."""
-    names = [(arm, optimizer) for optimizer in config.optimizers for arm in config.arms]
+    names: list[tuple[str, str]] = [(arm, optimizer) for optimizer in config.optimizers for arm in config.arms]
     facts = {name: run.record(retrain_key(*name)).facts for name in names}
     validated = validation_results(facts, config.named)
     width = max(map(len, config.arms))
