@@ -17,8 +17,9 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import ParameterSchema
 
-from latebloom.flows.config.compare import preset
+from latebloom.flows.config.compare import RunConfig, preset
 from latebloom.flows.config.merge import merge
+from latebloom.flows.config.presets import PRESETS
 from latebloom.flows.run.environment import RUN_ENVIRONMENT
 from latebloom.flows.runners.limits import GPU_LIMIT
 from latebloom.flows.server import deployed
@@ -72,6 +73,7 @@ _SET = (
 )
 _YOURS = {"data": {"source": "path/to/images"}, "generate": {"generator": "path/to/diffusers-folder"}}
 _CIFAR = {"data": {"source": "cifar10"}, "generate": {"generator": "path/to/diffusers-folder"}}
+_PAPER = {name: part for name, part in PRESETS["tada-cifar10"].settings.items() if name in RunConfig.model_fields}
 _LIMIT = {"parts": {"limit": GPU_LIMIT}}
 _NIGHTLY = DeploymentScheduleCreate(
     schedule=CronSchedule(cron="0 22 * * *", timezone="Europe/Berlin"),
@@ -97,11 +99,11 @@ DEPLOYMENTS = (
     Deployment(
         deployed.augment_and_retrain,
         "augment-cifar10-paper",
-        f"{_WHOLE}CIFAR-10 with the settings of arXiv 2505.21574; give a class-conditional generator. **Costs** about "
-        "100,000 images (k = 5) of 120 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
+        f"{_WHOLE}CIFAR-10 as the preset tada-cifar10 has it: the settings of arXiv 2505.21574, which filters nothing, "
+        "and of the code that it follows; give a class-conditional generator. **Costs** about 100,000 images (k = 5) of 120 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
         f"{_RESUMES}",
         ("run", "paper"),
-        parameters=deployed.RUN_FORM.values(merge(preset("cifar10"), merge(_CIFAR, _LIMIT))),
+        parameters=deployed.RUN_FORM.values(merge(_PAPER, merge(_CIFAR, _LIMIT))),
     ),
     Deployment(
         deployed.augment_and_retrain,

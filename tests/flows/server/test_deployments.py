@@ -11,6 +11,7 @@ from prefect.utilities.callables import parameter_schema
 
 from latebloom.flows.config.compare import CompareConfig, RunConfig, demo_config, preset
 from latebloom.flows.config.merge import merge
+from latebloom.flows.config.presets import PRESETS
 from latebloom.flows.server import deployed
 from latebloom.flows.server.deployments import DEPLOYMENTS, Deployment, prefect_yaml, runner_deployments
 
@@ -91,9 +92,12 @@ def test_submit_of_an_untouched_form_is_the_digits_demo() -> None:
     assert asked(by_name("compare/compare-digits")) == CompareConfig(**merge(demo, LIMIT))
 
 
-def test_the_papers_setting_and_that_of_a_folder_are_the_configs_defaults() -> None:
+def test_the_papers_setting_is_its_preset_and_that_of_a_folder_the_configs_defaults() -> None:
     paper = asked(by_name("augment-and-retrain/augment-cifar10-paper"), generator="sd")
-    assert paper == RunConfig(**merge(LIMIT, {"data": {"source": "cifar10"}, "generate": {"generator": "sd"}}))
+    row = PRESETS["tada-cifar10"].settings
+    known = {name: part for name, part in row.items() if name in RunConfig.model_fields}
+    assert paper == RunConfig(**merge(known, merge(LIMIT, {"generate": {"generator": "sd"}})))
+    assert (paper.slow.separating_epoch, paper.quality.min_label_ratio, paper.quality.min_distance) == (8, 0, 0)
     yours = asked(by_name("augment-and-retrain/augment-your-folder"), source="a", generator="b")
     assert yours == RunConfig(**merge(LIMIT, {"data": {"source": "a"}, "generate": {"generator": "b"}}))
     assert (paper.train.epochs, paper.classifier.model, paper.plan.steps(100)) == (
