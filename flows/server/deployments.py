@@ -100,8 +100,8 @@ DEPLOYMENTS = (
         deployed.augment_and_retrain,
         "augment-cifar10-paper",
         f"{_WHOLE}CIFAR-10 as the preset tada-cifar10 has it: the settings of arXiv 2505.21574, which filters nothing, "
-        "and of the code that it follows; give a class-conditional generator. **Costs** about 100,000 images (k = 5) of 120 denoiser calls each and three trainings of 200 epochs: days on one GPU. "
-        f"{_RESUMES}",
+        "and of the code that it follows; give a class-conditional generator. **Costs** about 100,000 images (k = 5) "
+        f"of 120 denoiser calls each and three trainings of 200 epochs: days on one GPU. {_RESUMES}",
         ("run", "paper"),
         parameters=deployed.RUN_FORM.values(merge(_PAPER, merge(_CIFAR, _LIMIT))),
     ),
