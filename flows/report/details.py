@@ -12,7 +12,7 @@ from latebloom.flows.report.statistics import confused_pairs, confusion
 from latebloom.flows.report.verdicts import leading
 from latebloom.flows.stages.context import RunContext
 
-__all__ = ["confusions", "generation_costs", "predictions"]
+__all__ = ["confusions", "generation_costs", "generation_sentences", "predictions"]
 
 MATRIX_CLASSES = 30  # with more, only the pairs that are confused most
 PAIRS = 30
@@ -73,3 +73,32 @@ def generation_costs(run: RunContext, seconds_per_call: float) -> list[Generatio
             )
         )
     return costs
+
+
+def generation_sentences(costs: Sequence[GenerationCost], seeds: int, shared: bool) -> list[str]:
+    """What generation takes for one seed and for all, and how much more it takes for all images.
+
+    It is of the arm of ours that the other sentences are about, else of the first.
+
+    Args:
+        shared: whether all seeds have one selection.
+    """
+    by_arm = {cost.arm: cost for cost in costs if cost.images}
+    name = leading(list(by_arm)) or next(iter(by_arm), None)
+    if name is None:
+        return []
+    own, lines = by_arm[name], []
+    each = own.images_of_all_seeds / own.images
+    if shared and seeds > 1:
+        lines.append(f"All {seeds} seeds share one selection: {name} takes {own.images:,.0f} synthetic images for all.")
+    elif each > 1:
+        lines.append(
+            f"{name} takes {own.images:,.0f} synthetic images for one seed and {own.images_of_all_seeds:,} for the "
+            f"{seeds} seeds of this comparison, each of which selects for itself: {each:.2f} times as many."
+        )
+    whole = by_arm.get(name.replace("ours-", "all-", 1))
+    if whole and name.startswith("ours-"):
+        more = f"{whole.images / own.images:.1f} times those of {name} for one seed"
+        both = f", {whole.images / own.images_of_all_seeds:.1f} times for {seeds} seeds" if each > 1 else ""
+        lines.append(f"{whole.arm} takes {whole.images:,.0f} synthetic images, for one seed or more: {more}{both}.")
+    return lines

@@ -16,7 +16,7 @@ from latebloom.data.seeds import numpy_rng
 from latebloom.flows.config.command import command_of
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import selections, validation
-from latebloom.flows.report.details import confusions, generation_costs, predictions
+from latebloom.flows.report.details import confusions, generation_costs, generation_sentences, predictions
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
 from latebloom.flows.report.statistics import class_errors
@@ -71,6 +71,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         {names: classes != test.labels for names, classes in predicted.items()},
         config.seed,
     )
+    generation = generation_costs(run, seconds_per_call) if made else []
     selectors = selections.selected_by(run, has_slow)
     results = arm_results(
         {names: record.facts for names, record in retrained.items()},
@@ -109,14 +110,14 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         comparisons=comparisons,
         sentences=sentences(results, comparisons, len(test))
         + validation.sentences(validated)
-        + selections.sentences(selectors, config.seeds, config.slow.shared),
+        + generation_sentences(generation, config.seeds, config.slow.shared),
         warnings=_warnings(run, has_slow),
         stages=[
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
             for record in [*records, *trained.values()]
         ],
         confusions=confusions(predicted, test),
-        generation=generation_costs(run, seconds_per_call) if made else [],
+        generation=generation,
         command=command_of(config),
         config=config.model_dump(mode="json"),
         versions={

@@ -18,11 +18,9 @@ __all__ = [
     "Selected",
     "SlowOverlap",
     "Usage",
-    "images_of_seed",
     "overlap_by_round",
     "pictures_of",
     "selected_by",
-    "sentences",
     "usage",
 ]
 
@@ -91,14 +89,11 @@ class Selected:
 
     Attributes:
         slow: None where no two methods of slow examples are in the run.
-        made, used: synthetic images in all, and those that the arms of one seed use, mean over seeds; 0 without any.
     """
 
     slow: SlowOverlap | None
     rounds: list[RoundOverlap]
     usage: list[Usage]
-    made: int
-    used: float
 
 
 def selected_by(run: RunContext, has_slow: bool) -> Selected:
@@ -124,9 +119,7 @@ def selected_by(run: RunContext, has_slow: bool) -> Selected:
         for (first, optimizer), (second, other) in itertools.combinations(by_arm, 2)
         if optimizer == other and _base(first) == _base(second)
     ]
-    used = [images_of_seed(run, number) for number in range(config.seeds)] if config.wants_synthetic else [0]
-    made = run.planned.facts.forecast.images if config.wants_synthetic else 0
-    return Selected(_slow_overlap(run) if has_slow else None, overlaps, found_usage, made, float(np.mean(used)))
+    return Selected(_slow_overlap(run) if has_slow else None, overlaps, found_usage)
 
 
 def _base(arm: Arm) -> str:
@@ -183,29 +176,6 @@ def usage(arm: str, optimizer: str, rounds: Sequence[Rounds], sizes: Sequence[in
         never=float(1 - distinct),
         most_owned=float(np.mean(owned)) if owned else None,
     )
-
-
-def images_of_seed(run: RunContext, number: int) -> int:
-    """Synthetic images that the arms of one seed use; arms that want the same image share it."""
-    sources: dict[tuple[int, int], list[np.ndarray]] = {}  # by level and variant
-    for arm in run.config.parsed_arms:
-        levels = run.config.levels(arm)
-        for place, level in enumerate(levels):
-            chosen = run.selected(arm.method, number)
-            sources.setdefault((level, levels[:place].count(level)), []).append(chosen)
-    return sum(len(np.unique(np.concatenate(chosen))) for chosen in sources.values())
-
-
-def sentences(found: Selected, seeds: int, shared: bool) -> list[str]:
-    """What a reader should know of the selections, in words."""
-    if not found.used or seeds < 2:
-        return []
-    if shared:
-        return [f"All {seeds} seeds share one selection, so each uses all of the {found.made:,} images made."]
-    return [
-        f"Generation serves {seeds} seeds that select for themselves: {found.made:,} images were made, "
-        f"{found.made / found.used:.2f} times the {found.used:,.0f} that the arms of one seed use."
-    ]
 
 
 def pictures_of(run: RunContext, found: Selected) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:

@@ -148,7 +148,7 @@ def _rivals_of_ours(ours: str, arms: Sequence[str]) -> dict[str, str]:
         "random": "augmenting as many random images",
         "high_loss": "augmenting as many images of the highest loss",
         "misclassified": "augmenting all misclassified images",
-        "misclassified_matched": "augmenting as many images, misclassified ones first",
+        "misclassified_matched": "augmenting as many images, misclassified ones at random",
         "noise": "images of the same classes made from pure noise",
         "all": "augmenting every image",
     }
@@ -164,31 +164,43 @@ def _rivals_of_ours(ours: str, arms: Sequence[str]) -> dict[str, str]:
 
 
 def sentences(results: Sequence[ArmResult], comparisons: Sequence[Comparison], test_images: int) -> list[str]:
-    """What the numbers say, for or against."""
+    """What the numbers say, for or against: a line for each pair of arms, with all optimizers in it."""
     by_name = {(result.arm, result.optimizer): result for result in results}
     by_pair = {(one.name, one.rival_name): one for one in comparisons}
     claims = _claims(list(by_name))
 
     def said(own: Sequence[_Claim]) -> list[str]:
-        return [_versus(one, by_pair[one.arm, one.rival], by_name[one.arm], by_name[one.rival]) for one in own]
+        lines: dict[str, list[str]] = {}
+        for claim in own:
+            found = by_pair[claim.arm, claim.rival]
+            numbers = _numbers(found, by_name[claim.arm], by_name[claim.rival], len(comparisons))
+            lines.setdefault(_head(claim), []).append(numbers)
+        return [" ".join([head, *numbers]) for head, numbers in lines.items()]
 
     lines = []
-    for optimizer in dict.fromkeys(optimizer for _, optimizer in by_name):
-        within = [claim for claim in claims if claim.arm[1] == claim.rival[1] == optimizer]
-        for name, result in by_name.items():
-            arm = parse_arm(result.arm)
-            if name[1] == optimizer and arm.selector != "none" and not arm.equal_steps_of:
-                lines += said([claim for claim in within if claim.arm == name])
-                lines += [_selected(result)] if arm.selector != "all" else []
-        lines += said([claim for claim in within if "+" not in claim.arm[0]])
+    within = [claim for claim in claims if claim.arm[1] == claim.rival[1]]
+    for arm in dict.fromkeys(arm for arm, _ in by_name):
+        parsed = parse_arm(arm)
+        if parsed.selector != "none" and not parsed.equal_steps_of:
+            lines += said([claim for claim in within if claim.arm[0] == arm])
+            if parsed.selector != "all":
+                lines += [_selected(result) for name, result in by_name.items() if name[0] == arm]
+    lines += said([claim for claim in within if "+" not in claim.arm[0]])
     lines += said([claim for claim in claims if claim.arm[1] != claim.rival[1]])
-    return lines + _cost(results) + _how_to_read(comparisons, test_images)
+    return lines + _how_to_read(comparisons, test_images)
 
 
-def _versus(claim: _Claim, found: Comparison, ours: ArmResult, rival: ArmResult) -> str:
-    """The verdict where there is one, both errors, their difference and what it may be off by."""
-    named = rival.arm if rival.optimizer == ours.optimizer else f"{rival.arm} {rival.optimizer.upper()}"
-    head = f"{ours.optimizer.upper()}: {ours.arm} against {claim.words} ({named}): {_verdict(found)}"
+def _head(claim: _Claim) -> str:
+    """What is compared with what; the optimizer is named with the numbers, unless the two have not the same."""
+    (arm, optimizer), (rival, other) = claim.arm, claim.rival
+    if optimizer == other:
+        return f"{arm} against {claim.words} ({rival})."
+    return f"{arm} with {optimizer.upper()} against {claim.words} ({rival} {other.upper()})."
+
+
+def _numbers(found: Comparison, ours: ArmResult, rival: ArmResult, comparisons: int) -> str:
+    """The verdict where there is one, the difference of both errors, and what it may be off by."""
+    head = f"{ours.optimizer.upper()}: " if ours.optimizer == rival.optimizer else ""
     numbers = f"{in_percent(ours.mean)} % against {in_percent(rival.mean)} % test error"
     off = []
     if found.ci_low is not None:
@@ -199,21 +211,23 @@ def _versus(claim: _Claim, found: Comparison, ours: ArmResult, rival: ArmResult)
         off.append(f"{interval(found.images_low, found.images_high)} over test images")
     by = f"{in_percent(found.difference, signed=True)} points" + (f" (95 %: {', '.join(off)})" if off else "")
     tail = ""
-    if found.p_holm is not None:
-        tail = f", adjusted p {p_value(found.p_holm)}"
+    if found.p is not None and found.p_holm is not None:
+        tail = f", p {p_value(found.p)}, adjusted {p_value(found.p_holm)}"
     elif found.n == 1:
         tail = ", one seed each"
     if found.mcnemar is not None:
         tail += f", McNemar's test of these two classifiers p {p_value(found.mcnemar)}"
-    return f"{head}{numbers}, {by}{tail}.{_other_test_set(found)}"
+    return f"{head}{_verdict(found, comparisons)}{numbers}, {by}{tail}.{_other_test_set(found)}"
 
 
-def _verdict(found: Comparison) -> str:
-    if found.significant is None:
+def _verdict(found: Comparison, comparisons: int) -> str:
+    if found.significant is None or found.p is None:
         return ""
-    if not found.significant:
-        return "no difference that these seeds can show; "
-    return "lower; " if found.difference < 0 else "higher; "
+    if found.significant:
+        return "lower; " if found.difference < 0 else "higher; "
+    if found.p < SIGNIFICANCE:  # its interval leaves out zero
+        return f"no difference that holds among {comparisons} comparisons; "
+    return "no difference that these seeds can show; "
 
 
 def _other_test_set(found: Comparison) -> str:
@@ -232,25 +246,12 @@ def _selected(strong: ArmResult) -> str:
             f", of which {strong.selected_synthetic:.0%} are synthetic, as are {strong.pool_synthetic:.0%} of the "
             "images it selects from"
         )
+    times = "once" if strong.selections == 1 else f"{strong.selections:,.0f} times"
     return (
         f"{strong.optimizer.upper()}: {strong.arm} selects {strong.selected:,.0f} images{share}, "
-        f"{strong.selections:,.0f} times in {strong.selection_seconds:.1f} s of a training that takes "
+        f"{times} in {strong.selection_seconds:.1f} s of a training that takes "
         f"{strong.train_seconds:.1f} s."
     )
-
-
-def _cost(results: Sequence[ArmResult]) -> list[str]:
-    """How much more generation augmenting everything takes; the optimizers share the images."""
-    first = {result.arm: result for result in reversed(results)}
-    lines = []
-    for name, everything in first.items():
-        ours = first.get(name.replace("all-", "ours-", 1))
-        if name.startswith("all-") and "+" not in name and "@" not in name and ours and ours.images_added > 0:
-            lines.append(
-                f"{name} makes {everything.images_added:.0f} images where {ours.arm} makes {ours.images_added:.0f}: "
-                f"{everything.images_added / ours.images_added:.1f} times the generation."
-            )
-    return lines
 
 
 def _how_to_read(comparisons: Sequence[Comparison], test_images: int) -> list[str]:
@@ -266,7 +267,8 @@ def _how_to_read(comparisons: Sequence[Comparison], test_images: int) -> list[st
         ]
     return [
         f"A verdict is a p below {SIGNIFICANCE} by paired t tests over {n} training seeds, adjusted by Holm's "
-        f"correction for the {len(comparisons)} comparisons of this report; each interval is for its own comparison. "
+        f"correction for all comparisons of this report, {len(comparisons)}; each interval and the first p are for "
+        "their own comparison alone. "
         f"A verdict holds for this split, this synthetic set and these {test_images:,} test images, of which one is "
         f"{100 / test_images:.2f} points."
     ]

@@ -1,6 +1,5 @@
 """What methods selected and how much they agree, by hand and in the report of a run."""
 
-import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ from latebloom.flows.report import gather, selections
 from latebloom.flows.report.results import Report
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.rounds import Rounds, read_rounds
-from latebloom.synth.plan import requests
 from tests.flows.conftest import all_stages
 
 Tiny = Callable[..., CompareConfig]
@@ -92,27 +90,6 @@ def test_the_rounds_of_selectors_are_compared(compared: SimpleNamespace) -> None
         assert by_arm[arm]["never"] == pytest.approx(np.mean(never))
     assert by_arm["original+craig"]["most_owned"] > 60 / 18  # of the images that 18 selected ones stand for
     assert by_arm["original+random"]["most_owned"] is None
-
-
-def test_what_generation_cost_beyond_one_seed_is_said(compared: SimpleNamespace) -> None:
-    run = RunContext(compared.run, compared.config)
-    wanted = [
-        {
-            (request.source_index, request.steps, request.variant)
-            for arm in compared.config.parsed_arms
-            if arm.kind == "synthetic"
-            for request in requests(run.selected(arm.method, number), compared.config.levels(arm))
-        }
-        for number in (0, 1)
-    ]
-    found = compared.report.selectors
-    assert found["used"] == np.mean([len(one) for one in wanted])
-    assert found["made"] == len(wanted[0] | wanted[1]) == run.plan.num_rows
-    assert f"{found['made'] / found['used']:.2f} times" in " ".join(compared.report.sentences)
-    one = selections.Selected(None, [], [], 40, 40.0)
-    assert "share one selection" in selections.sentences(one, 3, shared=True)[0]
-    assert selections.sentences(one, 1, shared=False) == []
-    assert selections.sentences(dataclasses.replace(one, made=0, used=0), 3, shared=False) == []
 
 
 def test_the_page_and_the_terminal_show_them(compared: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,7 @@ def test_strong_copies_are_of_synthetic_images_too(finished: RunFolder, tiny: Ti
     gather.write(finished, config)
     report = Report.from_json(read_json(finished.path / "report.json"))
     told = " ".join(report.sentences)
-    assert "SGD: ours-3+random against the same images without strong copies (ours-3)" in told
+    assert "ours-3+random against the same images without strong copies (ours-3)" in told
     assert "% are synthetic, as are" in told
 
 
