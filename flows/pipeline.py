@@ -68,8 +68,9 @@ def compare(config: CompareConfig, out: str) -> str:
 
 def _all_stages(config: CompareConfig, out: str) -> str:
     with _opened(config, out, "compare") as run:
-        tasks.train_early(run, config)
-        tasks.select_examples(run, config)
+        if config.wants_slow:
+            tasks.train_early(run, config)
+            tasks.select_examples(run, config)
         if config.wants_synthetic:
             tasks.plan_images(run, config)
             _generate(run, config)

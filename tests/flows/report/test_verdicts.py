@@ -132,7 +132,7 @@ def test_one_seed_has_mcnemars_test() -> None:
         (
             BETTER,
             "lower",
-            "8.60 % against 11.00 % test error, -2.40 points (95 %: -3.08 to -1.72 over 5 seeds), p below 0.001, adjusted below",
+            "8.60 % against 11.00 % test error, -2.40 points (95 %: -3.08 to -1.72 over 5 seeds), p below",
         ),
         ([0.12, 0.15, 0.13, 0.16, 0.11], "higher", "13.40 % against 11.00 % test error, +2.40 points"),
         ([0.09, 0.13, 0.10, 0.14, 0.08], "no difference that these seeds can show", "10.80 % against 11.00 %"),
