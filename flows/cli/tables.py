@@ -20,7 +20,7 @@ from latebloom.flows.run.records import retrain_key
 
 __all__ = ["print_errors", "print_forecast", "print_report", "table"]
 
-_WORDS = ("", "arm", "opt", "meaning", "of")  # columns of words, beside the first one
+_WORDS = ("", "arm", "opt", "meaning", "of", "status")  # columns of words, beside the first one
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -68,6 +68,7 @@ def print_errors(run: RunFolder, config: CompareConfig) -> None:
 def print_report(folder: Path, as_json: bool) -> None:
     """The report of a run folder as a table with its sentences, or as it is in report.json."""
     from latebloom.flows.report.table import how_to_read, report_table
+    from latebloom.flows.report.validation import validation_table
 
     text = (folder / "report.json").read_text()
     if as_json:
@@ -77,18 +78,25 @@ def print_report(folder: Path, as_json: bool) -> None:
     _, *rows = report_table(report)
     short = ("arm", "opt", "test err, %", "n", "diff, points", "95 %", "p adj", "added", "steps", "train s", "gen s")
     header = (*short, "gain %", "selected", "synth %", "strong", "select s")[: len(rows[0])]
-    results = table(report.title, header, rows)
     console = Console()
-    # Never narrower than its words: a cell cut to "a…" says less than a line that wraps.
-    whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
-    Console(width=max(console.width, whole)).print(results)
+    _print_whole(console, table(report.title, header, rows))
     if words := how_to_read(report):
         console.print(words, style="dim")
+    if report.validation:
+        _, *rows = validation_table(report)
+        header = ("arm", "opt", "validation err, %", "test err, %", "epochs to original's", "s to it", "status")
+        _print_whole(console, table("Validation", header, rows))
     for line in _overlap(report) + report.sentences:
         console.print(f"- {line}", markup=False, highlight=False)
     for line in report.warnings:
         console.print(f"! {line}", markup=False, highlight=False)
     print(folder / "report.html")
+
+
+def _print_whole(console: Console, made: Table) -> None:
+    """Never narrower than its words: a cell cut to "a…" says less than a line that wraps."""
+    whole = console.measure(made, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(console.width, whole)).print(made)
 
 
 def _overlap(report: Report) -> list[str]:

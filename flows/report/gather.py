@@ -99,8 +99,8 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         separating_epoch_chosen=has_slow and run.early.facts.by_knee,
         early_errors=run.early.facts.errors if has_slow else [],
         selections=[_selection(number, chosen, _wrong(run, number)) for number, chosen in enumerate(slow_sets)],
-        jaccard=_mean_jaccard(slow_sets),
-        jaccard_chance=_chance_jaccard(slow_sets, train, config.seed),
+        jaccard=None if config.slow.shared else _mean_jaccard(slow_sets),
+        jaccard_chance=None if config.slow.shared else _chance_jaccard(slow_sets, train, config.seed),
         class_slow=_classes(
             train, slow_sets, [run.selection("cluster", number)["mean_loss"] for number in range(len(slow_sets))]
         ),

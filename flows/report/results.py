@@ -234,8 +234,8 @@ class Report:
         generator_seen: how many of the training images the generator was trained on, None where it does not say.
         early_errors: per seed, training error by epoch of early training, as far as it went.
         early_share: early epochs that were trained over those of one training, mean over seeds; None without.
-        jaccard: mean overlap of the slow sets of two seeds, None with one seed; `jaccard_chance` the same for random
-            sets of their sizes.
+        jaccard: mean overlap of the slow sets of two seeds, None with one seed or a shared set; `jaccard_chance` the
+            same for random sets of their sizes.
         selectors: what methods selected and by how much they agree: `Selected` of selections.py, as plain values.
         class_slow: per class, [name, images, slow images (mean over seeds), mean loss fast, mean loss slow].
     """

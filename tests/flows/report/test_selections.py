@@ -1,6 +1,8 @@
 """What methods selected and how much they agree, by hand and in the report of a run."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +13,14 @@ from latebloom.flows.cli.tables import print_report
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather, selections
 from latebloom.flows.report.results import Report
+from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.rounds import Rounds, read_rounds
 from tests.flows.conftest import all_stages
 
 Tiny = Callable[..., CompareConfig]
 ARMS = ("original", "ours-2", "high_loss-2", "misclassified-2", "original+craig", "original+random")
+CHANGES = {"arms": ARMS, "strong.coreset": {"fraction": 0.3}}
 
 
 def rounds(*sets: list[int], epochs: list[int], owner: list[int] | None = None) -> Rounds:
@@ -60,7 +64,7 @@ def test_how_much_of_the_images_a_training_selected() -> None:
 
 @pytest.fixture(scope="module")
 def compared(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    config = tiny({"arms": ARMS, "strong.coreset": {"fraction": 0.3}})
+    config = tiny(CHANGES)
     run = all_stages(tmp_path_factory.mktemp("compared") / "run", config)
     page = gather.write(run, config).read_text()
     report = Report.from_json(read_json(run.path / "report.json"))
@@ -90,6 +94,15 @@ def test_the_rounds_of_selectors_are_compared(compared: SimpleNamespace) -> None
         assert by_arm[arm]["never"] == pytest.approx(np.mean(never))
     assert by_arm["original+craig"]["most_owned"] > 60 / 18  # of the images that 18 selected ones stand for
     assert by_arm["original+random"]["most_owned"] is None
+
+
+def test_a_selection_that_all_seeds_share_has_no_overlap_between_them(
+    compared: SimpleNamespace, tiny: Tiny, tmp_path: Path
+) -> None:
+    assert compared.report.jaccard is not None
+    shutil.copytree(compared.run.path, tmp_path / "run")
+    gather.write(RunFolder(tmp_path / "run"), tiny(CHANGES | {"slow.shared": True}))
+    assert Report.from_json(read_json(tmp_path / "run/report.json")).jaccard is None
 
 
 def test_the_page_and_the_terminal_show_them(compared: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from latebloom.data.config import PerturbConfig
 from latebloom.data.store import read_json
-from latebloom.flows.cli.tables import print_errors
+from latebloom.flows.cli.tables import print_errors, print_report
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
-from latebloom.flows.report.results import Report
+from latebloom.flows.report.results import Report, in_percent
 from latebloom.flows.report.validation import validation_table
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import SELECT, RetrainFacts, retrain_key
@@ -87,7 +87,7 @@ def test_without_a_validation_split_there_is_no_validation_error(pristine: RunFo
 
 
 def test_the_report_has_the_test_error_of_what_was_named_and_of_what_validation_chose(
-    held_out: SimpleNamespace, tmp_path: Path, tiny: Tiny
+    held_out: SimpleNamespace, tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(held_out.run.path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
@@ -107,6 +107,11 @@ def test_the_report_has_the_test_error_of_what_was_named_and_of_what_validation_
     for arm in set(ARMS) - {"original", best}:
         (row,) = [row for row in validation_table(report) if row[0] == arm]
         assert (row[3], row[6]) == ("–", "not reported")
+    print_report(run.path, as_json=False)
+    shown = capsys.readouterr().out.partition("Validation")[2].splitlines()
+    for one in report.validation:  # the terminal has every validation error
+        (line,) = [line for line in shown if line.startswith(f"{one.arm} ")]
+        assert in_percent(one.mean, one.std) in line
 
 
 def test_retrain_prints_no_test_error_that_something_could_be_chosen_by(
