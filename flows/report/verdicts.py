@@ -195,7 +195,7 @@ def _head(claim: _Claim) -> str:
     (arm, optimizer), (rival, other) = claim.arm, claim.rival
     if optimizer == other:
         return f"{arm} against {claim.words} ({rival})."
-    return f"{arm} with {optimizer.upper()} against {claim.words} ({rival} {other.upper()})."
+    return f"{arm} with {optimizer.upper()} against {claim.words} ({rival} {other.upper()}):"
 
 
 def _numbers(found: Comparison, ours: ArmResult, rival: ArmResult, comparisons: int) -> str:

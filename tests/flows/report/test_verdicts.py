@@ -196,7 +196,7 @@ def test_ours_with_sgd_is_held_against_the_original_with_sam() -> None:
     errors = {(arm, by): BASE for arm in ("original", "ours-2") for by in ("sgd", "sam")}
     lines = said(errors)
     assert len(lines) == 3
-    assert lines[1].startswith("ours-2 with SGD against the real images alone with SAM (original SAM). no difference")
+    assert lines[1].startswith("ours-2 with SGD against the real images alone with SAM (original SAM): no difference")
 
 
 def test_a_pair_of_arms_has_one_line_with_all_optimizers() -> None:
