@@ -34,9 +34,21 @@ def leads() -> bool:
     return team_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
-@functools.lru_cache(maxsize=1)
+_ONE_POOL = threading.Lock()
+
+
 def classifier_processes(workers: int) -> ProcessPoolExecutor:
-    """Processes that train classifiers side by side on the CPU; each imports what it needs once."""
+    """Processes that train classifiers side by side on the CPU; each imports what it needs once.
+
+    One pool for all callers: tasks ask from several threads at once, and a cache alone would let each begin one.
+    """
+    with _ONE_POOL:
+        return classifier_pool(workers)
+
+
+@functools.lru_cache(maxsize=1)
+def classifier_pool(workers: int) -> ProcessPoolExecutor:
+    """The pool of `classifier_processes`, which asks for it one thread at a time."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(workers,))
 

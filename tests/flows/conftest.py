@@ -211,7 +211,7 @@ def two_processes() -> Iterator[ProcessPoolExecutor]:
     pool = processes.classifier_processes(2)
     yield pool
     pool.shutdown()
-    processes.classifier_processes.cache_clear()
+    processes.classifier_pool.cache_clear()
 
 
 class Outcome(NamedTuple):

@@ -1,3 +1,4 @@
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -182,3 +183,20 @@ def test_three_processes_and_small_batches_make_the_same_data_set(
     synthesis.finish_synthetic(finished, config)
     assert sum(reported) == todo.images
     story.same_but_for_rounding(finished, pristine)
+
+
+def test_threads_that_ask_at_once_get_one_pool_of_classifier_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    class Slow:
+        def __init__(self, workers: int, **_: Any) -> None:
+            begun.append(workers)
+            time.sleep(0.05)  # the others ask meanwhile
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Slow)
+    fresh = functools.lru_cache(maxsize=1)(processes.classifier_pool.__wrapped__)
+    monkeypatch.setattr(processes, "classifier_pool", fresh)  # not the pool of the other tests
+    with ThreadPoolExecutor(4) as threads:
+        pools = list(threads.map(processes.classifier_processes, [2] * 4))
+    assert begun == [2]
+    assert len({id(pool) for pool in pools}) == 1
