@@ -69,18 +69,18 @@ def test_batches_that_do_not_fit_are_halved_once_and_for_all_and_change_no_image
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    narrow = Narrow(generator_of(tiny()), 3)
+    narrow = Narrow(generator_of(tiny()), 4)
     monkeypatch.setattr(synthesis, "generator_of", lambda _: narrow)
     story.make_images(planned, tiny())
-    assert narrow.asked[:4] == [7, 3, 3, 1]  # parts of 7; batches may have 8
-    assert max(narrow.asked[1:]) == 3
-    assert "generate: out of memory; batches of 3 to make 8x8" in capsys.readouterr().err.splitlines()
-    assert read_json(planned.path / "batch_sizes.json") == {f"cpu {narrow.digest[:16]}": {"make 8x8": 3}}
+    assert narrow.asked[:4] == [8, 4, 4, 4]  # parts of 8
+    assert max(narrow.asked[1:]) == 4
+    assert "generate: out of memory; batches of 4 to make 8x8" in capsys.readouterr().err.splitlines()
+    assert read_json(planned.path / "batch_sizes.json") == {f"cpu {narrow.digest[:16]}": {"make 8x8": 4}}
     story.same_but_for_rounding(planned, pristine)
     shutil.rmtree(planned.path / "synthetic")
     narrow.asked.clear()
     story.make_images(planned, tiny())  # as another process would, or the same command another day
-    assert max(narrow.asked) == 3
+    assert max(narrow.asked) == 4
     story.same_but_for_rounding(planned, pristine)
 
 
