@@ -59,16 +59,15 @@ def generation_costs(run: RunContext, seconds_per_call: float) -> list[Generatio
         arm = parse_arm(name)
         if arm.kind != "synthetic" or arm.selector != "none" or arm.equal_steps_of:
             continue  # the images are those of the arm without
-        levels = run.config.levels(arm)
-        calls = sum(run.planned.facts.calls[level] for level in levels)
+        variants, calls = len(run.config.levels(arm)), run.calls_of(arm)
         chosen = [run.selected(arm.method, number) for number in range(run.config.seeds)]
         one, union = float(np.mean([len(rows) for rows in chosen])), len(np.unique(np.concatenate(chosen)))
         costs.append(
             GenerationCost(
                 arm=name,
-                images=one * len(levels),
+                images=one * variants,
                 seconds=one * calls * seconds_per_call,
-                images_of_all_seeds=union * len(levels),
+                images_of_all_seeds=union * variants,
                 seconds_of_all_seeds=union * calls * seconds_per_call,
             )
         )

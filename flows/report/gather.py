@@ -104,14 +104,14 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         class_slow=_classes(
             train, slow_sets, [run.selection("cluster", number)["mean_loss"] for number in range(len(slow_sets))]
         ),
-        synthetic=_synthetic(run, made) if made else {},
+        synthetic=_synthetic(run, made, table) if made and table is not None else {},
         levels=_levels(run, table) if table is not None else [],
         arms=results,
         comparisons=comparisons,
         sentences=sentences(results, comparisons, len(test))
         + validation.sentences(validated)
         + generation_sentences(generation, config.seeds, config.slow.shared),
-        warnings=_warnings(run, has_slow),
+        warnings=_warnings(run, has_slow, table),
         stages=[
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
             for record in [*records, *trained.values()]
@@ -139,7 +139,7 @@ def _has_slow(run: RunContext) -> bool:
     return run.config.wants_slow or (run.folder.has(EARLY) and run.folder.has(SELECT))
 
 
-def _synthetic(run: RunContext, made: Record[GenerateFacts]) -> dict[str, Any]:
+def _synthetic(run: RunContext, made: Record[GenerateFacts], table: pa.Table) -> dict[str, Any]:
     manifest = run.synthetic.manifest()
     return {
         **{name: manifest[name] for name in ("rows", "states", "digest")},
@@ -148,7 +148,7 @@ def _synthetic(run: RunContext, made: Record[GenerateFacts]) -> dict[str, Any]:
             name: dataclasses.asdict(quartile)
             for name, quartile in zip(
                 ("fastest", "second", "third", "slowest"),
-                dropped.quartiles(dropped.columns_of_filter(run), run.config.train_states),
+                dropped.quartiles(table, run.config.train_states),
                 strict=True,
             )
         },
@@ -193,14 +193,14 @@ def _perturbed_words(run: RunContext) -> list[str]:
     return [f"The training images were made harder before anything was trained: {' and '.join(parts)}."]
 
 
-def _warnings(run: RunContext, has_slow: bool) -> list[str]:
+def _warnings(run: RunContext, has_slow: bool, table: pa.Table | None) -> list[str]:
     config = run.config
     lines = _perturbed_words(run)
     if has_slow:
         lines += run.select.facts.warnings
-    if config.wants_synthetic:
+    if table is not None:
         lines += _generator_warnings(config, run.planned.facts.generator)
-        lines += dropped.warnings(run, dropped.columns_of_filter(run))
+        lines += dropped.warnings(run, table)
     if has_slow:
         lines += _early_warnings(run.early.facts)
     return lines
@@ -293,7 +293,7 @@ def _classes(train: LabeledImages, sets: list[np.ndarray], losses: list[np.ndarr
 
 
 def _levels(run: RunContext, table: pa.Table) -> list[LevelResult]:
-    distances, fid = frechet_by_level(run).levels, inception_by_level(run)
+    distances, fid = frechet_by_level(run, table).levels, inception_by_level(run)
     return [
         dataclasses.replace(level, frechet=distances.get(level.level), fid=fid.get(level.level))
         for level in _by_level(table)

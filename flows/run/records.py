@@ -114,14 +114,10 @@ class FrechetFacts(_Facts):
     Attributes:
         images: of each set, the same number, so that the distances compare.
         levels: Frechet distance by level, "50 of 100"; empty where a level has fewer than two usable images.
-        references: that of as many references: real images, but chosen ones.
-        dimensions: features of an image. With fewer images than these the distances are biased upwards.
     """
 
     images: int
     levels: dict[str, float]
-    references: float | None
-    dimensions: int
 
 
 class ScoutFacts(_Facts):

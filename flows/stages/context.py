@@ -14,6 +14,7 @@ from torch import nn
 from latebloom.data.sources.load import Splits
 from latebloom.data.store import digest_json, local_file, read_table
 from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.records import EARLY, PLAN, SELECT, EarlyFacts, PlanFacts, SelectFacts
@@ -90,6 +91,10 @@ class RunContext:
         """The plan, `PLAN_SCHEMA`."""
         _ = self.planned  # which says what to do where there is none
         return read_table(self.path / "plan.parquet", schema=PLAN_SCHEMA)
+
+    def calls_of(self, arm: Arm) -> int:
+        """Denoiser calls of the variants that an arm has of one image."""
+        return sum(self.planned.facts.calls[level] for level in self.config.levels(arm))
 
     @cached_property
     def parts(self) -> list[pa.Table]:

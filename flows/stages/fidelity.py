@@ -73,8 +73,12 @@ def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str
     return content
 
 
-def frechet_by_level(run: RunContext) -> FrechetFacts:
-    """Frechet distance of the usable images of each level to the training images; measured once for a data set."""
+def frechet_by_level(run: RunContext, table: pa.Table) -> FrechetFacts:
+    """Frechet distance of the usable images of each level to the training images; measured once for a data set.
+
+    Args:
+        table: the rows of the run's synthetic data set.
+    """
     config, train = run.config, run.splits.train
     inputs: dict[str, Any] = {
         "dataset": run.synthetic.manifest()["digest"],
@@ -83,17 +87,16 @@ def frechet_by_level(run: RunContext) -> FrechetFacts:
         "states": config.train_states,
         "seed": config.seed,
     }
-    stage = run.folder.stage(FRECHET, 1, inputs)
+    stage = run.folder.stage(FRECHET, 2, inputs)
     if record := stage.done():
         return record.facts
     with stage.making() as outcome:
-        table = run.synthetic.rows()
-        sets = {name: chosen for name, chosen in _levels(table, config.seed).items() if name != "all levels"}
         usable = np.isin(np.array(table["state"].to_pylist()), config.train_states)
+        sets = _levels(table, config.seed)
+        del sets["all levels"]
         sets = {name: chosen[usable[chosen]] for name, chosen in sets.items()}
-        fewest = min(map(len, sets.values()))
-        sources = np.unique(table["source_index"].to_numpy())
-        fewest = min(fewest, len(sources))
+        # One number for all levels, so that they compare; at most as many as there are references.
+        fewest = min(*map(len, sets.values()), len(np.unique(table["source_index"].to_numpy())))
         reference = run.reference[0]
 
         def features(data: LabeledImages) -> FeatureSet:
@@ -101,14 +104,11 @@ def frechet_by_level(run: RunContext) -> FrechetFacts:
 
         goal = features(train.subset(_drawn(np.arange(len(train)), config.seed, "real")))
         levels: dict[str, float] = {}
-        of_references = None
         if fewest >= 2 and len(goal) >= 2:  # one image has no covariance
             for name, chosen in sets.items():
                 rows = table.take(_drawn(chosen, config.seed, name, fewest))
                 levels[name] = frechet_distance(goal, features(run.synthetic.images(rows, train)))
-            few = train.subset(_drawn(sources, config.seed, "references", fewest))
-            of_references = frechet_distance(goal, features(few))
-        outcome.facts = FrechetFacts(images=fewest, levels=levels, references=of_references, dimensions=goal.dimensions)
+        outcome.facts = FrechetFacts(images=fewest, levels=levels)
     return outcome.facts
 
 

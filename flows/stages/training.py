@@ -231,7 +231,7 @@ def _denoiser_calls(run: RunContext, arm: Arm) -> list[int]:
     """What the images of an arm took, by seed."""
     if arm.kind != "synthetic":
         return [0] * run.config.seeds
-    calls = sum(run.planned.facts.calls[level] for level in run.config.levels(arm))
+    calls = run.calls_of(arm)
     return [len(run.selected(arm.method, number)) * calls for number in range(run.config.seeds)]
 
 

@@ -80,7 +80,7 @@ def test_static_is_never_ok_and_is_said_to_look_like_noise(
     said = capsys.readouterr().err
     assert "warning: The variants of ours-3 LOOK LIKE NOISE" in said
     assert "dropped by quartile of the reference's early loss" in said
-    assert any("LOOK LIKE NOISE" in line for line in gather._warnings(run, has_slow=True))
+    assert any("LOOK LIKE NOISE" in line for line in gather._warnings(run, has_slow=True, table=run.synthetic.rows()))
 
 
 def hopeless(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def test_the_report_has_the_frechet_distance_of_each_level_measured_once(
     config = read_config(finished.path)
     run = RunContext(finished, config)
     train, table = run.splits.train, run.synthetic.rows()
-    facts = fidelity.frechet_by_level(run)
+    facts = fidelity.frechet_by_level(run, table)
     # As many of each level: all of them here, since each reference has one usable image at each level.
     steps = table["level_steps"].to_numpy()
     assert facts.images == (steps == 3).sum() == (steps == 5).sum()
@@ -64,7 +64,7 @@ def test_the_report_has_the_frechet_distance_of_each_level_measured_once(
         made = FeatureSet(features_of(run.reference[0], run.synthetic.images(table.filter(steps == step), train))[1])
         assert facts.levels[level] == frechet_distance(real, made)
     monkeypatch.setattr(fidelity, "features_of", None)  # what is measured is not measured again
-    assert fidelity.frechet_by_level(RunContext(finished, config)) == facts
+    assert fidelity.frechet_by_level(RunContext(finished, config), table) == facts
 
 
 def test_only_usable_images_count(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
