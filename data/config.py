@@ -64,11 +64,39 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="0: no validation split; else this share of each class of the training images, after the limit, "
         "that no classifier is trained on: errors on it are for choosing, so that nothing is chosen on the test split.",
     )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        le=0.5,
+        description="Where a data set has no test part: this share of each class of the training images is the test "
+        "split. Where it has one, it is not read.",
+    )
+    train: str = Field(
+        "", description="Name of the training part, a folder, split or array; empty: train, training, or all there is."
+    )
+    test: str = Field(
+        "", description="Name of the test part, such as val to test on what is called so; empty: test or testing."
+    )
+    validation: str = Field(
+        "", description="Name of the validation part; empty: val, valid, validation or dev, where it is there."
+    )
+    image: str = Field("", description="Name of the image column of a table; empty: found by type and usual names.")
+    label: str = Field("", description="Name of the label column of a table; empty: found by type and usual names.")
+    background: Literal["white", "black", "grey"] = Field("white", description="What transparent pixels are laid on.")
+    depth: Literal["refuse", "type", "data"] = Field(
+        "refuse",
+        description="Images of more than 8 bits. refuse: by name; type: the whole range of the type becomes 0 to 255 "
+        "(65,535 of 16-bit images, 1 of floats); data: from the least to the greatest value of the training images.",
+    )
+    animated: Literal["refuse", "first"] = Field(
+        "refuse", description="Files of several frames or pages. refuse: by name; first: the first of them is taken."
+    )
     subset_seed: int = Field(
         0,
         ge=0,
         le=2**31 - 1,
-        description="The seed that draws the subsets of the two limits and the validation split, 0 to 2147483647.",
+        description="The seed that draws the subsets of the two limits, the test and the validation split, 0 to "
+        "2147483647.",
     )
 
     @pydantic.field_validator("image_size")

@@ -116,6 +116,8 @@ class LabeledImages:
         labels: int64 (N,), each in 0..num_classes-1.
         class_names: one name a class; the index is the label.
         origin: where they came from, for messages and reports.
+        names: of each image the name that its owner knows it by, such as `train/big cat/004.png`; `load` gives each
+            one of its own. Where none are given, `[0]`, `[1]`, ...
 
     Raises:
         ValueError: shapes, dtypes or labels that do not fit together; the message names the first bad row.
@@ -125,6 +127,7 @@ class LabeledImages:
     labels: np.ndarray
     class_names: tuple[str, ...]
     origin: str
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         labels, images = self.labels, self.images
@@ -152,7 +155,11 @@ class LabeledImages:
                 f"{self.origin}: image {bad[0]} has label {labels[bad[0]]}, outside 0..{len(self.class_names) - 1} "
                 f"({len(bad)} such images); correct the labels or name all classes"
             )
+        names = self.names or tuple(f"[{row}]" for row in range(len(labels)))
+        if len(names) != len(labels):
+            raise ValueError(f"{self.origin}: {len(labels)} images but {len(names)} names; give one name an image")
         object.__setattr__(self, "labels", labels.astype(np.int64))
+        object.__setattr__(self, "names", names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -197,7 +204,8 @@ class LabeledImages:
             )
         else:
             images = self.images[rows]
-        return LabeledImages(images, self.labels[rows], self.class_names, origin or self.origin)
+        names = tuple(self.names[row] for row in rows)
+        return LabeledImages(images, self.labels[rows], self.class_names, origin or self.origin, names)
 
     def class_counts(self) -> np.ndarray:
         """int64 (num_classes,): images per class."""
@@ -247,4 +255,5 @@ def concat(first: LabeledImages, second: LabeledImages) -> LabeledImages:
     else:
         images = np.concatenate([first.pixels(), second.pixels()])
     labels = np.concatenate([first.labels, second.labels])
-    return LabeledImages(images, labels, first.class_names, f"{first.origin} + {second.origin}")
+    names = first.names + second.names
+    return LabeledImages(images, labels, first.class_names, f"{first.origin} + {second.origin}", names)

@@ -3,17 +3,16 @@
 Nothing is decoded here. A reader lists files or rows with their labels; load.py checks the images.
 """
 
-import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latebloom.data.sources.found import Files, Found, Split, listed, numbered
 from latebloom.data.store import in_memory, list_folder, local_file
 
-__all__ = ["IMAGE_SUFFIXES", "LAYOUTS", "Files", "Found", "Split", "listed", "numbered", "read_folder"]
+__all__ = ["IMAGE_SUFFIXES", "LAYOUTS", "read_folder"]
 
 LAYOUTS = (
     "a folder with train/<class>/<image> and test/<class>/<image>, a folder with train*.parquet and test*.parquet "
@@ -23,35 +22,6 @@ LAYOUTS = (
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _JUNK_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")  # notes and tables that people keep beside their images
 _JUNK_NAMES = ("thumbs.db", "desktop.ini")
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Encoded images, as bytes or path, and a name of each for errors."""
-
-    blobs: Sequence[bytes | Path]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.blobs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """One split as a reader found it, not yet checked.
-
-    Attributes:
-        images: uint8 (N, H, W, C), or files.
-        labels: integers (N,).
-        origin: where the split came from.
-    """
-
-    images: np.ndarray | Files
-    labels: np.ndarray
-    origin: str
-
-
-Found = tuple[tuple[str, ...], dict[str, Split]]  # class names, and the splits by name: "train", "test", ...
 
 
 def read_folder(path: Path) -> Found:
@@ -71,27 +41,9 @@ def read_folder(path: Path) -> Found:
     for folder in (path, path / "data"):
         shards = {split: sorted(folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
         if all(shards.values()):
-            return _parquet(folder, shards)
+            return _parquet(path, folder, shards)
     entries = listed([entry.name for entry, _ in list_folder(path)]) or "nothing"
     raise ValueError(f"{path} holds {entries}, but not both a train and a test part; expected {LAYOUTS}")
-
-
-def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """ "0".."K-1", the class names of labels without names.
-
-    Raises:
-        ValueError: a label not smaller than the number of images, so that some class must be empty.
-    """
-    images = sum(len(part) for part in labels)
-    top = max((int(part.max()) for part in labels if len(part)), default=0)
-    if top >= images > 0:  # a wrong label of 2**40 must not become a tuple of that many names
-        raise ValueError(f"{origin} has label {top} but only {images} images; number the classes 0..K-1 without gaps")
-    return tuple(str(label) for label in range(top + 1))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first five names, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _image_folder(path: Path) -> Found:
@@ -107,7 +59,8 @@ def _image_folder(path: Path) -> Found:
     for split, classes in found.items():
         files = [file for members in classes.values() for file in members]
         labels = np.repeat([class_names.index(name) for name in classes], [len(m) for m in classes.values()])
-        splits[split] = Split(Files(in_memory(files), [str(file) for file in files]), labels, str(path / split))
+        names = [file.relative_to(path).as_posix() for file in files]
+        splits[split] = Split(Files(in_memory(files), [str(file) for file in files]), labels, str(path / split), names)
     return class_names, splits
 
 
@@ -141,19 +94,21 @@ def _visible(folder: Path) -> list[tuple[Path, bool]]:
     ]
 
 
-def _parquet(folder: Path, shards: dict[str, list[Path]]) -> Found:
+def _parquet(path: Path, folder: Path, shards: dict[str, list[Path]]) -> Found:
     splits: dict[str, Split] = {}
     class_names: dict[Path, tuple[str, ...]] = {}
     for split, files in shards.items():
         blobs: list[bytes | Path] = []
+        errors: list[str] = []
         names: list[str] = []
         labels = []
         for file in files:
             images, numbers, class_names[file] = _shard(file)
             blobs += images
-            names += [f"row {row} of {file}" for row in range(len(images))]
+            errors += [f"row {row} of {file}" for row in range(len(images))]
+            names += [f"{file.relative_to(path).as_posix()}[{row}]" for row in range(len(images))]
             labels.append(numbers)
-        splits[split] = Split(Files(blobs, names), np.concatenate(labels), f"{folder} {split}")
+        splits[split] = Split(Files(blobs, errors), np.concatenate(labels), f"{folder} {split}", names)
     first = shards["train"][0]
     for file, given in class_names.items():
         if given != class_names[first]:

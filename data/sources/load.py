@@ -6,20 +6,19 @@ A data set that cannot be trained on is refused here, with the file or row, befo
 import dataclasses
 import difflib
 import functools
-import io
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from latebloom.data.config import MIN_SIDE, NAMES, DataConfig
-from latebloom.data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
-from latebloom.data.sources.folders import LAYOUTS, Files, Found, Split, listed, numbered, read_folder
+from latebloom.data.config import NAMES, DataConfig
+from latebloom.data.images import LabeledImages
+from latebloom.data.sources.folders import LAYOUTS, read_folder
+from latebloom.data.sources.found import Found, Split, listed, numbered
 from latebloom.data.sources.named import read_named, read_published
+from latebloom.data.sources.uniform import check_classes, check_pixels, uniform
 from latebloom.data.store import as_path, is_remote, local_file
 
 __all__ = ["Splits", "digits_split", "load"]
@@ -63,11 +62,12 @@ def load(config: DataConfig) -> Splits:
         ValueError: unknown name or path, download failed, or anything in the data set that could not be trained on.
     """
     class_names, found = _find(config)
-    images = _uniform(found, config.image_size)
+    images = uniform(found, config.image_size)
     parts = {
-        name: LabeledImages(images[name], split.labels, class_names, split.origin) for name, split in found.items()
+        name: LabeledImages(images[name], split.labels, class_names, split.origin, tuple(split.names))
+        for name, split in found.items()
     }
-    _check_classes(parts["train"])
+    check_classes(parts["train"])
     train, validation = _split_off(
         _limited(parts["train"], config.train_limit, config.subset_seed, "train"),
         config.validation_fraction,
@@ -126,7 +126,8 @@ def _digits() -> Found:
     bunch = load_digits()
     images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)  # values 0..16 -> 0..255
     return tuple("0123456789"), {
-        name: Split(images[rows], bunch.target[rows], f"digits {name}") for name, rows in digits_split().items()
+        name: Split(images[rows], bunch.target[rows], f"digits {name}", [f"digits[{row}]" for row in rows])
+        for name, rows in digits_split().items()
     }
 
 
@@ -142,7 +143,7 @@ def _npz(path: Path) -> Found:
             }
             given = read("class_names") if "class_names" in archive.files else None
     for split, (images, _) in arrays.items():
-        _check_pixels(images, f"{path} {split}_images")
+        check_pixels(images, f"{path} {split}_images")
     if given is None:
         class_names = numbered(str(path), [labels for _, labels in arrays.values()])
     elif given.ndim == 1 and given.dtype.kind == "U":
@@ -150,7 +151,12 @@ def _npz(path: Path) -> Found:
     else:
         raise ValueError(f"{path} class_names is {given.dtype}{given.shape}; expected a 1-D array of strings")
     return class_names, {
-        split: Split(images if images.ndim == 4 else images[..., None], labels, f"{path} {split}")
+        split: Split(
+            images if images.ndim == 4 else images[..., None],
+            labels,
+            f"{path} {split}",
+            [f"{split}_images[{row}]" for row in range(len(images))],
+        )
         for split, (images, labels) in arrays.items()
     }
 
@@ -172,102 +178,6 @@ def _flat_labels(labels: np.ndarray, name: str) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"{name} is {labels.dtype}{labels.shape}; expected integers (N,) or (N, 1), a class an image")
     return labels
-
-
-def _check_pixels(images: np.ndarray, name: str) -> None:
-    if images.dtype.kind == "f":
-        bad = np.flatnonzero(np.isnan(images).any(axis=tuple(range(1, images.ndim))))
-        if len(bad):
-            raise ValueError(f"{name}: image {bad[0]} has NaN pixels ({len(bad)} such images); expected uint8, 0..255")
-    if images.dtype != np.uint8:
-        raise ValueError(f"{name} is {images.dtype}; expected uint8, so scale it to 0..255 and round it first")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ValueError(f"{name} has shape {images.shape}; expected (N, H, W) or (N, H, W, 3), channels last")
-
-
-def _uniform(found: dict[str, Split], size: int) -> Mapping[str, np.ndarray | EncodedImages]:
-    """The splits' images, all of one (H, W, C).
-
-    Raises:
-        ValueError: images under 8 pixels, of several sizes although `size` is 0, unreadable or not 8-bit, by name.
-    """
-    arrays = {name: split.images for name, split in found.items() if isinstance(split.images, np.ndarray)}
-    files = {name: split.images for name, split in found.items() if isinstance(split.images, Files)}
-    if files:
-        return _uniform_files(files, size)
-    first = arrays["train"].shape[1:]
-    for name, array in arrays.items():
-        height, width, _ = array.shape[1:]
-        if min(height, width) < MIN_SIDE:
-            raise ValueError(f"{found[name].origin} has images of {width}x{height}, smaller than {MIN_SIDE} pixels")
-        if array.shape[1:] != first:
-            raise ValueError(
-                f"{found[name].origin} has images of (H, W, C) {array.shape[1:]}, {found['train'].origin} of {first}; "
-                "make them alike"
-            )
-    if not size:
-        return arrays
-    # PPM is a header and the raw pixels, so arrays are resized by the very code that resizes files.
-    height, width, channels = first
-    head = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
-    return {
-        name: EncodedImages(
-            [head + pixels.tobytes() for pixels in array],
-            [f"{found[name].origin} image {row}" for row in range(len(array))],
-            (size, size, channels),
-            size,
-        )
-        for name, array in arrays.items()
-    }
-
-
-def _uniform_files(splits: dict[str, Files], size: int) -> dict[str, EncodedImages]:
-    first, first_size, all_grey = "", (0, 0), True
-    for files in splits.values():
-        for blob, name in zip(files.blobs, files.names, strict=True):
-            (width, height), grey = _header(blob, name)
-            all_grey = all_grey and grey
-            if min(width, height) < MIN_SIDE:
-                raise ValueError(f"{name} is {width}x{height}, smaller than {MIN_SIDE} pixels; remove it")
-            if not first:
-                first, first_size = name, (width, height)
-            if not size and (width, height) != first_size:
-                raise ValueError(
-                    f"{name} is {width}x{height} while {first} is {first_size[0]}x{first_size[1]}; give an image size "
-                    "(--image-size) to resize and centre-crop all of them"
-                )
-    width, height = (size, size) if size else first_size
-    shape = (height, width, 1 if all_grey else 3)
-    return {name: EncodedImages(files.blobs, files.names, shape, size) for name, files in splits.items()}
-
-
-def _header(blob: bytes | Path, name: str) -> tuple[tuple[int, int], bool]:
-    """(width, height) and whether it is grey, of an image file whose pixels are not decoded."""
-    try:
-        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as image:
-            mode, size = image.mode, image.size
-    except Exception as error:  # PIL raises a dozen kinds for a damaged file
-        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
-    if mode not in GREY_MODES + COLOUR_MODES:
-        raise ValueError(
-            f"{name} has pixel mode {mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
-        )
-    return size, mode in GREY_MODES
-
-
-def _check_classes(train: LabeledImages) -> None:
-    names, counts = train.class_names, train.class_counts()
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
-        raise ValueError(f"{train.origin}: class names must be unique and not empty, got {listed(twice) or names}")
-    if len(names) < 2:
-        raise ValueError(f"{train.origin} has the single class {listed(names)}; a classifier needs at least 2")
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    if empty:
-        raise ValueError(
-            f"{train.origin} has no image of {len(empty)} of {len(names)} classes ({listed(empty)}); add images or "
-            "remove the class"
-        )
 
 
 def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> LabeledImages:

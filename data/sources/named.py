@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.config import FOLDERS, NAMED, TORCHVISION
-from latebloom.data.sources.folders import IMAGE_SUFFIXES, LAYOUTS, Files, Found, Split, listed
+from latebloom.data.sources.folders import IMAGE_SUFFIXES, LAYOUTS
+from latebloom.data.sources.found import Files, Found, Split, listed
 from latebloom.data.store import in_memory, list_folder, local_file
 
 __all__ = ["FOLDERS", "NAMED", "read_named", "read_published"]
@@ -128,10 +129,12 @@ def _torchvision(name: str, root: Path) -> Found:
             ) from error
         origin = f"{name} {split}"
         if name.startswith("cifar"):
-            splits[split] = Split(made.data, np.asarray(made.targets), origin)
+            names = [f"{split}[{row}]" for row in range(len(made.data))]
+            splits[split] = Split(made.data, np.asarray(made.targets), origin, names)
         else:  # torchvision has no public list of these files
-            files = Files([Path(file) for file in made._image_files], [str(file) for file in made._image_files])
-            splits[split] = Split(files, np.asarray(made._labels), origin)
+            paths = [Path(file) for file in made._image_files]
+            names = [file.relative_to(root).as_posix() for file in paths]
+            splits[split] = Split(Files(paths, [str(file) for file in paths]), np.asarray(made._labels), origin, names)
     return tuple(made.classes), splits
 
 
@@ -160,9 +163,10 @@ def _tiny_imagenet(path: Path, origin: str) -> Found:
             )
         files = [file for members in test.values() for file in members]
         labels = [wnids.index(name) for name, members in test.items() for _ in members]
+    labelled = np.repeat(range(len(train)), _sizes(train))
     return _words(path / "words.txt", wnids), {
-        "train": _files([f for m in train.values() for f in m], np.repeat(range(len(train)), _sizes(train)), origin),
-        "test": _files(files, np.array(labels, int), origin, "test"),
+        "train": _files([f for m in train.values() for f in m], labelled, path, origin, "train"),
+        "test": _files(files, np.array(labels, int), path, origin, "test"),
     }
 
 
@@ -206,7 +210,7 @@ def _caltech256(path: Path, origin: str) -> Found:
             files.append(file)
             labels.append(label)
     return tuple(folder.name.split(".", 1)[1] for folder in folders), {
-        split: _files(files, np.array(labels, int), origin, split) for split, (files, labels) in parts.items()
+        split: _files(files, np.array(labels, int), path, origin, split) for split, (files, labels) in parts.items()
     }
 
 
@@ -232,7 +236,8 @@ def _svhn(path: Path, origin: str) -> Found:
             except RuntimeError as error:  # another MD5
                 raise ValueError(f"{file} is damaged, or is not the published file; get it again") from error
         pixels = np.ascontiguousarray(found.data.transpose(0, 2, 3, 1))  # (N, 3, 32, 32) to (N, 32, 32, 3)
-        splits[split] = Split(pixels, found.labels, f"{origin} {split}")
+        names = [f"{file.name}[{row}]" for row in range(len(pixels))]
+        splits[split] = Split(pixels, found.labels, f"{origin} {split}", names)
     return tuple("0123456789"), splits
 
 
@@ -252,7 +257,7 @@ def _stanford_cars(path: Path, origin: str) -> Found:
             raise ValueError(f"{file} has no fname or class in its annotations; expected those of the published devkit")
         images = [str(np.ravel(name)[0]) for name in records["fname"].ravel()]
         labels = np.array([int(np.ravel(label)[0]) for label in records["class"].ravel()], int) - 1  # theirs from 1
-        splits[split] = _files([path / f"cars_{split}" / name for name in images], labels, origin, split)
+        splits[split] = _files([path / f"cars_{split}" / name for name in images], labels, path, origin, split)
     return class_names, splits
 
 
@@ -281,8 +286,10 @@ def _sizes(classes: dict[str, list[Path]]) -> list[int]:
     return [len(members) for members in classes.values()]
 
 
-def _files(files: Sequence[Path], labels: np.ndarray, origin: str, split: str = "train") -> Split:
-    return Split(Files(in_memory(files), [str(file) for file in files]), labels, f"{origin} {split}")
+def _files(files: Sequence[Path], labels: np.ndarray, path: Path, origin: str, split: str) -> Split:
+    """A split of the files in the folder `path`."""
+    names = [file.relative_to(path).as_posix() for file in files]
+    return Split(Files(in_memory(files), [str(file) for file in files]), labels, f"{origin} {split}", names)
 
 
 _READERS: dict[str, Callable[[Path, str], Found]] = {

@@ -304,7 +304,7 @@ class SyntheticFolder:
         blobs = rows["image"].combine_chunks().field("bytes").to_pylist()
         encoded = EncodedImages(blobs, rows["item_id"].to_pylist(), real.image_shape, real.crop)
         labels = np.asarray(rows["label"].to_numpy(), np.int64)
-        return LabeledImages(encoded, labels, class_names, origin or str(self.path))
+        return LabeledImages(encoded, labels, class_names, origin or str(self.path), tuple(encoded.names))
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:

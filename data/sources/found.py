@@ -1,0 +1,98 @@
+"""What a reader of a data set found: its splits, not yet checked, and all that is wrong with them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Files", "Found", "Problem", "Problems", "Split", "listed", "numbered"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Encoded images, as bytes or path, and a name of each for errors: its path, or its row and file."""
+
+    blobs: Sequence[bytes | Path]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split as a reader found it, not yet checked.
+
+    Attributes:
+        images: uint8 (N, H, W, C), or files.
+        labels: integers (N,).
+        origin: where the split came from.
+        names: of each image the name that its owner knows it by, each once: the path in the data set with forward
+            slashes (`train/big cat/004.png`), or the array or file and the row in it (`train_images[17]`).
+    """
+
+    images: np.ndarray | Files
+    labels: np.ndarray
+    origin: str
+    names: Sequence[str]
+
+
+Found = tuple[tuple[str, ...], dict[str, Split]]  # class names, and the splits by name: "train", "test", ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        kind: the same for all of its kind, such as "not readable": problems are counted by it.
+        where: the file, row, class or part.
+        message: what came, what was expected, what to do.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+
+class Problems:
+    """Collects what is wrong, so that a person is told all of it at once.
+
+    A reader adds what concerns one file, row or class and goes on without it; where it cannot go on, it raises.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    def add(self, kind: str, where: str, message: str) -> None:
+        self.found.append(Problem(kind, where, message))
+
+    def refuse(self, source: str) -> None:
+        """Refuse the data set if anything is wrong.
+
+        Raises:
+            ValueError: the first problem, how many more there are, and the command that lists them.
+        """
+        if self.found:
+            more = len(self.found) - 1
+            rest = f" ({more} more: `latebloom check {source}` lists all)" if more else ""
+            raise ValueError(f"{self.found[0].message}{rest}")
+
+
+def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """ "0".."K-1", the class names of labels without names.
+
+    Raises:
+        ValueError: a label not smaller than the number of images, so that some class must be empty.
+    """
+    images = sum(len(part) for part in labels)
+    top = max((int(part.max()) for part in labels if len(part)), default=0)
+    if top >= images > 0:  # a wrong label of 2**40 must not become a tuple of that many names
+        raise ValueError(f"{origin} has label {top} but only {images} images; number the classes 0..K-1 without gaps")
+    return tuple(str(label) for label in range(top + 1))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five names, and how many more."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
