@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latebloom.data.seeds import child_seed
-from latebloom.data.sources.folders import listed
+from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path
 from latebloom.synth.config import PromptConfig
 
