@@ -16,12 +16,12 @@ import numpy as np
 from latebloom.data.config import NAMES, DataConfig
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.folders import LAYOUTS, read_folder
-from latebloom.data.sources.found import Found, Split, listed, numbered
+from latebloom.data.sources.found import Found, Problems, Split, listed, numbered
 from latebloom.data.sources.named import read_named, read_published
 from latebloom.data.sources.uniform import check_classes, check_pixels, uniform
 from latebloom.data.store import as_path, is_remote, local_file
 
-__all__ = ["Splits", "digits_split", "load"]
+__all__ = ["Splits", "digits_split", "find", "load"]
 
 # data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import: the function that needs one
 # imports it.
@@ -61,7 +61,9 @@ def load(config: DataConfig) -> Splits:
     Raises:
         ValueError: unknown name or path, download failed, or anything in the data set that could not be trained on.
     """
-    class_names, found = _find(config)
+    problems = Problems()
+    class_names, found = find(config, problems)
+    problems.refuse(config.source)
     images = uniform(found, config.image_size)
     parts = {
         name: LabeledImages(images[name], split.labels, class_names, split.origin, tuple(split.names))
@@ -81,7 +83,15 @@ def load(config: DataConfig) -> Splits:
     )
 
 
-def _find(config: DataConfig) -> Found:
+def find(config: DataConfig, problems: Problems) -> Found:  # noqa: ARG001, its readers come next
+    """What the data set holds, as it lies there: `train`, and where it has them `test`, `validation` and `generator`.
+
+    No image is decoded, none held out, no limit applied. What is wrong with one file, row or class is added to
+    `problems` and left out.
+
+    Raises:
+        ValueError: nothing can be read at all: an unknown name or path, or parts or columns that cannot be guessed.
+    """
     if config.source == "digits":
         return _digits()
     if config.source in NAMES:
