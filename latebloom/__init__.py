@@ -19,7 +19,9 @@ Generate:
     draw: the images of a plan.
 
 Train:
-    sam_ascent: the ascent step of SAM around any optimizer.
+    SyntheticImages: a synthetic data set as a torch `Dataset`, to stand beside the real one in a `ConcatDataset`.
+    CoresetSampler: a coreset as a torch `Sampler`.
+    SAM: around any optimizer, in two lines; sam_ascent: its ascent alone.
 
 The commands (`latebloom --help`) and the Prefect flows (`latebloom.flows.pipeline`) are built of these.
 """
@@ -32,20 +34,24 @@ if TYPE_CHECKING:
     from latebloom.data.config import DataConfig
     from latebloom.data.sources.load import Splits, load
     from latebloom.data.synthetic.folder import SyntheticFolder
+    from latebloom.data.synthetic.torch_dataset import SyntheticImages
     from latebloom.synth.generate import draw
     from latebloom.synth.config import GenerateConfig, SampleConfig, SizeConfig
     from latebloom.synth.generators.load import load_generator
     from latebloom.synth.plan import make_plan, requests
-    from latebloom.train.loop.optim import sam_ascent
+    from latebloom.train.loop.optim import SAM, sam_ascent
     from latebloom.train.selection.coreset import Coreset, Evidence, select_coreset
+    from latebloom.train.selection.sampler import CoresetSampler
     from latebloom.train.config import CoresetConfig
     from latebloom.train.selection.slow import Selection, select_slow, separating_epoch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAM",
     "Coreset",
     "CoresetConfig",
+    "CoresetSampler",
     "DataConfig",
     "Evidence",
     "GenerateConfig",
@@ -55,6 +61,7 @@ __all__ = [
     "SizeConfig",
     "Splits",
     "SyntheticFolder",
+    "SyntheticImages",
     "__version__",
     "draw",
     "load",
@@ -68,8 +75,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "SAM": "train.loop.optim",
     "Coreset": "train.selection.coreset",
     "CoresetConfig": "train.config",
+    "CoresetSampler": "train.selection.sampler",
     "DataConfig": "data.config",
     "Evidence": "train.selection.coreset",
     "GenerateConfig": "synth.config",
@@ -79,6 +88,7 @@ _HOME = {
     "SizeConfig": "synth.config",
     "Splits": "data.sources.load",
     "SyntheticFolder": "data.synthetic.folder",
+    "SyntheticImages": "data.synthetic.torch_dataset",
     "draw": "synth.generate",
     "load": "data.sources.load",
     "load_generator": "synth.generators.load",

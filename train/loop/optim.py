@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latebloom.train.config import FitConfig
 
-__all__ = ["AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
+__all__ = ["SAM", "AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
 
 
 @contextlib.contextmanager
@@ -56,6 +56,47 @@ def batchnorm_statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+class SAM:
+    """SAM around any torch optimizer, for a training loop that is not ours: `sam.step(closure)` instead of its `step`.
+
+        sam = SAM(optimizer, model, rho=0.05)
+        ...
+        criterion(model(x), y).backward()
+        sam.step(lambda: criterion(model(x), y))
+        optimizer.zero_grad()
+
+    The optimizer stays what it was: schedulers, `zero_grad` and `state_dict` go to it. BatchNorm's running statistics
+    are those of the first pass. Not for float16 with a GradScaler; bfloat16 needs none.
+
+    Args:
+        optimizer: steps by the SAM gradient; its parameters are those that ascend.
+        model: whose BatchNorm statistics are kept in the second pass.
+        rho: radius of the ascent, >= 0; 0.05 to 0.2 are usual.
+
+    Raises:
+        ValueError: a negative rho.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, rho: float = 0.05) -> None:
+        if not rho >= 0:
+            raise ValueError(f"rho is {rho}, expected a number from 0; 0.05 to 0.2 are usual")
+        self.optimizer, self.model, self.rho = optimizer, model, rho
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Ascend along `.grad`, take the gradient of the closure's loss there, come back, step; that loss, detached.
+
+        Args:
+            closure: the loss of the same batch, without `backward`.
+        """
+        weights = [w for group in self.optimizer.param_groups for w in group["params"]]
+        with sam_ascent([weights], self.rho), batchnorm_statistics_kept(self.model):
+            self.optimizer.zero_grad()
+            loss = closure()
+            loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
 
 EPS = 1e-4  # added to AdaHessian's denominator, as published

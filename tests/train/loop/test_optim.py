@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from latebloom.train.config import FitConfig
-from latebloom.train.loop.optim import AdaHessian, batchnorm_statistics_kept, learning_rate, sam_ascent
+from latebloom.train.loop.optim import SAM, AdaHessian, batchnorm_statistics_kept, learning_rate, sam_ascent
 
 
 def vector(*numbers: float) -> nn.Parameter:
@@ -36,6 +36,33 @@ def test_sam_on_a_quadratic_leaves_the_gradient_of_the_ascended_point() -> None:
     torch.optim.SGD([w], lr=0.1, weight_decay=0.5).step()
     # (4, 1) - 0.1 * ((4.4, 3.9) + 0.5 * (4, 1)): weight decay acts at w and takes no part in the ascent.
     torch.testing.assert_close(w.detach(), torch.tensor([3.36, 0.56], dtype=torch.float64))
+
+
+def test_sam_around_an_optimizer_steps_as_by_hand_and_keeps_batchnorm_statistics() -> None:
+    # The quadratic of above, without weight decay: (4, 1) - 0.1 * (4.4, 3.9).
+    a, w = torch.tensor([1.0, 3.0], dtype=torch.float64), vector(4, 1)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+
+    def loss() -> Tensor:
+        return 0.5 * (a * w * w).sum()
+
+    sam = SAM(optimizer, nn.Identity(), rho=0.5)
+    loss().backward()
+    # At (4.4, 1.3): 0.5 * (4.4^2 + 3 * 1.3^2).
+    assert sam.step(loss).item() == pytest.approx(12.215)
+    torch.testing.assert_close(w.detach(), torch.tensor([3.56, 0.61], dtype=torch.float64))
+
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    x = torch.tensor([[0.0], [2.0]])
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), model, rho=1.0)
+    model(x).sum().backward()
+    sam.step(lambda: model(x).sum())
+    norm = model[0]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == pytest.approx([0.1])  # once 0.1 times the mean 1, not twice
+    with pytest.raises(ValueError, match="rho is -1"):
+        SAM(optimizer, model, rho=-1)
 
 
 def test_the_norm_is_over_all_weights_of_a_model_and_of_that_model_only() -> None:
