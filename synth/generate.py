@@ -43,8 +43,8 @@ class Scorers:
     """What images are scored with.
 
     Attributes:
-        classifier: the reference classifier.
-        real: features of the training images, by the same classifier.
+        classifier: the reference classifier; None: scores that need one are not measured.
+        real: features of the training images, by the same classifier; None with it.
         spread: how much the training images differ.
         pixel_noise: whether the generator adds its noise to pixels. Where it does not, the noise of a level says
             nothing of pixels, and a variant may be as far from its reference as any other image.
@@ -52,8 +52,8 @@ class Scorers:
         safety: the safety checker's flag.
     """
 
-    classifier: ReferenceClassifier
-    real: RealFeatures
+    classifier: ReferenceClassifier | None
+    real: RealFeatures | None
     spread: Spread
     pixel_noise: bool
     clip: ClipScore | None = None

@@ -21,6 +21,7 @@ __all__ = [
     "fingerprints",
     "score",
     "states",
+    "without_classifier",
 ]
 
 # Images uint8 (n, H, W, C) to probabilities (n, num_classes) and features (n, D), the input of the last layer.
@@ -34,11 +35,14 @@ _REAL_BLOCK = 8192  # real images compared at once
 _FINGERPRINT_BLOCK = 2048  # fingerprints compared at once, on both sides
 _PIXEL_BLOCK = 1 << 24  # pixel values in float64 at once: 128 MiB
 _FINGERPRINT_SIDE = 8
+# The scores that thresholds limit and the reference classifier measures.
+_BY_CLASSIFIER = ("label_probability", "nearest_real_distance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of n images, in the order of the columns. NaN in an optional one: not measured.
+    """Scores of n images, in the order of the columns. NaN in an optional one: not measured. All that need a classifier
+    are NaN where there is none.
 
     Cosine distance is 1 less the cosine of two images' features in the reference classifier. It does not depend on the
     length of the features, so a threshold means the same for every network.
@@ -118,8 +122,8 @@ def score(
     finite: np.ndarray,
     labels: np.ndarray,
     sources: np.ndarray,
-    classifier: ReferenceClassifier,
-    real: RealFeatures,
+    classifier: ReferenceClassifier | None,
+    real: RealFeatures | None,
     originals: np.ndarray,
     spread: Spread,
     snr: np.ndarray,
@@ -137,30 +141,38 @@ def score(
         originals: uint8 (m, H, W, C), the real images of the m distinct `sources`, in ascending order of these.
         spread: of the training images.
         snr: float64 (n,), of the noise that each image was made from; 0: pure noise, or not known in pixels.
-        classifier: the reference classifier, whose features are in `real`.
+        classifier: the reference classifier, whose features are in `real`; None of both: scores that need one are NaN.
     """
+    assert (classifier is None) == (real is None)
     brightness, distance = np.empty(len(images)), np.empty(len(images))
     for rows in _blocks(images):
         pixels = images[rows].reshape(rows.stop - rows.start, -1).astype(np.float64)
         brightness[rows] = pixels.mean(1)
         pixels -= references[rows].reshape(pixels.shape)
         distance[rows] = np.sqrt((pixels**2).mean(1))
-    probabilities, features = classifier(images)
-    of_originals, place = classifier(originals)[0], np.unique(sources, return_inverse=True)[1]
-    unit = _unit(features)
-    nearest = real.nearest_other(unit, sources)
     unmeasured = np.full(len(images), np.nan)
+    probability = of_reference = apart = to_nearest = unmeasured
+    nearest = np.full(len(images), -1)
+    if classifier is not None and real is not None:
+        probabilities, features = classifier(images)
+        of_originals, place = classifier(originals)[0], np.unique(sources, return_inverse=True)[1]
+        probability = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        of_reference = of_originals[place, labels].astype(np.float64)
+        unit = _unit(features)
+        apart = _cosine_distance(unit, real.unit[sources])
+        nearest = real.nearest_other(unit, sources)
+        to_nearest = np.where(nearest < 0, np.inf, _cosine_distance(unit, real.unit[nearest]))
     clip_score, clip_margin = clip(images, labels) if clip else (unmeasured, unmeasured)
     return Scores(
         finite=finite,
         brightness=brightness,
         contrast=contrast(images),
-        label_probability=probabilities[np.arange(len(labels)), labels].astype(np.float64),
-        reference_label_probability=of_originals[place, labels].astype(np.float64),
+        label_probability=probability,
+        reference_label_probability=of_reference,
         reference_distance=distance,
         distance_ratio=spread.ratio(images, references, snr),
-        feature_distance=_cosine_distance(unit, real.unit[sources]),
-        nearest_real_distance=np.where(nearest < 0, np.inf, _cosine_distance(unit, real.unit[nearest])),
+        feature_distance=apart,
+        nearest_real_distance=to_nearest,
         nearest_real_index=nearest,
         clip_score=clip_score,
         clip_margin=clip_margin,
@@ -169,16 +181,22 @@ def score(
     )
 
 
-def check_scorers(config: QualityConfig, *, clip: bool, safety: bool) -> None:
+def check_scorers(config: QualityConfig, *, clip: bool, safety: bool, classifier: bool = True) -> None:
     """Raise ValueError where a threshold needs a score that will not be measured; called before any image is made.
 
     Args:
-        clip, safety: whether there are scorers of these kinds.
+        clip, safety, classifier: whether there are scorers of these kinds.
     """
-    measured = {"clip_score": clip, "clip_margin": clip, "unsafe": safety}
+    measured = {"clip_score": clip, "clip_margin": clip, "unsafe": safety} | dict.fromkeys(_BY_CLASSIFIER, classifier)
     for threshold, _ in THRESHOLDS.values():
         if not measured.get(threshold.score, True) and _is_on(config, threshold):
-            raise ValueError(f"{_asked(config, threshold)}: {threshold.remedy}, or set it to {threshold.off}")
+            remedy = threshold.remedy or "score with a reference classifier"
+            raise ValueError(f"{_asked(config, threshold)}: {remedy}, or set it to {threshold.off}")
+
+
+def without_classifier(config: QualityConfig) -> QualityConfig:
+    """The thresholds where no classifier scores: `min_label_ratio`, which is on by default, is off."""
+    return config.model_copy(update={"min_label_ratio": THRESHOLDS["min_label_ratio"][0].off})
 
 
 def states(scores: Scores, config: QualityConfig) -> list[State]:

@@ -18,6 +18,7 @@ from latebloom.synth.scoring.quality import (
     fingerprints,
     score,
     states,
+    without_classifier,
 )
 from latebloom.synth.scoring.spread import Spread
 
@@ -176,6 +177,22 @@ def test_what_no_scorer_measures_is_nan() -> None:
     assert result.clip_margin.tolist() == [0.5, -0.5]
     assert result.unsafe.tolist() == [0, 1]
     assert np.isnan(result.duplicate_distance).all()
+
+
+def test_without_a_classifier_its_scores_are_nan_and_the_thresholds_on_them_are_off_or_refused() -> None:
+    images = np.stack([image(0, 0, 255, 255)])
+    result = made(images, images, classifier=None, real=None)
+    by_classifier = ("label_probability", "reference_label_probability", "feature_distance", "nearest_real_distance")
+    assert all(np.isnan(getattr(result, name)).all() for name in by_classifier)
+    assert result.nearest_real_index.tolist() == [-1]
+    assert result.reference_distance.tolist() == [0]
+    assert states(result, QualityConfig(min_distance=0)) == ["off_label"]  # what was not measured does not pass
+    assert states(result, without_classifier(QualityConfig(min_distance=0))) == ["ok"]
+    check_scorers(without_classifier(QualityConfig()), clip=False, safety=False, classifier=False)
+    for changes in ({"min_label_probability": 0.5}, {"min_real_distance": 0.1}):
+        config = without_classifier(QualityConfig(**changes))
+        with pytest.raises(ValueError, match=r"score with a reference classifier, or set it to 0"):
+            check_scorers(config, clip=False, safety=False, classifier=False)
 
 
 def test_blocks_change_no_score_and_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
