@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ __all__ = [
     "digest_json",
     "in_memory",
     "is_remote",
+    "json_text",
     "kept_file",
     "list_folder",
     "local_file",
@@ -147,10 +149,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False) -> str:
+    """`value` as JSON for others to read: NaN and the infinities, for which JSON has no word, are null."""
+    return json.dumps(_finite(value), indent=indent, sort_keys=sort_keys, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, so that equal values are equal files. NaN is refused."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode())
+    """Write `json_text` of `value` with sorted keys, so that equal values are equal files."""
+    write_bytes(path, (json_text(value, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
-import math
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,7 @@ import pyarrow.parquet as pq
 
 from latebloom.data.images import decode, encode_png
 from latebloom.data.sources.load import Splits
-from latebloom.data.store import atomic_folder, local_file
+from latebloom.data.store import atomic_folder, json_text, local_file
 from latebloom.data.synthetic.card import Contents, card, summarise
 from latebloom.data.synthetic.folder import SyntheticFolder
 
@@ -69,8 +67,9 @@ def export(
     - npz: `dataset.npz` with MedMNIST's arrays, and `train.jsonl`, line i for image i. All in memory.
 
     The metadata is every column of the data set, the class's name, and `synthetic`. Readers infer types from the text,
-    so each column has one type: a missing value (scores of real images) is NaN, -1, false or "". Python's json and
-    pyarrow read NaN, and -Infinity, the log-SNR of pure noise.
+    so each column has one type: of real images, which have no scores, numbers are -1, and the rest false or "". A null
+    there would be a type of its own to `datasets`, which then refuses a split of real images alone. Of synthetic images
+    a score that was not measured, and the log-SNR of pure noise (minus infinity), are null.
 
     The folder appears as a whole or not at all; at a URL, README.md is uploaded last. Everything is made on local disk
     first; a remote data set is copied there for that time.
@@ -177,7 +176,7 @@ def _batches(
 
     def row(label: int, synthetic: bool, values: dict[str, Any]) -> dict[str, Any]:
         head = {"label": label, "class_name": class_names[label], "synthetic": synthetic}
-        return head | {name: _filled(values.get(name), kind) for name, kind in columns.items()}
+        return head | {name: _filled(values.get(name), kind, synthetic) for name, kind in columns.items()}
 
     for split, data in (("train", real.train), ("test", real.test)) if real else ():
         height, width, _ = data.image_shape
@@ -211,14 +210,14 @@ def _wanted(rows: pa.Table | pa.RecordBatch, states: Sequence[str]) -> pa.Array:
     return pc.is_in(rows["state"], pa.array(states, pa.string()))
 
 
-def _filled(value: Any, kind: pa.DataType) -> Any:
+def _filled(value: Any, kind: pa.DataType, synthetic: bool) -> Any:
     """`value`, or the substitute for a missing one in a column of this type."""
-    if value is not None:
+    if value is not None or (synthetic and pa.types.is_floating(kind)):
         return value
-    if pa.types.is_floating(kind):
-        return math.nan
     if pa.types.is_boolean(kind):
         return False
+    if pa.types.is_floating(kind):
+        return -1.0
     return -1 if pa.types.is_integer(kind) else ""
 
 
@@ -321,4 +320,4 @@ def _npz(folder: Path, class_names: Sequence[str]) -> Iterator[_Add]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text(row, indent=None) + "\n"

@@ -1,6 +1,5 @@
 """`latebloom ...`: the flows from a terminal. Heavy packages are imported when a command runs, not for `--help`."""
 
-import json
 import os
 import shlex
 import sys
@@ -11,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 import latebloom
-from latebloom.data.store import as_path
+from latebloom.data.store import as_path, json_text
 from latebloom.flows.cli.coresets import add_coreset_command
 from latebloom.flows.cli.datasets import add_dataset_commands
 from latebloom.flows.cli.describe import add_describing_commands
@@ -200,7 +199,7 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
     if kind in ("run", "compare", "report"):
         print_report(folder, as_json)
     elif as_json:
-        print(json.dumps({"result": result, "stages": RunFolder(folder).records()}, indent=2))
+        print(json_text({"result": result, "stages": RunFolder(folder).records()}))
     else:
         if kind == "plan":
             print_forecast(vars(RunFolder(folder).record(PLAN).facts.forecast))

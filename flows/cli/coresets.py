@@ -1,12 +1,11 @@
 """`latebloom coreset`: select the examples that stand for a training set."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from latebloom.data.store import as_path
+from latebloom.data.store import as_path, json_text
 from latebloom.flows.cli.options import CONFIG, JSON, OUT, PRESET, SET, Command, Options, command_line, source
 from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.settings import OF_CORESET
@@ -40,7 +39,7 @@ def _coreset(**given: Any) -> None:
 
     found = pipeline.coreset(config, str(folder))
     if given["json"]:
-        print(json.dumps(found, indent=2))
+        print(json_text(found))
     else:
         _print(found, folder)
 

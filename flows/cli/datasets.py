@@ -1,13 +1,12 @@
 """`latebloom export`, `inspect`, `filter` and `fidelity`: what is done with a synthetic data set once it is made."""
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latebloom.data.store import as_path, write_bytes
+from latebloom.data.store import as_path, json_text, write_bytes
 from latebloom.flows.cli.options import Command
 from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.compare import CompareConfig
@@ -55,7 +54,7 @@ def _export(
     wanted = [state.strip() for state in states.split(",") if state.strip()]
     counts = export_run(source, destination, kind, wanted, with_real, shard_images)
     target = as_path(destination)
-    print(json.dumps({"path": str(target), "images": counts}, indent=2) if as_json else target)
+    print(json_text({"path": str(target), "images": counts}) if as_json else target)
 
 
 def _inspect(
@@ -80,7 +79,7 @@ def _inspect(
     if not item and not by:
         summary = summarise(columns_of(folder), manifest["class_names"])
         if as_json:
-            print(json.dumps({"digest": manifest["digest"], **_summary_json(summary)}, indent=2))
+            print(json_text({"digest": manifest["digest"], **_summary_json(summary)}))
         else:
             _print_summary(summary)
         return
@@ -92,12 +91,12 @@ def _inspect(
     context = RunContext(RunFolder(run), config)
     if by:
         file = _write_png(run, f"sheet-{by}", sheet(folder, context.splits.train, by, rows, config.seed))
-        print(json.dumps({"picture": str(file)}, indent=2) if as_json else file)
+        print(json_text({"picture": str(file)}) if as_json else file)
         return
     details = details_of(context, item)
     file = _write_png(run, item, details.strip)
     if as_json:
-        print(json.dumps({**details.sections, "picture": str(file)}, indent=2, ensure_ascii=False))
+        print(json_text({**details.sections, "picture": str(file)}))
     else:
         _print_details(details.sections)
         print(file)
@@ -121,7 +120,7 @@ def _filter(
 
     moved = move_thresholds(as_path(source), changes["quality"])
     if as_json:
-        print(json.dumps({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}, indent=2))
+        print(json_text({"before": moved.before, "after": moved.after, "out_of_date": moved.out_of_date}))
         return
     from rich.console import Console
 
@@ -154,7 +153,7 @@ def _fidelity(
     run = as_path(source)
     result = measure(run, as_path(inception_weights) if inception_weights else None)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json_text(result))
         return
     from rich.console import Console
 

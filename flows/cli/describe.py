@@ -9,6 +9,7 @@ from typing import Annotated
 import pydantic
 import typer
 
+from latebloom.data.store import json_text
 from latebloom.flows.cli.options import Command
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.config.presets import PRESETS
@@ -49,7 +50,7 @@ def _settings(
             no_such_setting(_CONFIGS[of], prefix, "latebloom settings" + ("" if of == "run" else f" --of {of}"))
         )
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in listed], indent=2))
+        print(json_text([dataclasses.asdict(one) for one in listed]))
         return
     width = min(shutil.get_terminal_size().columns, 120)
     for one in listed:

@@ -50,7 +50,7 @@ class EarlyFacts(_Facts):
     separating_epoch: int
     by_knee: bool
     errors: list[list[float]]
-    losses: list[list[float]]
+    losses: list[list[float | None]]  # None: training diverged
     epochs_of_training: int = 0
 
     @property

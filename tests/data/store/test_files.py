@@ -1,4 +1,5 @@
 import errno
+import json
 import math
 import os
 import subprocess
@@ -13,6 +14,7 @@ from latebloom.data.store import (
     digest_bytes,
     digest_file,
     digest_json,
+    json_text,
     read_json,
     write_arrays,
     write_bytes,
@@ -117,14 +119,14 @@ def test_equal_values_are_equal_json(tmp_path: Path) -> None:
     assert read_json(tmp_path / "one") == {"a": "ä", "b": [1, 2.5, None]}
 
 
-def test_json_has_no_nan_nor_infinity(tmp_path: Path) -> None:
-    for bad in [math.nan, math.inf]:
-        write_json(tmp_path / "file", "old")
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            write_json(tmp_path / "file", {"loss": bad})
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            digest_json({"loss": bad})
-        assert read_json(tmp_path / "file") == "old"
+def test_nan_and_infinity_are_null(tmp_path: Path) -> None:
+    values = {"loss": [math.nan, 1.5, (-math.inf, 2)], "deep": {"a": math.inf}, "n": 3, "yes": True, "no": None}
+    write_json(tmp_path / "file", values)
+    expected = {"loss": [None, 1.5, [None, 2]], "deep": {"a": None}, "n": 3, "yes": True, "no": None}
+    assert read_json(tmp_path / "file") == json.loads(json_text(values)) == expected
+    assert json_text({"a": "ä", "b": math.nan}, indent=None) == '{"a": "ä", "b": null}'
+    with pytest.raises(ValueError, match="not JSON compliant"):  # two values must not have one digest
+        digest_json({"loss": math.nan})
 
 
 def test_what_is_not_json_is_named(tmp_path: Path) -> None:
