@@ -12,7 +12,7 @@ import typer
 from latebloom.data.store import json_text
 from latebloom.flows.cli.options import Command
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.config.presets import PRESETS
+from latebloom.flows.config.presets import PRESETS, RECIPES
 from latebloom.flows.config.settings import Setting, describe, no_such_setting
 from latebloom.flows.config.tools import CoresetRunConfig, FitGeneratorConfig
 from latebloom.flows.run.errors import UsageError
@@ -64,7 +64,7 @@ def _heading(setting: Setting) -> str:
 
 
 def _presets() -> None:
-    """List the settings of the papers' rows that --preset takes."""
+    """List what --preset takes: recipes for photos, and the settings of the papers' rows."""
     width = max(map(len, PRESETS))
-    for name, one in PRESETS.items():
+    for name, one in (RECIPES | PRESETS).items():
         print(f"{name:{width}}  {one.about}")

@@ -180,7 +180,11 @@ def command_line(parameters: Iterable[inspect.Parameter]) -> Callable[[Callable[
 
 OUT = option("out", str, "Run folder, path or URL [default: runs/SOURCE]", "PATH")
 PRESET = option(
-    "preset", str, "Settings of a row of the papers, such as dea-cifar10-table4; see latebloom presets", "NAME"
+    "preset",
+    str,
+    "Settings of a row of the papers, such as dea-cifar10-table4, or photos-224, which images of 96 px or more start "
+    "from unless this says none; see latebloom presets",
+    "NAME",
 )
 CONFIG = option("config", str, "Settings from a .toml or .json file", "FILE")
 SET = option(

@@ -7,16 +7,24 @@ from typing import Any
 
 from latebloom.flows.config.compare import CompareConfig, preset
 from latebloom.flows.config.merge import differences, merge
+from latebloom.flows.config.presets import PHOTO_SIDE, PHOTOS, RECIPES
 
 __all__ = ["command_of"]
+
+_SMALL = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet")
 
 
 def command_of(config: CompareConfig) -> str:
     """The command line of `latebloom compare` with the source and every setting that differs from the defaults."""
     source = config.data.source
-    defaults = CompareConfig(**merge(preset(source), {"data": {"source": source}}))
-    changed = differences(config.model_dump(mode="json"), defaults.model_dump(mode="json"))
+    base = merge(preset(source), {"data": {"source": source}})
     words = ["latebloom", "compare", source]
+    if source not in _SMALL or config.data.image_size >= PHOTO_SIDE:  # else the images decide what it starts from
+        recipe = RECIPES[PHOTOS].settings
+        photos = config.classifier.model == recipe["classifier"]["model"]
+        base = merge(base, recipe) if photos else base
+        words += ["--preset", PHOTOS if photos else "none"]
+    changed = differences(config.model_dump(mode="json"), CompareConfig(**base).model_dump(mode="json"))
     for name, value in _dotted(changed):
         words += ["--set", f"{name}={_text(value)}"]
     return shlex.join(words)

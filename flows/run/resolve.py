@@ -6,18 +6,21 @@ from typing import Any, TypeVar, get_args
 
 import pydantic
 
+from latebloom.data.config import DataConfig
 from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, one_setting, preset, setting_of
-from latebloom.flows.config.merge import merge
-from latebloom.flows.config.presets import PRESETS
+from latebloom.flows.config.merge import differences, merge
+from latebloom.flows.config.presets import PHOTO_SIDE, PHOTOS, PRESETS, RECIPES, photo_settings
 from latebloom.flows.config.settings import no_such_setting, unknown
 from latebloom.flows.config.tools import CoresetRunConfig, FitGeneratorConfig
 from latebloom.flows.run.errors import UsageError, one_line
 from latebloom.flows.run.folder import read_config
+from latebloom.flows.run.progress import say
 from latebloom.train.config import CoresetMethod
 
 __all__ = ["check_names", "made", "resolve", "resolve_coreset", "resolve_generator"]
 
 Config = TypeVar("Config", bound=pydantic.BaseModel)
+_NONE = "none"
 _OF_COMPARISON = {"arms", "optimizers", "seeds", "workers"}
 
 
@@ -26,18 +29,21 @@ def resolve(
 ) -> tuple[Any, Path]:
     """The config of a command and its run folder.
 
-    A source starts from its preset. Without one, the run folder says what was asked before.
+    A source starts from its preset, and one of photos from the recipe for these. Without one, the run folder says what
+    was asked before.
 
     Args:
         kind: the command: a RunConfig for run, a CompareConfig for the others.
         sampling: name of a preset of how images are sampled; single settings go before it.
-        row: name of a preset of a row of the papers; it goes before those, and single settings before it.
+        row: name of a preset of a row of the papers, or a recipe; it goes before those, and single settings before it.
+            "none": none of these, whatever the images.
 
     Raises:
         UsageError: a name or value that does not exist, or settings that do not go together.
         ValueError: the run folder is none, or holds a comparison where one setting is asked for.
     """
     check_names(CompareConfig, settings)
+    row, plain = (None, True) if row == _NONE else (row, row is not None)
     if sampling is not None:
         if sampling not in SAMPLING:
             raise UsageError(f"no sampling is called {sampling!r}; there are {', '.join(SAMPLING)}")
@@ -53,7 +59,9 @@ def resolve(
         settings = {"optimizers": [settings["train"]["optimizer"]], **settings}  # a row has one, not our default two
     source = _named_source(settings)
     if source is not None:
-        base, folder = merge(preset(source), {"data": {"source": source}}), out or _usual_folder(str(source))
+        base = merge(preset(source), {"data": {"source": source}})
+        base = base if plain else _suited(base, settings, RunConfig)
+        folder = out or _usual_folder(str(source))
     else:
         folder = _given_folder(out)
         before = read_config(folder)
@@ -93,12 +101,15 @@ def resolve_coreset(
     """
     check_names(CoresetRunConfig, settings, "coreset")
     ten = {"train": {"epochs": 10}}
+    row, plain = (None, True) if row == _NONE else (row, row is not None)
     if row is not None:
         settings = merge(_published_coreset(row, _goes_on(out, settings)), settings)
     source = _named_source(settings)
     if source is not None:
         known = {name: value for name, value in preset(source).items() if name in CoresetRunConfig.model_fields}
-        base, folder = merge(merge(known, ten), {"data": {"source": source}}), out or _usual_folder(str(source))
+        base = merge(known, {"data": {"source": source}})
+        base = merge(base if plain else _suited(base, settings, CoresetRunConfig), ten)
+        folder = out or _usual_folder(str(source))
     else:
         folder = _given_folder(out)
         before = read_config(folder).model_dump(mode="json")
@@ -159,6 +170,26 @@ def _usual_folder(source: str) -> Path:
     return Path("runs") / (path.expanduser().resolve().stem if "/" in source else path.stem)
 
 
+def _suited(base: dict[str, Any], settings: dict[str, Any], config: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """The settings that a source starts from; those of the recipe for photos where its images are as large."""
+    from latebloom.data.sources.peek import image_side  # reads images, and most commands name none anew
+
+    try:
+        side = image_side(DataConfig(**_part(merge(base, settings), "data")))
+    except pydantic.ValidationError:  # refused with the other settings
+        return base
+    if side < PHOTO_SIDE:
+        return base
+    recipe = {name: part for name, part in photo_settings(side).items() if name in config.model_fields}
+    if differences(merge(recipe, settings), settings):  # a config that says everything takes nothing of it
+        say(
+            f"images of {side} px a side: settings start from preset {PHOTOS} ({recipe['classifier']['model']}, "
+            f"lr {recipe['train']['lr']}, batch {recipe['train']['batch_size']}, random resized crops); "
+            f"what you give goes before it, and --preset {_NONE} starts from the settings for small images"
+        )
+    return merge(base, recipe)
+
+
 def _given_folder(out: Path | None) -> Path:
     if out is None:
         raise UsageError("neither a data source nor a run folder is named; give a SOURCE, or --out of an earlier run")
@@ -174,9 +205,10 @@ def _goes_on(out: Path | None, settings: dict[str, Any]) -> bool:
 
 
 def _row(name: str) -> dict[str, Any]:
-    if name not in PRESETS:
-        raise UsageError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
-    return dict(PRESETS[name].settings)
+    known = PRESETS | RECIPES
+    if name not in known:
+        raise UsageError(f"no preset is called {name!r}; there are {', '.join([*known, _NONE])}")
+    return dict(known[name].settings)
 
 
 def _published(row: str, kind: str, goes_on: bool) -> dict[str, Any]:
