@@ -1,94 +1,30 @@
-"""`LabeledImages`: images, labels and class names, which all parts of Latebloom pass; decoding and encoding."""
+"""`LabeledImages`: images, labels and class names, which all parts of Latebloom pass."""
 
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from latebloom.data.decoding import DEFAULT, Decoding, cut, decode, encode_png
 from latebloom.data.store import digest_bytes
 
-__all__ = ["COLOUR_MODES", "GREY_MODES", "EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]
-
-# Pillow's modes that become L or RGB without loss. Others (16-bit, float) are refused by name.
-GREY_MODES = ("1", "L")
-COLOUR_MODES = ("RGB", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "HSV", "LAB")
-
-
-def decode(blob: bytes | Path, name: str, *, channels: int = 0, size: int = 0) -> np.ndarray:
-    """Decode one image file to uint8 (H, W, C) with C 1 or 3.
-
-    Args:
-        blob: the file's bytes, or its path.
-        name: for errors.
-        channels: 1 or 3 to convert to; 0 keeps grey as 1 and makes all else 3. Transparency becomes white.
-        size: if positive, the shorter side is resized to it (bicubic, antialiased) and the centre square is cut out.
-
-    Raises:
-        ValueError: not a readable image, or a mode that cannot become 8 bits without loss.
-    """
-    try:
-        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as opened:
-            opened.load()
-            image: Image.Image = opened
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # PIL raises a dozen kinds for a damaged file
-        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
-    if image.mode not in GREY_MODES + COLOUR_MODES:
-        raise ValueError(
-            f"{name} has pixel mode {image.mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
-        )
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    grey = channels == 1 or (channels == 0 and image.mode in GREY_MODES)
-    image = image.convert("L" if grey else "RGB")
-    pixels = np.asarray(_cut(image, size) if size else image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def cut(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W, C) as `decode` would cut it to `size`; 0: the same."""
-    if not size:
-        return pixels
-    grey = pixels.shape[2] == 1
-    done = np.asarray(_cut(Image.fromarray(pixels[:, :, 0] if grey else pixels), size))
-    return done[:, :, None] if grey else done
-
-
-def _cut(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 (H, W, C), C 1 or 3, as PNG, which is lossless; the same pixels give the same bytes."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+__all__ = ["EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
     """Image files that are decoded when they are needed, all to one (H, W, C).
 
-    Indexing with an integer array gives uint8 (n, H, W, C). `crop` is the size passed to `decode` (0: as they are).
+    Indexing with an integer array gives uint8 (n, H, W, C). `decoding` has the rules, such as the size they are cut to.
     """
 
     blobs: Sequence[bytes | Path]
     names: Sequence[str]
     shape: tuple[int, int, int]
-    crop: int = 0
+    decoding: Decoding = DEFAULT
 
     def __len__(self) -> int:
         return len(self.blobs)
@@ -96,7 +32,7 @@ class EncodedImages:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self.shape), np.uint8)
         for place, row in enumerate(rows):
-            pixels = decode(self.blobs[row], self.names[row], channels=self.shape[2], size=self.crop)
+            pixels = decode(self.blobs[row], self.names[row], channels=self.shape[2], decoding=self.decoding)
             if pixels.shape != self.shape:
                 height, width, _ = pixels.shape
                 raise ValueError(
@@ -183,13 +119,19 @@ class LabeledImages:
     @property
     def crop(self) -> int:
         """The side of the square that images are cut to when they are decoded; 0: they stay as they are."""
-        return self.images.crop if isinstance(self.images, EncodedImages) else 0
+        return self.decoding.size
+
+    @property
+    def decoding(self) -> Decoding:
+        """The rules by which the images are decoded; the default ones where they are decoded already."""
+        return self.images.decoding if isinstance(self.images, EncodedImages) else DEFAULT
 
     def whole(self, rows: np.ndarray) -> list[np.ndarray]:
         """The images of `rows` as they are stored, uncut: uint8 (H, W, C), each of its own size."""
         if isinstance(self.images, EncodedImages):
             images, channels = self.images, self.image_shape[2]
-            return [decode(images.blobs[row], images.names[row], channels=channels) for row in rows]
+            rules = dataclasses.replace(images.decoding, size=0)
+            return [decode(images.blobs[row], images.names[row], channels=channels, decoding=rules) for row in rows]
         return list(self.images[np.asarray(rows)])
 
     def subset(self, rows: np.ndarray, origin: str = "") -> "LabeledImages":
@@ -244,13 +186,15 @@ def concat(first: LabeledImages, second: LabeledImages) -> LabeledImages:
             "resize one of them"
         )
     images: np.ndarray | EncodedImages
-    if isinstance(first.images, EncodedImages) and isinstance(second.images, EncodedImages):
+    # Each half was already checked at its own size, so a crop to that size changes neither.
+    size = first.crop or second.crop
+    rules, others = (dataclasses.replace(half.decoding, size=size) for half in (first, second))
+    if isinstance(first.images, EncodedImages) and isinstance(second.images, EncodedImages) and rules == others:
         images = EncodedImages(
             [*first.images.blobs, *second.images.blobs],
             [*first.images.names, *second.images.names],
             first.image_shape,
-            # Each half was already checked at its own size, so a crop to that size changes neither.
-            first.images.crop or second.images.crop,
+            rules,
         )
     else:
         images = np.concatenate([first.pixels(), second.pixels()])

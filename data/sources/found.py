@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -49,11 +50,13 @@ class Problem:
         kind: the same for all of its kind, such as "not readable": problems are counted by it.
         where: the file, row, class or part.
         message: what came, what was expected, what to do.
+        severity: an error keeps the data set from being loaded, a warning does not.
     """
 
     kind: str
     where: str
     message: str
+    severity: Literal["error", "warning"] = "error"
 
 
 class Problems:
@@ -65,19 +68,20 @@ class Problems:
     def __init__(self) -> None:
         self.found: list[Problem] = []
 
-    def add(self, kind: str, where: str, message: str) -> None:
-        self.found.append(Problem(kind, where, message))
+    def add(self, kind: str, where: str, message: str, severity: Literal["error", "warning"] = "error") -> None:
+        self.found.append(Problem(kind, where, message, severity))
 
     def refuse(self, source: str) -> None:
-        """Refuse the data set if anything is wrong.
+        """Refuse the data set if there is an error.
 
         Raises:
-            ValueError: the first problem, how many more there are, and the command that lists them.
+            ValueError: the first error, how many more there are, and the command that lists them.
         """
-        if self.found:
-            more = len(self.found) - 1
+        errors = [problem for problem in self.found if problem.severity == "error"]
+        if errors:
+            more = len(errors) - 1
             rest = f" ({more} more: `latebloom check {source}` lists all)" if more else ""
-            raise ValueError(f"{self.found[0].message}{rest}")
+            raise ValueError(f"{errors[0].message}{rest}")
 
 
 def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:

@@ -14,11 +14,20 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.config import NAMES, DataConfig
+from latebloom.data.decoding import Decoding
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.folders import LAYOUTS, read_folder
 from latebloom.data.sources.found import Found, Problems, Split, listed, numbered
 from latebloom.data.sources.named import read_named, read_published
-from latebloom.data.sources.uniform import check_classes, check_pixels, uniform
+from latebloom.data.sources.uniform import (
+    check_classes,
+    check_pixels,
+    common_shape,
+    eight_bits,
+    headers,
+    scaled,
+    uniform,
+)
 from latebloom.data.store import as_path, is_remote, local_file
 
 __all__ = ["Splits", "digits_split", "find", "load"]
@@ -64,7 +73,11 @@ def load(config: DataConfig) -> Splits:
     problems = Problems()
     class_names, found = find(config, problems)
     problems.refuse(config.source)
-    images = uniform(found, config.image_size)
+    rules = scaled(found, Decoding.of(config))
+    found = eight_bits(found, rules, problems)
+    shape = common_shape(found, headers(found, rules, problems), rules, problems)
+    problems.refuse(config.source)
+    images = uniform(found, shape, rules)
     parts = {
         name: LabeledImages(images[name], split.labels, class_names, split.origin, tuple(split.names))
         for name, split in found.items()

@@ -1,98 +1,161 @@
-"""Checks what a reader found, and makes all images of a data set one (H, W, C)."""
+"""Checks the images that a reader found, and makes all of a data set one (H, W, C) of uint8."""
 
-import io
-from collections.abc import Mapping
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from latebloom.data.config import MIN_SIDE
-from latebloom.data.images import COLOUR_MODES, GREY_MODES, EncodedImages, LabeledImages
-from latebloom.data.sources.found import Files, Split, listed
+from latebloom.data.decoding import BadImage, Decoding, Header, header, to_8_bits, values_of
+from latebloom.data.images import EncodedImages, LabeledImages
+from latebloom.data.sources.found import Files, Problems, Split, listed
 
-__all__ = ["check_classes", "check_pixels", "uniform"]
+__all__ = ["check_classes", "check_pixels", "common_shape", "eight_bits", "headers", "scaled", "uniform"]
+
+Headers = Mapping[str, Sequence[Header | None]]  # by split, an entry a file; None: the file cannot be used
 
 
 def check_pixels(images: np.ndarray, name: str) -> None:
-    if images.dtype.kind == "f":
-        bad = np.flatnonzero(np.isnan(images).any(axis=tuple(range(1, images.ndim))))
-        if len(bad):
-            raise ValueError(f"{name}: image {bad[0]} has NaN pixels ({len(bad)} such images); expected uint8, 0..255")
-    if images.dtype != np.uint8:
-        raise ValueError(f"{name} is {images.dtype}; expected uint8, so scale it to 0..255 and round it first")
+    """Refuse an array that is not of images.
+
+    Raises:
+        ValueError: not (N, H, W) or (N, H, W, 1 or 3).
+    """
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise ValueError(f"{name} has shape {images.shape}; expected (N, H, W) or (N, H, W, 3), channels last")
 
 
-def uniform(found: dict[str, Split], size: int) -> Mapping[str, np.ndarray | EncodedImages]:
-    """The splits' images, all of one (H, W, C).
+def scaled(found: Mapping[str, Split], rules: Decoding) -> Decoding:
+    """The rules with the scale of depth "data": the least and the greatest value of the training part as found.
+
+    So neither a limit nor a hold-out changes a pixel. Files that cannot be read are left out: who decodes them names
+    them.
 
     Raises:
-        ValueError: images under 8 pixels, of several sizes although `size` is 0, unreadable or not 8-bit, by name.
+        BadImage: the training images have one value only.
     """
-    arrays = {name: split.images for name, split in found.items() if isinstance(split.images, np.ndarray)}
-    files = {name: split.images for name, split in found.items() if isinstance(split.images, Files)}
-    if files:
-        return _uniform_files(files, size)
-    first = arrays["train"].shape[1:]
-    for name, array in arrays.items():
-        height, width, _ = array.shape[1:]
-        if min(height, width) < MIN_SIDE:
-            raise ValueError(f"{found[name].origin} has images of {width}x{height}, smaller than {MIN_SIDE} pixels")
-        if array.shape[1:] != first:
-            raise ValueError(
-                f"{found[name].origin} has images of (H, W, C) {array.shape[1:]}, {found['train'].origin} of {first}; "
-                "make them alike"
-            )
-    if not size:
-        return arrays
-    # PPM is a header and the raw pixels, so arrays are resized by the very code that resizes files.
-    height, width, channels = first
-    head = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
-    return {
-        name: EncodedImages(
-            [head + pixels.tobytes() for pixels in array],
-            [f"{found[name].origin} image {row}" for row in range(len(array))],
-            (size, size, channels),
-            size,
+    if rules.depth != "data":
+        return rules
+    part, ends = found["train"], []
+    if isinstance(part.images, Files):
+        for blob, name in zip(part.images.blobs, part.images.names, strict=True):
+            try:
+                values = values_of(blob, name, decoding=rules)
+            except (BadImage, FileNotFoundError):
+                continue
+            if values:
+                ends.append(values)
+    elif part.images.dtype != np.uint8 and (finite := part.images[np.isfinite(part.images)]).size:
+        ends.append((float(finite.min()), float(finite.max())))
+    if not ends:
+        return rules
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if low == high:
+        raise BadImage(
+            "one value",
+            f"all pixels of {part.origin} are {low:g}, so data.depth=data has no scale; set data.depth=type",
         )
-        for name, array in arrays.items()
-    }
+    return dataclasses.replace(rules, scale=(low, high))
 
 
-def _uniform_files(splits: dict[str, Files], size: int) -> dict[str, EncodedImages]:
-    first, first_size, all_grey = "", (0, 0), True
-    for files in splits.values():
-        for blob, name in zip(files.blobs, files.names, strict=True):
-            (width, height), grey = _header(blob, name)
-            all_grey = all_grey and grey
-            if min(width, height) < MIN_SIDE:
-                raise ValueError(f"{name} is {width}x{height}, smaller than {MIN_SIDE} pixels; remove it")
-            if not first:
-                first, first_size = name, (width, height)
-            if not size and (width, height) != first_size:
-                raise ValueError(
-                    f"{name} is {width}x{height} while {first} is {first_size[0]}x{first_size[1]}; give an image size "
-                    "(--image-size) to resize and centre-crop all of them"
-                )
-    width, height = (size, size) if size else first_size
-    shape = (height, width, 1 if all_grey else 3)
-    return {name: EncodedImages(files.blobs, files.names, shape, size) for name, files in splits.items()}
+def eight_bits(found: Mapping[str, Split], rules: Decoding, problems: Problems) -> dict[str, Split]:
+    """The splits, their arrays made uint8 by the rules; an array that they refuse is added to `problems`."""
+    made = {}
+    for name, part in found.items():
+        images = part.images
+        if isinstance(images, np.ndarray):
+            try:
+                if images.dtype.kind == "f" and rules.depth != "refuse":
+                    _check_rows(part, images)
+                images = to_8_bits(images, part.origin, rules)
+            except BadImage as error:
+                problems.add(error.kind, part.origin, str(error))
+                images = np.zeros(images.shape, np.uint8)  # its other problems are looked for all the same
+        made[name] = dataclasses.replace(part, images=images)
+    return made
 
 
-def _header(blob: bytes | Path, name: str) -> tuple[tuple[int, int], bool]:
-    """(width, height) and whether it is grey, of an image file whose pixels are not decoded."""
-    try:
-        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as image:
-            mode, size = image.mode, image.size
-    except Exception as error:  # PIL raises a dozen kinds for a damaged file
-        raise ValueError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
-    if mode not in GREY_MODES + COLOUR_MODES:
-        raise ValueError(
-            f"{name} has pixel mode {mode}, which does not fit 8 bits; convert it to 8-bit grey or RGB first"
+def _check_rows(part: Split, images: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
+    if len(bad):
+        raise BadImage(
+            "NaN pixels",
+            f"{part.origin}: {part.names[bad[0]]} has NaN or infinite pixels ({len(bad)} such images); repair or "
+            "remove them",
         )
-    return size, mode in GREY_MODES
+
+
+def headers(found: Mapping[str, Split], rules: Decoding, problems: Problems) -> Headers:
+    """What each file is by its header, no pixels decoded; a file that the rules refuse is added to `problems`."""
+    read: dict[str, list[Header | None]] = {}
+    for split, part in found.items():
+        if isinstance(part.images, Files):
+            read[split] = []
+            for blob, name in zip(part.images.blobs, part.images.names, strict=True):
+                try:
+                    read[split].append(header(blob, name, decoding=rules))
+                except BadImage as error:
+                    problems.add(error.kind, name, str(error))
+                    read[split].append(None)
+    return read
+
+
+def common_shape(
+    found: Mapping[str, Split], read: Headers, rules: Decoding, problems: Problems
+) -> tuple[int, int, int]:
+    """(H, W, C) that all images have by the rules; sizes that do not fit are added to `problems`."""
+    sizes: list[tuple[str, int, int]] = []
+    grey = True
+    for split, part in found.items():
+        if isinstance(part.images, Files):
+            for name, one in zip(part.images.names, read[split], strict=True):
+                if one:
+                    sizes.append((name, one.width, one.height))
+                    grey = grey and one.grey
+        else:
+            height, width, channels = part.images.shape[1:]
+            sizes.append((part.origin, width, height))
+            grey = grey and channels == 1
+    for name, width, height in sizes:
+        if min(width, height) < MIN_SIDE:
+            problems.add("too small", name, f"{name} is {width}x{height}, smaller than {MIN_SIDE} pixels; remove it")
+    if rules.size or not sizes:
+        return rules.size, rules.size, 1 if grey else 3
+    first, width, height = sizes[0]
+    others = [one for one in sizes if one[1:] != (width, height)]
+    if others:
+        other, *size = others[0]
+        problems.add(
+            "several sizes",
+            other,
+            f"{other} is {size[0]}x{size[1]} while {first} is {width}x{height}; give an image size (--image-size) to "
+            "resize and centre-crop all of them",
+        )
+    return height, width, 1 if grey else 3
+
+
+def uniform(
+    found: Mapping[str, Split], shape: tuple[int, int, int], rules: Decoding
+) -> Mapping[str, np.ndarray | EncodedImages]:
+    """The splits' images, all of `shape` (H, W, C).
+
+    Args:
+        found: without problems, arrays uint8.
+        shape: as `common_shape` gives it.
+    """
+    images: dict[str, np.ndarray | EncodedImages] = {}
+    for split, part in found.items():
+        if isinstance(part.images, Files):
+            images[split] = EncodedImages(part.images.blobs, part.images.names, shape, rules)
+        elif rules.size or part.images.shape[1:] != shape:
+            # PPM is a header and the raw pixels, so arrays are resized by the very code that resizes files.
+            height, width, channels = part.images.shape[1:]
+            head = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
+            names = [f"{part.origin} image {row}" for row in range(len(part.images))]
+            images[split] = EncodedImages([head + one.tobytes() for one in part.images], names, shape, rules)
+        else:
+            images[split] = part.images
+    return images
 
 
 def check_classes(train: LabeledImages) -> None:

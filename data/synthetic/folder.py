@@ -302,7 +302,7 @@ class SyntheticFolder:
         if not rows.num_rows:
             raise ValueError(f"{self.path}: none of its images is wanted; nothing to read")
         blobs = rows["image"].combine_chunks().field("bytes").to_pylist()
-        encoded = EncodedImages(blobs, rows["item_id"].to_pylist(), real.image_shape, real.crop)
+        encoded = EncodedImages(blobs, rows["item_id"].to_pylist(), real.image_shape, real.decoding)
         labels = np.asarray(rows["label"].to_numpy(), np.int64)
         return LabeledImages(encoded, labels, class_names, origin or str(self.path), tuple(encoded.names))
 

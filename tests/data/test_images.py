@@ -1,13 +1,13 @@
 import dataclasses
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from latebloom.data.images import EncodedImages, LabeledImages, concat, cut, decode, encode_png
+from latebloom.data.decoding import Decoding
+from latebloom.data.images import EncodedImages, LabeledImages, concat, encode_png
 
 
 def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -29,105 +29,6 @@ def encoded(images: LabeledImages) -> LabeledImages:
     )
 
 
-# decode and encode_png
-
-
-def test_png_keeps_every_pixel() -> None:
-    for channels in [1, 3]:
-        pixels = np.arange(2 * 3 * channels, dtype=np.uint8).reshape(2, 3, channels)
-        np.testing.assert_array_equal(decode(encode_png(pixels), "x"), pixels)
-        assert encode_png(pixels) == encode_png(pixels.copy())
-
-
-def test_a_path_is_decoded_like_its_bytes(tmp_path: Path) -> None:
-    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    (tmp_path / "x.png").write_bytes(encode_png(pixels))
-    np.testing.assert_array_equal(decode(tmp_path / "x.png", "x"), pixels)
-
-
-def test_modes_become_grey_or_rgb() -> None:
-    for mode, colour, expected in [
-        ("1", 1, [255]),
-        ("L", 7, [7]),
-        ("RGB", (1, 2, 3), [1, 2, 3]),
-        ("RGBA", (0, 0, 0, 255), [0, 0, 0]),
-        ("RGBA", (0, 0, 0, 0), [255, 255, 255]),  # transparent: white
-        ("RGBA", (0, 0, 0, 51), [204, 204, 204]),  # 51 of 255 is a fifth of black on white
-        ("LA", (9, 255), [9, 9, 9]),
-        ("LA", (9, 0), [255, 255, 255]),
-    ]:
-        assert decode(file(Image.new(mode, (1, 1), colour)), "x").tolist() == [[expected]]
-
-
-def test_a_palette_is_looked_up_and_its_transparent_entry_is_white() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    assert decode(file(image), "x").tolist() == [[[10, 20, 30], [40, 50, 60]]]
-    assert decode(file(image, transparency=1), "x").tolist() == [[[10, 20, 30], [255, 255, 255]]]
-
-
-def test_cmyk_becomes_rgb() -> None:
-    assert decode(file(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"), "x")[0, 0].tolist() == [255, 255, 255]
-
-
-def test_channels_are_converted_on_request() -> None:
-    assert decode(file(Image.new("L", (1, 1), 7)), "x", channels=3).tolist() == [[[7, 7, 7]]]
-    assert decode(file(Image.new("RGB", (1, 1), (7, 7, 7))), "x", channels=1).tolist() == [[[7]]]
-
-
-def test_the_centre_is_cut_square() -> None:
-    for shape, columns in [
-        ((2, 6), [2, 3]),  # wide: the two middle columns
-        ((2, 5), [1, 2]),  # odd: the left one of two centres
-        ((2, 2), [0, 1]),
-    ]:
-        pixels = np.tile(np.arange(shape[1], dtype=np.uint8), (shape[0], 1))[:, :, None]
-        np.testing.assert_array_equal(decode(encode_png(pixels), "x", size=2), pixels[:, columns])
-        np.testing.assert_array_equal(
-            decode(encode_png(pixels.transpose(1, 0, 2)), "x", size=2), pixels[:, columns].transpose(1, 0, 2)
-        )
-
-
-def test_any_shape_becomes_the_size() -> None:
-    for shape in [(16, 16), (3, 5), (5, 3), (1, 9), (100, 33), (7, 1000)]:
-        flat = np.full((*shape, 3), 99, np.uint8)
-        np.testing.assert_array_equal(decode(encode_png(flat), "x", size=8), np.full((8, 8, 3), 99))
-
-
-def test_an_image_is_cut_as_its_file_would_be_when_decoded() -> None:
-    for channels in [1, 3]:
-        for shape in [(16, 16), (8, 8), (3, 5), (5, 3), (7, 40)]:
-            pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
-            there = cut(pixels, 8)
-            assert there.shape == (8, 8, channels)
-            np.testing.assert_array_equal(there, decode(encode_png(pixels), "x", size=8))
-            np.testing.assert_array_equal(cut(there, 8), there)
-            assert cut(pixels, 0) is pixels
-
-
-def test_damaged_files_are_named() -> None:
-    for blob in [
-        b"",
-        b"not an image",
-        file(Image.effect_noise((64, 64), 50))[:-200],  # cut in the pixels
-        file(Image.effect_noise((64, 64), 50), "JPEG")[:-200],
-    ]:
-        with pytest.raises(ValueError, match=r"cats/3\.png cannot be read as an image .* repair or remove it"):
-            decode(blob, "cats/3.png")
-
-
-def test_modes_over_8_bits_are_refused() -> None:
-    for mode, kind in [("I;16", "PNG"), ("I;16", "TIFF"), ("F", "TIFF"), ("I", "TIFF")]:
-        with pytest.raises(ValueError, match=rf"scan has pixel mode {mode}, which does not fit 8 bits; convert it"):
-            decode(file(Image.new(mode, (9, 9)), kind), "scan")
-
-
-def test_a_missing_file_is_just_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        decode(tmp_path / "gone.png", "gone.png")
-
-
 # EncodedImages
 
 
@@ -143,7 +44,7 @@ def test_an_image_of_another_size_is_named_with_both_sizes() -> None:
     assert images[np.array([0])].shape == (1, 4, 5, 1)
     with pytest.raises(ValueError, match=r"b\.png is 6x4 while the first image is 5x4; .*--image-size"):
         images[np.array([0, 1])]
-    assert dataclasses.replace(images, shape=(4, 4, 1), crop=4)[np.array([0, 1])].shape == (2, 4, 4, 1)
+    assert dataclasses.replace(images, shape=(4, 4, 1), decoding=Decoding(4))[np.array([0, 1])].shape == (2, 4, 4, 1)
 
 
 # LabeledImages
@@ -151,7 +52,7 @@ def test_an_image_of_another_size_is_named_with_both_sizes() -> None:
 
 def test_whole_images_are_those_before_the_cut() -> None:
     originals = [np.full((height, width, 1), height, np.uint8) for height, width in ((4, 6), (9, 3), (2, 2))]
-    stored = EncodedImages([encode_png(image) for image in originals], list("abc"), (2, 2, 1), crop=2)
+    stored = EncodedImages([encode_png(image) for image in originals], list("abc"), (2, 2, 1), decoding=Decoding(2))
     images = LabeledImages(stored, np.arange(3), ("a", "b", "c"), "files")
     for image, row in zip(images.whole(np.array([2, 0, 1])), (2, 0, 1), strict=True):
         np.testing.assert_array_equal(image, originals[row])
@@ -173,7 +74,7 @@ def test_images_that_are_not_cut_are_whole_already() -> None:
 def test_a_subset_is_cut_as_its_images_are() -> None:
     images = encoded(labelled(4))
     assert isinstance(images.images, EncodedImages)
-    cropped = dataclasses.replace(images, images=dataclasses.replace(images.images, crop=2))
+    cropped = dataclasses.replace(images, images=dataclasses.replace(images.images, decoding=Decoding(2)))
     assert cropped.subset(np.array([1])).crop == 2
 
 

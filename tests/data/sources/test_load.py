@@ -2,7 +2,7 @@ import dataclasses
 import re
 import urllib.error
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from latebloom.data.config import DataConfig
+from latebloom.data.decoding import Decoding
 from latebloom.data.images import EncodedImages, decode, encode_png
 from latebloom.data.sources.load import Splits, digits_split, load
 from latebloom.data.store import digest_bytes
@@ -84,7 +85,9 @@ def test_arrays_are_resized_as_files_are(digits: Splits) -> None:
     assert resized.generator is not None
     assert resized.train.image_shape == resized.test.image_shape == resized.generator.image_shape == (20, 20, 1)
     one = digits.train.pixels()[7]
-    np.testing.assert_array_equal(resized.train.pixels(np.array([7]))[0], decode(encode_png(one), "x", size=20))
+    np.testing.assert_array_equal(
+        resized.train.pixels(np.array([7]))[0], decode(encode_png(one), "x", decoding=Decoding(20))
+    )
 
 
 # Limits
@@ -235,13 +238,7 @@ def test_resized_arrays_stay_small_until_asked_for(tmp_path: Path) -> None:
     assert isinstance(splits.train.images, EncodedImages)
     assert sum(len(blob) for blob in splits.train.images.blobs if isinstance(blob, bytes)) < 6 * (9 * 12 * 3 + 20)
     assert splits.train.pixels().shape == (6, 32, 32, 3)
-    np.testing.assert_array_equal(splits.train.pixels()[5], decode(encode_png(images[5]), "x", size=32))
-
-
-def with_nan() -> np.ndarray:
-    images = np.zeros((6, 8, 8), np.float32)
-    images[4, 2, 3] = np.nan
-    return images
+    np.testing.assert_array_equal(splits.train.pixels()[5], decode(encode_png(images[5]), "x", decoding=Decoding(32)))
 
 
 def test_what_does_not_fit_an_npz_is_named(tmp_path: Path) -> None:
@@ -251,16 +248,15 @@ def test_what_does_not_fit_an_npz_is_named(tmp_path: Path) -> None:
             "has no array train_images; it has train_labels, val_images, test_images, test_labels",
         ),
         ({"test_labels": None}, "has no array test_labels"),
-        ({"train_images": with_nan()}, r"train_images: image 4 has NaN pixels \(1 such images\)"),
-        ({"train_images": pixels(6) / 255}, "train_images is float64; expected uint8, so scale it to 0..255"),
-        ({"train_images": pixels(6).astype(np.int64)}, "train_images is int64; expected uint8"),
+        ({"train_images": pixels(6) / 255}, r"train is float64, more than 8 bits; set data\.depth=type"),
+        ({"train_images": pixels(6).astype(np.int64)}, r"train is int64, more than 8 bits; .* data\.depth=data"),
+        ({"train_images": pixels(6).astype(bool)}, "train is bool; expected uint8, 0..255"),
         ({"train_images": np.array([{}, None])}, "train_images cannot be read .* without pickles"),
         ({"train_images": pixels(6, 64)}, r"train_images has shape \(6, 64\); expected \(N, H, W\)"),
         ({"train_images": pixels(6, 3, 8, 8)}, r"shape \(6, 3, 8, 8\); expected .* channels last"),
         ({"test_images": pixels(3, 8, 8, 4)}, r"test_images has shape \(3, 8, 8, 4\)"),
-        ({"test_images": pixels(3, 8, 9)}, r"test has images .*\(8, 9, 1\), .*train of \(8, 8, 1\); make them alike"),
-        ({"test_images": pixels(3, 8, 8, 3)}, r"\(8, 8, 3\), .*\(8, 8, 1\)"),
-        ({"train_images": pixels(6, 7, 8), "test_images": pixels(3, 7, 8)}, "train has images of 8x7, smaller than 8"),
+        ({"test_images": pixels(3, 8, 9)}, r"test is 9x8 while .*train is 8x8; give an image size"),
+        ({"train_images": pixels(6, 7, 8), "test_images": pixels(3, 7, 8)}, "train is 8x7, smaller than 8"),
         ({"train_labels": np.zeros((6, 14), np.uint8)}, r"train_labels is uint8\(6, 14\); expected integers \(N,\)"),
         ({"train_labels": np.zeros(6)}, r"train_labels is float64\(6,\); expected integers"),
         ({"train_labels": np.array(["cat"] * 6)}, r"train_labels is <U3\(6,\)"),
@@ -281,6 +277,42 @@ def test_what_does_not_fit_an_npz_is_named(tmp_path: Path) -> None:
             load(DataConfig(source=source))
         assert Path(source).read_bytes() == before
         assert [entry.name for entry in tmp_path.iterdir()] == ["set.npz"]
+
+
+def test_grey_beside_colour_becomes_colour(tmp_path: Path) -> None:
+    splits = load(DataConfig(source=save(tmp_path, test_images=pixels(3, 8, 8, 3))))
+    assert splits.train.image_shape == splits.test.image_shape == (8, 8, 3)
+    assert splits.train.pixels()[:, 0, 0].tolist() == [[value] * 3 for value in range(6)]
+
+
+def test_arrays_of_more_than_8_bits_become_8_by_the_chosen_rule(tmp_path: Path) -> None:
+    def first(depth: Literal["type", "data"], train: np.ndarray, test: np.ndarray) -> tuple[list[int], list[int]]:
+        filled = [np.broadcast_to(values[:, None, None], (len(values), 8, 8)) for values in (train, test)]
+        source = save(tmp_path, train_images=filled[0], test_images=filled[1])
+        splits = load(DataConfig(source=source, depth=depth))
+        return splits.train.pixels()[:, 0, 0, 0].tolist(), splits.test.pixels()[:, 0, 0, 0].tolist()
+
+    of_16 = np.array([0, 257, 65535, 32768, 128, 129], np.uint16)  # 257 values a step
+    assert first("type", of_16, of_16[:3]) == ([0, 1, 255, 128, 0, 1], [0, 1, 255])
+    of_01 = np.array([0, 1, 0.5, 1 / 255, 0.2, 0], np.float32)
+    assert first("type", of_01, of_01[:3]) == ([0, 255, 128, 1, 51, 0], [0, 255, 128])
+    # -100..410 of the training images becomes 0..255, two values a step; what the test images have beyond is clipped
+    signed = np.array([-100, 410, -98, 100, 0, 0], np.int16)
+    assert first("data", signed, np.array([-200, 500, -96], np.int16)) == ([0, 255, 1, 100, 50, 50], [0, 255, 2])
+
+
+def test_values_that_a_rule_of_depth_does_not_cover_are_named(tmp_path: Path) -> None:
+    nan = np.zeros((6, 8, 8), np.float32)
+    nan[4, 2, 2:4] = 1, np.nan
+    for depth, images, words in [
+        ("type", nan, r"train: train_images\[4\] has NaN or infinite pixels \(1 such images\)"),
+        ("data", nan, r"train_images\[4\] has NaN"),
+        ("type", np.full((6, 8, 8), 1.5), r"train has floats from 1\.5 to 1\.5; data\.depth=type expects 0\.\.1"),
+        ("type", pixels(6).astype(np.int16), "train is int16, a type with a sign, .* data.depth=data"),
+        ("data", np.full((6, 8, 8), 7, np.int16), "all pixels of .* are 7, so data.depth=data has no scale"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            load(DataConfig.model_validate({"source": save(tmp_path, train_images=images), "depth": depth}))
 
 
 def test_a_damaged_npz_is_named(tmp_path: Path) -> None:

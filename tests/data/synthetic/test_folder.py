@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
+from latebloom.data.decoding import Decoding, decode, encode_png
+from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.states import STATES
 from latebloom.data.store import digest_file, write_json
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, SyntheticFolder
@@ -73,7 +74,7 @@ def real(side: tuple[int, int] = (2, 3), crop: int = 0, channels: int = 3) -> La
     """Real images of this size that are cut to `crop` when they are decoded."""
     blobs = [encode_png(np.zeros((*side, channels), np.uint8))]
     shape = (crop or side[0], crop or side[1], channels)
-    return LabeledImages(EncodedImages(blobs, ["real"], shape, crop), np.array([0]), NAMES, "real")
+    return LabeledImages(EncodedImages(blobs, ["real"], shape, Decoding(crop)), np.array([0]), NAMES, "real")
 
 
 def files(folder: SyntheticFolder) -> dict[str, bytes]:
@@ -129,7 +130,7 @@ def test_images_kept_larger_are_cut_as_the_real_ones_are(tmp_path: Path) -> None
         folder.write_manifest({}, NAMES, [folder.write_part(0, rows, NAMES, "key")])
         images = folder.images(folder.rows(), real((20, 30), 4, channels))
         assert (images.image_shape, images.crop) == ((4, 4, channels), 4)
-        expected = [decode(blob, "x", channels=channels, size=4) for blob in blobs]
+        expected = [decode(blob, "x", channels=channels, decoding=Decoding(4)) for blob in blobs]
         np.testing.assert_array_equal(images.pixels(), np.stack(expected))
         whole = images.whole(np.array([1]))[0]
         np.testing.assert_array_equal(whole, decode(blobs[1], "x", channels=channels))
