@@ -1,167 +1,145 @@
-"""Data sets that are folders: one folder a class, or Hugging Face's parquet files.
+"""Data sets that are folders: finds out what a folder holds, and reads one folder a class.
 
-Nothing is decoded here. A reader lists files or rows with their labels; load.py checks the images.
+Nothing is decoded here. A reader lists files or rows with their labels; uniform.py checks the images.
 """
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from latebloom.data.sources.found import Files, Found, Split, listed, numbered
-from latebloom.data.store import in_memory, list_folder, local_file
+from latebloom.data.config import DataConfig
+from latebloom.data.sources.found import Files, Found, Problems, Split, listed
+from latebloom.data.sources.parquet import read_parquet, read_saved
+from latebloom.data.sources.parts import ALL, IMAGE_SUFFIXES, assign, holds_images, is_image, role_of, sharded, visible
+from latebloom.data.store import in_memory, list_folder
 
-__all__ = ["IMAGE_SUFFIXES", "LAYOUTS", "read_folder"]
+__all__ = ["LAYOUTS", "read_folder"]
 
 LAYOUTS = (
-    "a folder with train/<class>/<image> and test/<class>/<image>, a folder with train*.parquet and test*.parquet "
-    "(as Hugging Face writes them), the folder of tiny-imagenet, caltech256, svhn or stanford-cars as published, or an "
-    ".npz file with train_images, train_labels, test_images and test_labels"
+    "a folder with train/<class>/<image> and test/<class>/<image> or with the classes alone, Hugging Face's parquet, a "
+    "table of path and label, an .npz with train_images and train_labels, or WebDataset's .tar; docs/layouts.md has all"
 )
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-_JUNK_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")  # notes and tables that people keep beside their images
-_JUNK_NAMES = ("thumbs.db", "desktop.ini")
+_JUNK_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log")
 
 
-def read_folder(path: Path) -> Found:
-    """Read an image folder or a folder of parquet files.
-
-    - train/<class>/<image> and test/<class>/<image>: the classes are train's sub-folders, by name. Hidden files,
-      notes and tables (.txt, .json, .csv, .md) are skipped. Images at a URL are all fetched and held in memory.
-    - train*.parquet and test*.parquet, in `path` or its data/: an image column (a struct with `bytes`, or binary),
-      and `label` or the only integer column. Class names from the Hugging Face metadata, else "0".."K-1". The
-      encoded images are all held in memory.
+def read_folder(path: Path, config: DataConfig, problems: Problems) -> Found:
+    """Read a folder, by what lies in it: docs/layouts.md has the layouts.
 
     Raises:
-        ValueError: neither layout, or a file, row or column that does not fit; the message names it.
+        ValueError: no layout fits, or a part or column cannot be guessed; the message says what to name.
     """
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        return _image_folder(path)
-    for folder in (path, path / "data"):
-        shards = {split: sorted(folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
-        if all(shards.values()):
-            return _parquet(path, folder, shards)
+    folders, files = visible(path)
+    names = {file.name for file in files}
+    if names & {"dataset_dict.json", "state.json"}:
+        return read_saved(path, config, problems)
+    pictures = any(holds_images(folder) for folder in folders if role_of(folder.name) == "train")
+    shards = {} if pictures else sharded(path, (".parquet",))
+    if shards:
+        return read_parquet(path, shards, config, problems)
+    if holds_images(path):
+        return _class_folders(path, folders, files, config, problems)
     entries = listed([entry.name for entry, _ in list_folder(path)]) or "nothing"
-    raise ValueError(f"{path} holds {entries}, but not both a train and a test part; expected {LAYOUTS}")
+    raise ValueError(f"{path} holds {entries}, and no images, tables or arrays; expected {LAYOUTS}")
 
 
-def _image_folder(path: Path) -> Found:
-    found = {split: _class_folders(path / split) for split in ("train", "test")}
+def _class_folders(
+    path: Path, folders: Sequence[Path], files: Sequence[Path], config: DataConfig, problems: Problems
+) -> Found:
+    """Read an image folder: the classes are the sub-folders of the training part, by name."""
+    names = [folder.name for folder in folders]
+    asked = [name for name in (config.train, config.test, config.validation) if "/" in name and (path / name).is_dir()]
+    if config.train == ALL or (not asked and not config.train and not any(map(role_of, names))):
+        chosen = {"train": ALL}
+    else:
+        chosen = assign([*names, *asked], config, str(path), problems)
+        for file in files:
+            if is_image(file.name):
+                problems.note(f"{path}: the image {file.name} is in no part, and not used")
+    found = {role: _classes(path / part, role, problems) for role, part in chosen.items()}
     class_names = tuple(found["train"])
-    for name in found["test"]:
-        if name not in class_names:
-            raise ValueError(
-                f"{path / 'test' / name} is a class that {path / 'train'} does not have; its classes are "
-                f"{listed(class_names)}"
-            )
     splits = {}
-    for split, classes in found.items():
-        files = [file for members in classes.values() for file in members]
-        labels = np.repeat([class_names.index(name) for name in classes], [len(m) for m in classes.values()])
-        names = [file.relative_to(path).as_posix() for file in files]
-        splits[split] = Split(Files(in_memory(files), [str(file) for file in files]), labels, str(path / split), names)
+    for role, classes in found.items():
+        for name in [name for name in classes if name not in class_names]:
+            where = path / chosen[role] / name
+            problems.add(
+                "class without training images",
+                str(where),
+                f"{where} is a class that {path / chosen['train']} does not have; its classes are "
+                f"{listed(class_names)}; rename or remove it",
+            )
+            del classes[name]
+        members = [file for inner in classes.values() for file in inner]
+        labels = np.repeat([class_names.index(name) for name in classes], [len(inner) for inner in classes.values()])
+        splits[role] = Split(
+            Files(in_memory(members), [str(file) for file in members]),
+            labels.astype(np.int64),
+            str(path / chosen[role]),
+            [file.relative_to(path).as_posix() for file in members],
+            chosen[role].removesuffix(ALL),
+        )
     return class_names, splits
 
 
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """The image files in each sub-folder of `folder`, both sorted by name."""
+def _classes(part: Path, role: str, problems: Problems) -> dict[str, list[Path]]:
+    """The image files in each sub-folder of a part, both sorted by name."""
+    folders, files = visible(part)
+    loose = [file for file in files if not _is_junk(file)]
+    if not folders:
+        out = "" if role == "train" else f", or leave the part out: --set data.{role}=none"
+        if not loose:
+            raise ValueError(f"{part} is empty; expected {part}/<class>/<image>{out}")
+        raise ValueError(
+            f"{part} holds {loose[0].name} and {len(loose) - 1} other files, but no class folders, so they have no "
+            f"labels; expected {part}/<class>/<image>, or a table of path and label{out}"
+        )
+    for file in loose:
+        problems.add(
+            "in no class", str(file), f"{file} is in no class; expected {part}/<class>/<image>, so move or remove it"
+        )
     classes: dict[str, list[Path]] = {}
-    for entry, is_folder in _visible(folder):
-        if not is_folder:
-            raise ValueError(f"{entry} is in no class; expected {folder}/<class>/<image>, so move or remove it")
-        classes[entry.name] = files = []
-        for file, is_inner_folder in _visible(entry):
-            if is_inner_folder:
-                raise ValueError(f"{file} is a folder inside a class folder; put its images into {entry} itself")
-            if file.suffix.lower() not in IMAGE_SUFFIXES:
-                raise ValueError(f"{file} is not one of {', '.join(IMAGE_SUFFIXES)}; convert it to PNG or remove it")
-            files.append(file)
-        if not files:
-            raise ValueError(f"{entry} holds no images; add some or remove the folder")
+    nested: list[Path] = []
+    for folder in folders:
+        inner, files = visible(folder)
+        images = [file for file in files if is_image(file.name)]
+        if inner and not images:
+            nested.append(folder)
+        for file in inner if images else ():
+            problems.add(
+                "folder in a class",
+                str(file),
+                f"{file} is a folder inside a class folder; put its images into {folder} itself",
+            )
+        for file in files:
+            if not is_image(file.name) and not _is_junk(file):
+                problems.add(
+                    "not an image",
+                    str(file),
+                    f"{file} is not one of {', '.join(IMAGE_SUFFIXES)}; convert it to PNG or remove it",
+                )
+        if images:
+            classes[folder.name] = images
+        elif not inner:
+            problems.add("empty class", str(folder), f"{folder} holds no images; add some or remove the folder")
+    if nested and not classes:
+        deeper = [entry.name for entry in visible(nested[0])[0]]
+        raise ValueError(
+            f"{nested[0]} holds the folders {listed(deeper)} and no images: the class folders lie one deeper than "
+            f"{part}/<class>/<image>; give the folder above them as the source"
+            + (f", such as {nested[0]}" if len(nested) == 1 else ", move them up, or give a table of path and label")
+        )
+    for folder in nested:
+        problems.add(
+            "folder in a class",
+            str(folder),
+            f"{folder} holds folders and no images, so {visible(folder)[0][0]} is a folder inside a class folder; put "
+            f"its images into {folder} itself",
+        )
     if not classes:
-        raise ValueError(f"{folder} is empty; expected {folder}/<class>/<image>")
+        raise ValueError(f"{part} has no class folder with images; expected {part}/<class>/<image>")
     return classes
 
 
-def _visible(folder: Path) -> list[tuple[Path, bool]]:
-    return [
-        (entry, is_folder)
-        for entry, is_folder in list_folder(folder)
-        if not entry.name.startswith(".")
-        and entry.name.lower() not in _JUNK_NAMES
-        and (entry.suffix.lower() not in _JUNK_SUFFIXES or is_folder)
-    ]
-
-
-def _parquet(path: Path, folder: Path, shards: dict[str, list[Path]]) -> Found:
-    splits: dict[str, Split] = {}
-    class_names: dict[Path, tuple[str, ...]] = {}
-    for split, files in shards.items():
-        blobs: list[bytes | Path] = []
-        errors: list[str] = []
-        names: list[str] = []
-        labels = []
-        for file in files:
-            images, numbers, class_names[file] = _shard(file)
-            blobs += images
-            errors += [f"row {row} of {file}" for row in range(len(images))]
-            names += [f"{file.relative_to(path).as_posix()}[{row}]" for row in range(len(images))]
-            labels.append(numbers)
-        splits[split] = Split(Files(blobs, errors), np.concatenate(labels), f"{folder} {split}", names)
-    first = shards["train"][0]
-    for file, given in class_names.items():
-        if given != class_names[first]:
-            raise ValueError(
-                f"{file} names its classes {listed(given) or 'not at all'}, but {first} "
-                f"{listed(class_names[first]) or 'not at all'}; write all files with the same features"
-            )
-    return class_names[first] or numbered(str(folder), [split.labels for split in splits.values()]), splits
-
-
-def _shard(file: Path) -> tuple[list[bytes], np.ndarray, tuple[str, ...]]:
-    """The encoded images, the labels int64, and the class names (none if not in the metadata) of one parquet file."""
-    # pyarrow takes long to import, and most commands read no parquet
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    try:
-        with local_file(file) as local, pyarrow.parquet.ParquetFile(local) as opened:
-            schema = opened.schema_arrow
-            image, label = _columns(schema, file)
-            table = opened.read(columns=[image, label])
-        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    except (pyarrow.ArrowException, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as parquet ({error}); write or download it again") from error
-    images, labels = table[image], table[label]
-    if pyarrow.types.is_struct(images.type):
-        images = pyarrow.compute.struct_field(images, "bytes")
-    for column, what in ((images, f"image bytes in {image}; embed the image"), (labels, f"{label}; give it one")):
-        if column.null_count:
-            raise ValueError(f"row {column.is_null().index(True)} of {file} has no {what} or drop the row")
-    names = info.get("info", {}).get("features", {}).get(label, {}).get("names", ())
-    return images.to_pylist(), labels.to_numpy().astype(np.int64), tuple(names)
-
-
-def _columns(schema: Any, file: Path) -> tuple[str, str]:
-    """The names of the image and the label column: by type, and by name where several have the type."""
-    from pyarrow import types
-
-    def is_image(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return bool(kind.get_field_index("bytes") >= 0)
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-    def choose(name: str, candidates: list[str], what: str) -> str:
-        if name in candidates:
-            return name
-        if len(candidates) != 1:
-            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise ValueError(
-                f"{file} has {len(candidates)} {what} columns, none called {name}: {columns}; call the right one {name}"
-            )
-        return candidates[0]
-
-    images = [field.name for field in schema if is_image(field.type)]
-    labels = [field.name for field in schema if types.is_integer(field.type)]
-    return choose("image", images, "image (binary, or struct with bytes)"), choose("label", labels, "integer")
+def _is_junk(file: Path) -> bool:
+    """Notes and tables that people keep beside their images."""
+    return file.suffix.lower() in _JUNK_SUFFIXES

@@ -31,12 +31,14 @@ class Split:
         origin: where the split came from.
         names: of each image the name that its owner knows it by, each once: the path in the data set with forward
             slashes (`train/big cat/004.png`), or the array or file and the row in it (`train_images[17]`).
+        part: what the data set calls this part, such as `val`; "" where it has no name of its own.
     """
 
     images: np.ndarray | Files
     labels: np.ndarray
     origin: str
     names: Sequence[str]
+    part: str = ""
 
 
 Found = tuple[tuple[str, ...], dict[str, Split]]  # class names, and the splits by name: "train", "test", ...
@@ -63,13 +65,18 @@ class Problems:
     """Collects what is wrong, so that a person is told all of it at once.
 
     A reader adds what concerns one file, row or class and goes on without it; where it cannot go on, it raises.
+    `notes` are no problems: what was assumed, in a sentence each.
     """
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
+        self.notes: list[str] = []
 
     def add(self, kind: str, where: str, message: str, severity: Literal["error", "warning"] = "error") -> None:
         self.found.append(Problem(kind, where, message, severity))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def refuse(self, source: str) -> None:
         """Refuse the data set if there is an error.
@@ -97,6 +104,6 @@ def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
     return tuple(str(label) for label in range(top + 1))
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first five names, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -5,30 +5,19 @@ A data set that cannot be trained on is refused here, with the file or row, befo
 
 import dataclasses
 import difflib
-import functools
-import zipfile
-import zlib
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from latebloom.data.config import NAMES, DataConfig
 from latebloom.data.decoding import Decoding
 from latebloom.data.images import LabeledImages
+from latebloom.data.sources.arrays import read_npz
 from latebloom.data.sources.folders import LAYOUTS, read_folder
-from latebloom.data.sources.found import Found, Problems, Split, listed, numbered
+from latebloom.data.sources.found import Found, Problems, Split
 from latebloom.data.sources.named import read_named, read_published
-from latebloom.data.sources.uniform import (
-    check_classes,
-    check_pixels,
-    common_shape,
-    eight_bits,
-    headers,
-    scaled,
-    uniform,
-)
-from latebloom.data.store import as_path, is_remote, local_file
+from latebloom.data.sources.parquet import read_parquet
+from latebloom.data.sources.uniform import check_classes, common_shape, eight_bits, headers, scaled, uniform
+from latebloom.data.store import as_path, is_remote
 
 __all__ = ["Splits", "digits_split", "find", "load"]
 
@@ -41,13 +30,15 @@ class Splits:
     """A data set. All parts have the same class names and image shape.
 
     `generator` holds images kept for training a generator, in none of the others; only `digits` has them. `validation`
-    holds images to choose by, in none of the others, and with labels as they came; None where it was not asked for.
+    holds images to choose by, in none of the others, and with labels as they came; None where the data set has none and
+    none was asked for. `notes` say what was assumed of the data set, in a sentence each.
     """
 
     train: LabeledImages
     test: LabeledImages
     generator: LabeledImages | None
     validation: LabeledImages | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(config: DataConfig) -> Splits:
@@ -72,7 +63,6 @@ def load(config: DataConfig) -> Splits:
     """
     problems = Problems()
     class_names, found = find(config, problems)
-    problems.refuse(config.source)
     rules = scaled(found, Decoding.of(config))
     found = eight_bits(found, rules, problems)
     shape = common_shape(found, headers(found, rules, problems), rules, problems)
@@ -82,21 +72,55 @@ def load(config: DataConfig) -> Splits:
         name: LabeledImages(images[name], split.labels, class_names, split.origin, tuple(split.names))
         for name, split in found.items()
     }
-    check_classes(parts["train"])
-    train, validation = _split_off(
-        _limited(parts["train"], config.train_limit, config.subset_seed, "train"),
-        config.validation_fraction,
-        config.subset_seed,
-    )
+    train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+    check_classes(train)
+    _check_names(found)
+    if test is None:
+        train, test = _split_off(train, config.test_fraction, config.subset_seed, "test")
+        problems.note(
+            f"{train.origin} has no test part: {len(test)} images, {config.test_fraction:.0%} of each class, are held "
+            f"out as the test split (data.test_fraction)" + _or_test_on(found.get("validation"))
+        )
+    train = _limited(train, config.train_limit, config.subset_seed, "train")
+    if validation is None:
+        if config.validation_fraction:
+            train, validation = _split_off(train, config.validation_fraction, config.subset_seed, "validation")
+    elif config.validation_fraction:
+        raise ValueError(
+            f"validation_fraction is {config.validation_fraction:g}, but {validation.origin} is a validation split "
+            "already; leave out data.validation_fraction, or that part: --set data.validation=none"
+        )
+    elif "test" in found:
+        problems.note(f"{validation.origin}: its {len(validation)} images are the validation split")
     return Splits(
         train=train,
         validation=validation,
-        test=_limited(parts["test"], config.test_limit, config.subset_seed, "test"),
+        test=_limited(test, config.test_limit, config.subset_seed, "test"),
         generator=parts.get("generator"),
+        notes=tuple(problems.notes),
     )
 
 
-def find(config: DataConfig, problems: Problems) -> Found:  # noqa: ARG001, its readers come next
+def _or_test_on(validation: Split | None) -> str:
+    if validation is None:
+        return ""
+    return (
+        f"; {validation.part or 'its validation part'} is the validation split, and `--set data.test="
+        f"{validation.part or 'val'}` tests on it instead"
+    )
+
+
+def _check_names(found: dict[str, Split]) -> None:
+    """Each image has a name of its own."""
+    seen: set[str] = set()
+    for split in found.values():
+        for name in split.names:
+            if name in seen:
+                raise ValueError(f"{split.origin} has two images called {name}; give each a name of its own")
+            seen.add(name)
+
+
+def find(config: DataConfig, problems: Problems) -> Found:
     """What the data set holds, as it lies there: `train`, and where it has them `test`, `validation` and `generator`.
 
     No image is decoded, none held out, no limit applied. What is wrong with one file, row or class is added to
@@ -121,9 +145,12 @@ def find(config: DataConfig, problems: Problems) -> Found:  # noqa: ARG001, its 
             f"the names are {', '.join(NAMES)}, and a path may be {LAYOUTS}"
         )
     if path.is_dir():
-        return read_published(path) or read_folder(path)
-    if path.suffix.lower() == ".npz":
-        return _npz(path)
+        return read_published(path) or read_folder(path, config, problems)
+    kind = path.suffix.lower()
+    if kind == ".npz":
+        return read_npz(path, config, problems)
+    if kind == ".parquet":
+        return read_parquet(path, {path.name: [path]}, config, problems)
     raise ValueError(f"{path} is a file of a kind that is not understood; expected {LAYOUTS}")
 
 
@@ -154,55 +181,6 @@ def _digits() -> Found:
     }
 
 
-def _npz(path: Path) -> Found:
-    with local_file(path) as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path} is not an .npz archive, or it is damaged; write it with numpy.savez")
-        with np.load(file, allow_pickle=False) as archive:
-            read = functools.partial(_npz_array, archive, path)
-            arrays = {
-                split: (read(f"{split}_images"), _flat_labels(read(f"{split}_labels"), f"{path} {split}_labels"))
-                for split in ("train", "test")
-            }
-            given = read("class_names") if "class_names" in archive.files else None
-    for split, (images, _) in arrays.items():
-        check_pixels(images, f"{path} {split}_images")
-    if given is None:
-        class_names = numbered(str(path), [labels for _, labels in arrays.values()])
-    elif given.ndim == 1 and given.dtype.kind == "U":
-        class_names = tuple(given.tolist())
-    else:
-        raise ValueError(f"{path} class_names is {given.dtype}{given.shape}; expected a 1-D array of strings")
-    return class_names, {
-        split: Split(
-            images if images.ndim == 4 else images[..., None],
-            labels,
-            f"{path} {split}",
-            [f"{split}_images[{row}]" for row in range(len(images))],
-        )
-        for split, (images, labels) in arrays.items()
-    }
-
-
-def _npz_array(archive: Any, path: Path, key: str) -> np.ndarray:
-    if key not in archive.files:
-        raise ValueError(f"{path} has no array {key}; it has {listed(archive.files)}; expected {LAYOUTS}")
-    try:
-        return np.asarray(archive[key])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} {key} cannot be read ({error}); arrays must be plain numbers or strings, whole and without pickles"
-        ) from error
-
-
-def _flat_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {labels.dtype}{labels.shape}; expected integers (N,) or (N, 1), a class an image")
-    return labels
-
-
 def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> LabeledImages:
     """Exactly `limit` images (0: all), as near to each class's share as whole numbers allow, in their old order.
 
@@ -229,22 +207,20 @@ def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> Labele
     return images.subset(np.sort(order[:limit]))
 
 
-def _split_off(train: LabeledImages, fraction: float, seed: int) -> tuple[LabeledImages, LabeledImages | None]:
-    """The images left to train on, and `fraction` of each class, rounded, as a validation split; both in old order.
+def _split_off(train: LabeledImages, fraction: float, seed: int, part: str) -> tuple[LabeledImages, LabeledImages]:
+    """The images left to train on, and `fraction` of each class, rounded, as the split `part`; both in old order.
 
     A class keeps at least one image to train on. With the same seed a smaller split is a part of a larger one.
     """
     from latebloom.data.seeds import numpy_rng
 
-    if not fraction:
-        return train, None
-    rng, chosen = numpy_rng(seed, "validation"), np.zeros(len(train), bool)
+    rng, chosen = numpy_rng(seed, part), np.zeros(len(train), bool)
     for label, count in enumerate(train.class_counts()):
         rows = rng.permutation(np.flatnonzero(train.labels == label))
         chosen[rows[: min(int(np.floor(fraction * count + 0.5)), max(count - 1, 0))]] = True
     if not chosen.any():
         raise ValueError(
-            f"validation_fraction is {fraction:g}, which is no image of any class of {train.origin} ({len(train)} "
-            f"images in {train.num_classes} classes); give a larger fraction, or 0"
+            f"{part}_fraction is {fraction:g}, which is no image of any class of {train.origin} ({len(train)} "
+            f"images in {train.num_classes} classes); give a larger fraction"
         )
-    return train.subset(np.flatnonzero(~chosen)), train.subset(np.flatnonzero(chosen), f"{train.origin}, validation")
+    return train.subset(np.flatnonzero(~chosen)), train.subset(np.flatnonzero(chosen), f"{train.origin}, {part}")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.config import FOLDERS, NAMED, TORCHVISION
-from latebloom.data.sources.folders import IMAGE_SUFFIXES, LAYOUTS
+from latebloom.data.sources.folders import LAYOUTS
 from latebloom.data.sources.found import Files, Found, Split, listed
+from latebloom.data.sources.parts import IMAGE_SUFFIXES
 from latebloom.data.store import in_memory, list_folder, local_file
 
 __all__ = ["FOLDERS", "NAMED", "read_named", "read_published"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.config import NAMES, DataConfig
-from latebloom.data.sources.folders import IMAGE_SUFFIXES
 from latebloom.data.sources.found import Files, Problems
+from latebloom.data.sources.parts import IMAGE_SUFFIXES
 from latebloom.data.store import as_path, list_folder
 
 __all__ = ["image_side"]
