@@ -15,6 +15,7 @@ PLAN_SCHEMA = pa.schema(
     [
         ("item_id", pa.string()),
         ("source_index", pa.int64()),
+        ("source_name", pa.string()),
         ("source_sha256", pa.string()),
         ("variant", pa.int64()),
         ("label", pa.int64()),
@@ -55,6 +56,8 @@ def make_plan(
 ) -> pa.Table:
     """One row for each image to make (`PLAN_SCHEMA`), by source, level and variant; a repeated request is one row.
 
+    `source_name` is the reference's name in `data`. It decides nothing of an image.
+
     Args:
         prompt: gives the text for a label and the seed of an image; None: "a photo of a {class name}".
 
@@ -74,6 +77,7 @@ def make_plan(
     columns = {
         "item_id": names,
         "source_index": [request.source_index for request in rows],
+        "source_name": [data.names[request.source_index] for request in rows],
         "source_sha256": [data.sha256[request.source_index] for request in rows],
         "variant": [request.variant for request in rows],
         "label": labels,

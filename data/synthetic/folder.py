@@ -30,7 +30,7 @@ from latebloom.data.store import (
 
 __all__ = ["SYNTHETIC_SCHEMA", "PartRecord", "SyntheticFolder"]
 
-FORMAT = 3
+FORMAT = 4
 
 # The image column is the Hugging Face layout; `datasets` and pyarrow both read it.
 SYNTHETIC_SCHEMA = pa.schema(
@@ -39,6 +39,7 @@ SYNTHETIC_SCHEMA = pa.schema(
         ("label", pa.int64()),
         ("item_id", pa.string()),
         ("source_index", pa.int64()),
+        ("source_name", pa.string()),
         ("source_sha256", pa.string()),
         ("variant", pa.int64()),
         ("level_steps", pa.int64()),
@@ -264,7 +265,7 @@ class SyntheticFolder:
         if manifest.get("format") != FORMAT:
             raise ValueError(
                 f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; run `latebloom generate` "
-                "with its settings again: its images are kept and only scored anew"
+                "with its settings again: its images are kept"
             )
         return manifest
 

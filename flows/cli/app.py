@@ -198,6 +198,10 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
     result = flow(config, str(folder), *more)
     if kind in ("run", "compare", "report"):
         print_report(folder, as_json)
+    elif kind == "select":
+        from latebloom.flows.cli.slow_tables import print_slow
+
+        print_slow(RunFolder(folder), result, as_json)
     elif as_json:
         print(json_text({"result": result, "stages": RunFolder(folder).records()}))
     else:

@@ -18,9 +18,9 @@ from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
 from latebloom.flows.run.records import retrain_key
 
-__all__ = ["print_errors", "print_forecast", "print_report", "table"]
+__all__ = ["print_errors", "print_forecast", "print_report", "print_whole", "table"]
 
-_WORDS = ("", "arm", "opt", "meaning", "of", "status")  # columns of words, beside the first one
+_WORDS = ("", "arm", "class", "opt", "meaning", "of", "predicted", "status")  # columns of words, beside the first one
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -79,13 +79,13 @@ def print_report(folder: Path, as_json: bool) -> None:
     short = ("arm", "opt", "test err, %", "n", "diff, points", "95 %", "p adj", "added", "steps", "train s", "gen s")
     header = (*short, "gain %", "selected", "synth %", "strong", "select s")[: len(rows[0])]
     console = Console()
-    _print_whole(console, table(report.title, header, rows))
+    print_whole(console, table(report.title, header, rows))
     if words := how_to_read(report):
         console.print(words, style="dim")
     if report.validation:
         _, *rows = validation_table(report)
         header = ("arm", "opt", "validation err, %", "test err, %", "epochs to original's", "s to it", "status")
-        _print_whole(console, table("Validation", header, rows))
+        print_whole(console, table("Validation", header, rows))
     for line in _overlap(report) + report.sentences:
         console.print(f"- {line}", markup=False, highlight=False)
     for line in report.warnings:
@@ -93,7 +93,7 @@ def print_report(folder: Path, as_json: bool) -> None:
     print(folder / "report.html")
 
 
-def _print_whole(console: Console, made: Table) -> None:
+def print_whole(console: Console, made: Table) -> None:
     """Never narrower than its words: a cell cut to "a…" says less than a line that wraps."""
     whole = console.measure(made, options=console.options.update(max_width=10_000)).maximum
     Console(width=max(console.width, whole)).print(made)

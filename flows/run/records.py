@@ -14,6 +14,7 @@ __all__ = [
     "PLAN",
     "SCOUT",
     "SELECT",
+    "SLOW_LIST",
     "ClassFacts",
     "ClassifierFacts",
     "CoresetFacts",
@@ -27,6 +28,7 @@ __all__ = [
     "RetrainFacts",
     "ScoutFacts",
     "SelectFacts",
+    "SlowListFacts",
     "StrongFacts",
     "classifiers_key",
     "coreset_key",
@@ -71,6 +73,13 @@ class SelectFacts(_Facts):
     warnings: list[str]
     sizes: dict[str, list[int]] = {}
     union: dict[str, int] = {}
+
+
+class SlowListFacts(_Facts):
+    """slow.csv: how many images it lists, and how many of them are slow for at least half of the seeds."""
+
+    images: int
+    slow: int
 
 
 class GeneratorFacts(_Facts):
@@ -227,6 +236,7 @@ class CoresetFacts(_Facts):
 
 EARLY = Key("early", EarlyFacts, "run `latebloom select`")
 SELECT = Key("select", SelectFacts, "run `latebloom select`")
+SLOW_LIST = Key("slow-list", SlowListFacts, "run `latebloom select`")
 PLAN = Key("plan", PlanFacts, "run `latebloom generate`")
 SCOUT = Key("scout", ScoutFacts, "run `latebloom retrain`")
 GENERATE = Key("generate", GenerateFacts, "run `latebloom generate`")

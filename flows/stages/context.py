@@ -114,10 +114,15 @@ class RunContext:
             }
         )
 
+    @cached_property
+    def plan_digest(self) -> str:
+        """Digest of the plan but for the names of its references, which decide no image."""
+        return digest_json(_deciding(self.plan))
+
     def part_key(self, number: int) -> str:
         """Digest of all that decides the images of a part and their scores; the states follow from the scores."""
         if number not in self._keys:
-            rows = self.parts[number].to_pydict()
+            rows = _deciding(self.parts[number])
             scored = {"scores": 2, "scorers": self.scorer_digests}
             self._keys[number] = digest_json({"made": self.made, "rows": rows, **scored})
         return self._keys[number]
@@ -138,6 +143,10 @@ class RunContext:
     def scorers(self) -> Scorers:
         """What scores the images of this run."""
         return scorers.scorers_of(self.config, self.reference)
+
+
+def _deciding(rows: pa.Table) -> dict[str, list[Any]]:
+    return {name: rows[name].to_pylist() for name in rows.column_names if name != "source_name"}
 
 
 def selection_path(run: RunFolder, method: Method, number: int) -> Path:

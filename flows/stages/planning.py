@@ -10,9 +10,10 @@ import pydantic
 import torch
 from rich.filesize import decimal
 
+from latebloom.data.images import LabeledImages
 from latebloom.data.store import atomic_path, write_json
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import Cost, RunFolder
 from latebloom.flows.run.progress import duration, say
 from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
 from latebloom.flows.stages.context import RunContext
@@ -55,9 +56,13 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         "generator": generator.digest,
         "seed": config.seed,
     }
-    stage = folder.stage(PLAN, 2, inputs)
-    if stage.done():
-        say("plan: done before")
+    stage = folder.stage(PLAN, 2, inputs)  # without the names of images: a file renamed is no other plan
+    if before := stage.done():
+        if _renamed(run, train):
+            stage.finish([run.path / "plan.parquet"], before.facts, Cost(before.seconds, before.peak_memory_mb))
+            say("plan: done before; images are called otherwise now, and nothing else is new")
+        else:
+            say("plan: done before")
         return
     with stage.making() as outcome:
         wanted = [
@@ -69,10 +74,7 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         plan = make_plan(
             wanted, train, config.sample.grid, config.seed, lambda label, seed: prompt_of(prompts, names[label], seed)
         )
-        file = run.path / "plan.parquet"
-        with atomic_path(file) as temporary:
-            pq.write_table(plan, temporary)
-        outcome.outputs.append(file)
+        outcome.outputs.append(_write_plan(run, plan))
         generator.prepare(distinct_prompts(plan))
         measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
         steps = sorted(set(plan["level_steps"].to_pylist()))
@@ -92,6 +94,23 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
             templates=prompts.templates,
         )
     say(_describe(cost))
+
+
+def _write_plan(run: RunContext, plan: pa.Table) -> Path:
+    file = run.path / "plan.parquet"
+    with atomic_path(file) as temporary:
+        pq.write_table(plan, temporary)
+    return file
+
+
+def _renamed(run: RunContext, train: LabeledImages) -> bool:
+    """Write the plan again where its references have other names now; whether they have."""
+    names = [train.names[source] for source in run.plan["source_index"].to_pylist()]
+    if names == run.plan["source_name"].to_pylist():
+        return False
+    place = run.plan.schema.get_field_index("source_name")
+    _write_plan(run, run.plan.set_column(place, "source_name", pa.array(names, pa.string())))
+    return True
 
 
 def _generator_facts(generator: Generator, train: Sequence[str], config: CompareConfig) -> GeneratorFacts:

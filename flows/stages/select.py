@@ -9,11 +9,12 @@ import numpy as np
 from latebloom.data.seeds import child_seed
 from latebloom.data.store import write_arrays
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, Stage
 from latebloom.flows.run.progress import say
 from latebloom.flows.run.records import SELECT, SelectFacts
 from latebloom.flows.stages.classifiers import classifier_seeds
 from latebloom.flows.stages.context import RunContext, selection_path
+from latebloom.flows.stages.slow_list import write_slow_list
 from latebloom.train.selection.slow import Method, Selection, mean_outputs, select_slow
 
 __all__ = ["select_examples"]
@@ -33,7 +34,13 @@ def select_examples(folder: RunFolder, config: CompareConfig) -> None:
     stage = folder.stage(SELECT, 2, inputs)
     if stage.done():
         say("selection: done before")
-        return
+    else:
+        _select(folder, run, methods, stage)
+    write_slow_list(run)
+
+
+def _select(folder: RunFolder, run: RunContext, methods: list[Method], stage: Stage[SelectFacts]) -> None:
+    config = run.config
     chosen: dict[Method, list[Selection]] = {method: [] for method in methods}
     notes: list[str] = []
     with stage.making() as outcome:

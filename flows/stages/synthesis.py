@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from rich.filesize import decimal
 
-from latebloom.data.store import digest_json, is_remote, read_table, write_json
-from latebloom.data.synthetic.folder import PartRecord
+from latebloom.data.store import is_remote, read_table, write_json
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Cost, Partial, RunFolder, measured
 from latebloom.flows.run.progress import say, warn
@@ -20,7 +20,7 @@ from latebloom.flows.stages.context import RunContext, kept_context
 from latebloom.flows.stages.dropped import columns_of_filter, quartiles, quartiles_in_words, warnings
 from latebloom.flows.stages.loaders import generator_of
 from latebloom.flows.stages.planning import batch_sizes, distinct_prompts, generator_config
-from latebloom.flows.stages.thresholds import with_states_of_now
+from latebloom.flows.stages.thresholds import as_of_now
 from latebloom.synth.generate import describe, draw
 from latebloom.synth.prompts import names_of
 
@@ -111,7 +111,7 @@ def make_one_part(
     kept = run.synthetic.kept_part(number, key)
     known = run.synthetic.cached(run.made, part["item_id"].to_pylist())
     if kept:
-        known = pa.concat_tables([known, read_table(run.synthetic.part_path(number)).replace_schema_metadata()])
+        known = pa.concat_tables([known, read_table(run.synthetic.part_path(number), schema=SYNTHETIC_SCHEMA)])
     with measured() as cost:
         # First of all: they read every real image, and one that has become unreadable must not cost what is drawn.
         scorers = run.scorers
@@ -183,7 +183,7 @@ def finish_synthetic(folder: RunFolder, config: CompareConfig) -> str:
     """
     run = kept_context(folder, config)
     class_names = run.splits.train.class_names
-    records = with_states_of_now(run, [_finished_part(run, number) for number in range(len(run.parts))])
+    records = as_of_now(run, [_finished_part(run, number) for number in range(len(run.parts))])
     left_out = [item for record in records for item in record.failures]
     digest = run.synthetic.write_manifest({**_about(run), "left_out": left_out}, class_names, records)
     if not left_out:
@@ -218,7 +218,7 @@ def _about(run: RunContext) -> dict[str, Any]:
     """What the manifest says that a data set was made from."""
     config, facts, train = run.config, run.planned.facts, run.splits.train
     return {
-        "plan": digest_json(run.plan.to_pydict()),
+        "plan": run.plan_digest,
         "data": train.digest,
         "generator": facts.generator.name,
         "generator_digest": facts.generator.digest,

@@ -1,4 +1,4 @@
-"""States by the thresholds of now: they move, and near-duplicates are found, without making an image again."""
+"""What of a part can change without an image being made again: states, near-duplicates, names of references."""
 
 import dataclasses
 
@@ -6,38 +6,51 @@ import numpy as np
 import pyarrow as pa
 
 from latebloom.data.store import read_table
-from latebloom.data.synthetic.folder import PartRecord
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord
 from latebloom.flows.stages.context import RunContext
 from latebloom.synth.config import QualityConfig
 from latebloom.synth.scoring.quality import Scores, duplicate_distances, states
 
-__all__ = ["with_states_of_now"]
+__all__ = ["as_of_now"]
 
 
-def with_states_of_now(run: RunContext, records: list[PartRecord]) -> list[PartRecord]:
-    """The records of all parts, in order, after those are written again whose states or duplicate distances move."""
+def as_of_now(run: RunContext, records: list[PartRecord]) -> list[PartRecord]:
+    """The records of all parts, in order, after those are written again that changed.
+
+    States and duplicate distances follow the thresholds of now, names of references the plan of now.
+    """
     if not records:
         return []
     folder = run.synthetic
     names = [field.name for field in dataclasses.fields(Scores)]
     tables = [
-        read_table(folder.part_path(number), columns=[*names, "fingerprint", "label", "state"])
+        read_table(
+            folder.part_path(number),
+            columns=[*names, "fingerprint", "label", "state", "item_id", "source_name"],
+            schema=SYNTHETIC_SCHEMA,  # a part of an older version has no names yet
+        )
         for number in range(len(records))
     ]
     now, distances = _states_of(pa.concat_tables(tables), names, run.config.quality)
+    called = dict(zip(run.plan["item_id"].to_pylist(), run.plan["source_name"].to_pylist(), strict=True))
     result, start = [], 0
     for number, (record, before) in enumerate(zip(records, tables, strict=True)):
         rows = slice(start, start + before.num_rows)
         start += before.num_rows
-        if now[rows] == before["state"].to_pylist() and np.array_equal(
-            distances[rows], before["duplicate_distance"].to_numpy(), equal_nan=True
+        sources = [called[item] for item in before["item_id"].to_pylist()]
+        if (
+            now[rows] == before["state"].to_pylist()
+            and np.array_equal(distances[rows], before["duplicate_distance"].to_numpy(), equal_nan=True)
+            and sources == before["source_name"].to_pylist()
         ):
             result.append(record)
             continue
         (folder.path / "manifest.json").unlink(missing_ok=True)  # the data set that it describes is going
-        part = read_table(folder.part_path(number))
-        for name, values in (("state", pa.array(now[rows], pa.string())), ("duplicate_distance", distances[rows])):
-            part = part.set_column(part.schema.get_field_index(name), name, pa.array(values))
+        part = read_table(folder.part_path(number), schema=SYNTHETIC_SCHEMA)
+        moved = {"state": now[rows], "duplicate_distance": distances[rows], "source_name": sources}
+        for name, values in moved.items():
+            field = SYNTHETIC_SCHEMA.field(name)
+            part = part.set_column(SYNTHETIC_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
         result.append(
             folder.write_part(
                 number,

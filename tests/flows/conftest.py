@@ -129,8 +129,9 @@ def all_stages(path: Path, config: CompareConfig) -> RunFolder:
 
 
 def made(run: RunFolder) -> set[str]:
-    """The stages that were really run the last time; not the report's own measurement of the levels."""
-    return {record["stage"] for record in run.records() if not record["skipped"] and record["stage"] != "frechet"}
+    """The stages that were really run the last time; not the report's own measurement, nor the list of a selection."""
+    own = {"frechet", "slow-list"}
+    return {record["stage"] for record in run.records() if not record["skipped"] and record["stage"] not in own}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

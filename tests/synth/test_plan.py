@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_a_plan_row_by_row(tiny_images: LabeledImages) -> None:
         {
             "item_id": f"000000{source}-{level}of20-v{variant}",
             "source_index": source,
+            "source_name": f"[{source}]",
             "variant": variant,
             "label": label,
             "level_steps": level,
@@ -93,6 +95,14 @@ def test_every_prompt_is_made_of_the_images_label_and_seed(tiny_images: LabeledI
     rows = list(zip(plan["label"].to_pylist(), plan["seed"].to_pylist(), strict=True))
     assert asked == rows
     assert plan["prompt"].to_pylist() == [f"{label} of {seed}" for label, seed in rows]
+
+
+def test_every_image_carries_the_name_of_its_source(tiny_images: LabeledImages) -> None:
+    names = tuple(f"train/big cat/{row:03d}.png" for row in range(len(tiny_images)))
+    named = dataclasses.replace(tiny_images, names=names)
+    plan, other = make_plan(requests(SLOW, (50,)), named), make_plan(requests(SLOW, (50,)), tiny_images)
+    assert plan["source_name"].to_pylist() == [f"train/big cat/{row:03d}.png" for row in SLOW]
+    assert plan.drop(["source_name"]) == other.drop(["source_name"])  # no seed depends on a name
 
 
 def test_every_image_carries_the_digest_of_its_source(tiny_images: LabeledImages) -> None:

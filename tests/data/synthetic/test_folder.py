@@ -30,6 +30,7 @@ def table(first: int = 0, n: int = 3, **changes: Any) -> pa.Table:
         "label": [i % 2 for i in numbers],
         "item_id": [f"item {i}" for i in numbers],
         "source_index": [10 * i for i in numbers],
+        "source_name": [f"train/{NAMES[i % 2]}/{i}.png" for i in numbers],
         "source_sha256": ["0" * 64] * n,
         "variant": [0] * n,
         "level_steps": [50] * n,
@@ -385,11 +386,11 @@ def test_the_manifest_removes_what_an_older_run_left(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    for found in [None, 2, "3"]:
+    for found in [None, 3, "4"]:
         folder = written(tmp_path)
         write_json(tmp_path / "manifest.json", folder.manifest() | {"format": found})
         with pytest.raises(
-            ValueError, match=rf"manifest\.json has format {found}, this version reads 3; run `latebloom generate`"
+            ValueError, match=rf"manifest\.json has format {found}, this version reads 4; run `latebloom generate`"
         ):
             folder.rows()
 
@@ -420,7 +421,7 @@ def test_parts_in_the_cache_are_found_again_by_item(tmp_path: Path) -> None:
     assert found["image"].to_pylist() == everything.slice(1, 1)["image"].to_pylist()
     assert folder.cached("b" * 64, items).num_rows == 0
     (cached,) = (tmp_path / ".cache").iterdir()
-    older = pq.read_table(cached).drop_columns(["distance_ratio"])  # of a version with fewer scores
+    older = pq.read_table(cached).drop_columns(["distance_ratio", "source_name"])  # of a version without these
     pq.write_table(older, tmp_path / "older.parquet")
     cached.unlink()
     name = f"{'a' * 16}-{digest_file(tmp_path / 'older.parquet')}.parquet"

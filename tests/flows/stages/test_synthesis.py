@@ -8,15 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from latebloom.data.store import read_json
+from latebloom.data.config import DataConfig
+from latebloom.data.images import encode_png
+from latebloom.data.sources.load import load
+from latebloom.data.store import digest_file, digest_json, read_json, write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Partial, RunFolder
 from latebloom.flows.run.records import PLAN
-from latebloom.flows.stages import planning, select, synthesis, training
+from latebloom.flows.stages import loaders, planning, select, synthesis, training
 from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import generator_of, images_of
@@ -294,3 +298,103 @@ def test_processes_share_the_time_that_is_forecast(
     forecast = finished.record(PLAN).facts.forecast
     assert forecast.seconds == pytest.approx(2 * calls / 3)
     assert forecast.bytes == 100 * forecast.images
+
+
+# ------------------------------------------------------------------------------------------------- names
+
+
+@pytest.fixture
+def named(tmp_path: Path, tiny: Tiny, story: Story) -> tuple[RunFolder, CompareConfig, Path]:
+    """A run up to its images on the image folder `tmp_path / "mine"`: digits, five a class; and that folder."""
+    data = load(DataConfig())
+    mine = tmp_path / "mine"
+    for split, images, each in (("train", data.train, 5), ("test", data.test, 2)):
+        for label in range(10):
+            (mine / split / str(label)).mkdir(parents=True)
+            rows = np.flatnonzero(images.labels == label)[:each]
+            for number, pixels in enumerate(images.pixels(rows)):
+                (mine / split / str(label) / f"{number}.png").write_bytes(encode_png(pixels))
+    config = tiny({"data": {"source": str(mine)}, "seeds": 1})
+    return story.with_images(tmp_path / "run", config), config, mine
+
+
+def again(run: RunFolder, config: CompareConfig, story: Story) -> list[int]:
+    """The stages up to the images once more, as another process would; the parts that were made."""
+    loaders._images.cache_clear()
+    story.up_to_plan(run.path, config)
+    made: list[int] = story.make_images(run, config)
+    return made
+
+
+def names_of_rows(run: RunFolder) -> dict[str, str]:
+    """By item id, the reference's name that the data set has."""
+    rows = SyntheticFolder(run.path / "synthetic").rows()
+    return dict(zip(rows["item_id"].to_pylist(), rows["source_name"].to_pylist(), strict=True))
+
+
+def test_a_renamed_file_is_renamed_in_the_data_set_and_no_image_is_made_again(
+    named: tuple[RunFolder, CompareConfig, Path], story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config, mine = named
+    before, rows = names_of_rows(run), SyntheticFolder(run.path / "synthetic").rows()
+    old = rows["source_name"][0].as_py()
+    new = old.replace(".png", " (big cat).png")  # "3.png" and "3 (big cat).png": the order of the folder stays
+    for module, name in (
+        (synthesis, "draw"),
+        (synthesis, "describe"),
+        (planning, "probe"),
+        (training, "fit_all"),
+    ):
+        monkeypatch.setattr(module, name, never)
+    (mine / old).rename(mine / new)
+    parts = {file.name: file.read_bytes() for file in (run.path / "synthetic").glob("part-*.parquet")}
+    assert again(run, config, story) == []
+    assert names_of_rows(run) == {item: new if name == old else name for item, name in before.items()}
+    now = SyntheticFolder(run.path / "synthetic").rows()
+    exact = ["item_id", "image", "seed", "label_probability", "state"]
+    assert now.select(exact) == rows.select(exact)
+    changed = [name for name, content in parts.items() if (run.path / "synthetic" / name).read_bytes() != content]
+    assert changed == ["part-00000.parquet"]  # only what has that reference is written again
+    synthesis.check_made(RunContext(run, config))
+    assert again(run, config, story) == []
+    assert names_of_rows(run) == {item: new if name == old else name for item, name in before.items()}
+
+
+def test_after_a_rename_that_moves_rows_every_image_has_the_name_of_its_own_reference(
+    named: tuple[RunFolder, CompareConfig, Path], story: Story
+) -> None:
+    run, config, mine = named
+    (mine / "train/3/0.png").rename(mine / "train/3/zero.png")  # the first of its class is its last now
+    again(run, config, story)
+    rows, train = SyntheticFolder(run.path / "synthetic").rows(), images_of(config).train
+    assert "train/3/zero.png" in train.names
+    sources = rows["source_index"].to_pylist()
+    assert rows["source_name"].to_pylist() == [train.names[source] for source in sources]
+    assert rows["source_sha256"].to_pylist() == [train.sha256[source] for source in sources]
+
+
+def test_a_data_set_of_the_version_before_names_gets_them_and_keeps_its_images(
+    named: tuple[RunFolder, CompareConfig, Path], story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config, _ = named
+    folder, names = SyntheticFolder(run.path / "synthetic"), names_of_rows(run)
+    for number, part in enumerate(folder.manifest()["parts"]):
+        file, record = folder.part_path(number), read_json(folder.path / f".parts/part-{number:05d}.json")
+        rows = pq.read_table(file)
+        pq.write_table(rows.drop_columns(["source_name"]), file, compression="zstd")
+        del record["digest"]
+        record["sha256"] = part["sha256"] = digest_file(file)
+        write_json(folder.path / f".parts/part-{number:05d}.json", {**record, "digest": digest_json(record)})
+    plan = pq.read_table(run.path / "plan.parquet").drop_columns(["source_name"])
+    pq.write_table(plan, run.path / "plan.parquet")
+    stage = read_json(run.path / "stages/plan.json")
+    write_json(
+        run.path / "stages/plan.json", {**stage, "outputs": {"plan.parquet": digest_file(run.path / "plan.parquet")}}
+    )
+    write_json(folder.path / "manifest.json", {**folder.manifest(), "format": 3})
+    with pytest.raises(ValueError, match="has format 3, this version reads 4; run `latebloom generate` with its"):
+        folder.rows()
+    for module, name in ((synthesis, "draw"), (synthesis, "describe"), (planning, "probe")):
+        monkeypatch.setattr(module, name, never)
+    assert again(run, config, story) == []
+    assert names_of_rows(run) == names
