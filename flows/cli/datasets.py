@@ -59,7 +59,9 @@ def _export(
 
 def _inspect(
     source: Run,
-    item: Annotated[str, typer.Argument(help="Item id of one image, to see all about it", metavar="ITEM")] = "",
+    item: Annotated[
+        str, typer.Argument(help="One image, to see all about it: its file name, or its item id", metavar="IMAGE")
+    ] = "",
     by: Annotated[
         str, typer.Option("--sheet", help="Contact sheet by state, level or a score, such as label_probability")
     ] = "",
@@ -72,11 +74,11 @@ def _inspect(
     from latebloom.flows.stages.export import located
 
     if item and by:
-        raise UsageError("give an item id or --sheet, not both")
+        raise UsageError("give an image or --sheet, not both")
     run = as_path(source)
     folder, config = located(run)
-    manifest = folder.manifest()
     if not item and not by:
+        manifest = folder.manifest()
         summary = summarise(columns_of(folder), manifest["class_names"])
         if as_json:
             print(json_text({"digest": manifest["digest"], **_summary_json(summary)}))
@@ -94,7 +96,7 @@ def _inspect(
         print(json_text({"picture": str(file)}) if as_json else file)
         return
     details = details_of(context, item)
-    file = _write_png(run, item, details.strip)
+    file = _write_png(run, details.name, details.strip)
     if as_json:
         print(json_text({**details.sections, "picture": str(file)}))
     else:
@@ -244,6 +246,8 @@ def _print_details(sections: dict[str, dict[str, Any]]) -> None:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, dict) and "level" in value:  # a variant
+        return f"{value['level']}, {value['state']}: {value['why']}"
     if isinstance(value, dict):  # a threshold
         if value["passes"] is None:
             return f"{value['score']} not measured"

@@ -1,7 +1,6 @@
-"""A closer look at a synthetic data set: contact sheets, and all that is known of one image."""
+"""A closer look at a run: contact sheets, and all that is known of one image, synthetic or real."""
 
 import dataclasses
-import difflib
 import itertools
 import math
 from typing import Any
@@ -12,13 +11,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from latebloom.data.images import LabeledImages, decode
+from latebloom.data.names import base_name, place_of, shortened
 from latebloom.data.seeds import numpy_rng
 from latebloom.data.states import STATES, THRESHOLDS
 from latebloom.data.store import local_file, read_table
 from latebloom.data.synthetic.card import score_names
-from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, SyntheticFolder
 from latebloom.flows.report.page import ContactRow, contact_sheet
 from latebloom.flows.stages.context import RunContext
+from latebloom.train.evaluate import softmax
 
 __all__ = ["Details", "columns_of", "details_of", "sheet"]
 
@@ -81,7 +82,7 @@ def sheet(folder: SyntheticFolder, data: LabeledImages, by: str, count: int, see
     lines = []
     for (source, own), reference in zip(chosen, real, strict=True):
         values = {row: table.slice(row, 1).to_pylist()[0] for row in own.tolist()}
-        line = ContactRow(f"{data.class_names[data.labels[source]]}, row {source}", reference, [])
+        line = ContactRow(_caption(data, int(source)), reference, [])
         for row, value in sorted(values.items(), key=lambda item: item[1]["level_steps"] / item[1]["level_grid"]):
             heading, level = headings[column[row]], _level(value)
             line.variants.append((heading, value["state"], pictures[row]))
@@ -91,6 +92,12 @@ def sheet(folder: SyntheticFolder, data: LabeledImages, by: str, count: int, see
     if by == "level":  # a level that is there twice has two columns
         return contact_sheet(lines, _CELL, "by level")
     return contact_sheet(lines, _CELL, f"by {by}", headings)
+
+
+def _caption(data: LabeledImages, row: int) -> str:
+    """Class and file of an image, in the width that a sheet has for them."""
+    kind = shortened(data.class_names[data.labels[row]], 14)
+    return f"{kind}, {shortened(base_name(data.names[row]), 30 - len(kind))}"
 
 
 def _level(row: dict[str, Any]) -> str:
@@ -145,30 +152,73 @@ class Details:
     """All that is known of one image.
 
     Attributes:
+        name: what to call its files: the item id, or `reference-ROW`.
         sections: by heading, what is known by name: JSON values, None where there is none.
-        strip: reference, variant and their difference (mid-grey: none) as one picture.
+        strip: one picture: of a variant its reference, itself and their difference (mid-grey: none); of a reference
+            itself and its variants by level.
     """
 
+    name: str
     sections: dict[str, dict[str, Any]]
     strip: Image.Image
 
 
-def details_of(run: RunContext, item_id: str) -> Details:
-    """All that is known of one image of a run.
+def details_of(run: RunContext, wanted: str) -> Details:
+    """All that is known of one image of a run: of a variant by its item id, of a training image by its name.
+
+    A training image may be named by the end of its name, `big cat/004.png` for `train/big cat/004.png`, and its run
+    needs no synthetic data set yet.
 
     Raises:
-        ValueError: there is no such image; the message has those of like names.
+        ValueError: there is no such image, or there are several; the message has them, or those of like names.
     """
+    made = (run.synthetic.path / "manifest.json").is_file()
+    table = columns_of(run.synthetic) if made else SYNTHETIC_SCHEMA.empty_table()
+    items = table["item_id"].to_pylist()
+    if wanted in items:
+        return _of_variant(run, table, items.index(wanted))
+    return _of_reference(run, table, place_of(wanted, run.splits.train.names, items))
+
+
+def _of_reference(run: RunContext, table: pa.Table, source: int) -> Details:
+    data = run.splits.train
+    label = int(data.labels[source])
+    rows = np.flatnonzero(table["source_index"].to_numpy() == source)
+    values = {row: table.slice(row, 1).to_pylist()[0] for row in rows.tolist()}
+    ordered = sorted(values.items(), key=lambda item: (item[1]["level_steps"] / item[1]["level_grid"], item[0]))
+    quality = run.synthetic.manifest()["about"]["quality"] if values else {}
+    scores = score_names(table.schema)
+    sections: dict[str, dict[str, Any]] = {
+        "image": {
+            "name": data.names[source],
+            "data": run.config.data.source,
+            "class": data.class_names[label],
+            "label": label,
+            "row": source,
+            "sha256": data.sha256[source],
+        },
+        "early": _early(run, source, label),
+        "variants": {
+            value["item_id"]: {
+                "level": _level(value),
+                "state": value["state"],
+                "why": _why(value["state"], _limits(value, quality)),
+                "scores": _known(value, *scores),
+            }
+            for _, value in ordered
+        },
+    }
+    pictures = _pictures(run.synthetic, list(values)) if values else {}
+    variants = [(_level(value), value["state"], pictures[row]) for row, value in ordered]
+    line = ContactRow(_caption(data, source), data.pixels(np.array([source]))[0], variants)
+    return Details(f"reference-{source:07d}", sections, contact_sheet([line], _CELL, "by level"))
+
+
+def _of_variant(run: RunContext, table: pa.Table, row: int) -> Details:
     folder, data = run.synthetic, run.splits.train
-    manifest, table = folder.manifest(), columns_of(folder)
-    names = table["item_id"].to_pylist()
-    if item_id not in names:
-        close = difflib.get_close_matches(item_id, names, 3, 0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"the first of its {len(names):,} is {names[0]}"
-        raise ValueError(f"{folder.path} has no image {item_id!r}; {hint}")
-    row = names.index(item_id)
+    manifest = folder.manifest()
     values = table.slice(row, 1).to_pylist()[0]
-    source = values["source_index"]
+    source, item_id = values["source_index"], values["item_id"]
     limits = _limits(values, manifest["about"]["quality"])
     ends = np.cumsum([part["rows"] for part in manifest["parts"]])
     sections: dict[str, dict[str, Any]] = {
@@ -182,6 +232,7 @@ def details_of(run: RunContext, item_id: str) -> Details:
         },
         "reference": {
             "data": run.config.data.source,
+            "source_name": data.names[source],
             "source_index": source,
             "source_sha256": values["source_sha256"],
             **_early(run, source, int(data.labels[source])),
@@ -196,7 +247,7 @@ def details_of(run: RunContext, item_id: str) -> Details:
     named = {name for section in sections.values() for name in section} | {"level_steps", "level_grid"}
     sections["also"] = _known(values, *(name for name in values if name not in named))
     variant, reference = _pictures(folder, [row])[row], data.pixels(np.array([source]))[0]
-    return Details(sections, _strip(item_id, values["state"], reference, variant))
+    return Details(item_id, sections, _strip(item_id, values["state"], reference, variant))
 
 
 def _known(values: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -246,17 +297,21 @@ def _number(value: float | None) -> str:
 
 def _early(run: RunContext, source: int, label: int) -> dict[str, Any]:
     """How slowly the reference was learned: means over the seeds of the run, None where a class has no such cluster."""
-    slow, loss, means = [], [], []
+    slow, loss, means, own = [], [], [], []
     for number in range(run.config.seeds):
         selection = run.selection("cluster", number)
         slow.append(bool(selection["cluster"][source] == 1))
         means.append(selection["mean_loss"][label])
-        (losses,) = run.early_arrays(number, "losses")
+        losses, logits = run.early_arrays(number, "losses", "logits")
         loss.append(float(losses[source]))
+        own.append(softmax(logits[source : source + 1])[0])
+    mean = np.mean(own, 0)
     of_fast, of_slow = np.array(means).T  # (seeds,) each
     return {
         "in_slow_cluster": f"{sum(slow)} of {len(slow)} seeds",
         "early_loss": float(np.mean(loss)),
+        "early_probability": float(mean[label]),
+        "early_class": run.splits.train.class_names[int(mean.argmax())],
         "early_loss_of_fast_cluster": _mean(of_fast),
         "early_loss_of_slow_cluster": _mean(of_slow),
     }

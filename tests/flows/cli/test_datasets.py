@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,8 +260,42 @@ def test_an_unknown_image_is_refused_with_those_of_like_names(run_command: RunCo
     item = SyntheticFolder(pristine.path / "synthetic").rows()["item_id"][0].as_py()
     outcome = run_command("inspect", pristine.path, item + "7")
     assert outcome.code == 1
-    assert f"has no image '{item}7'; did you mean {item}" in outcome.err
-    assert "the first of its" in run_command("inspect", pristine.path, "???").err
+    assert f"no image is called '{item}7'; did you mean {item}" in outcome.err
+    assert "the first of 152 names is 0" in run_command("inspect", pristine.path, "???").err
+
+
+# inspect: a training image
+
+
+def test_a_reference_is_found_by_its_name_with_all_its_variants(run_command: RunCommand, finished: RunFolder) -> None:
+    rows = SyntheticFolder(finished.path / "synthetic").rows()
+    source, name = rows["source_index"][0].as_py(), rows["source_name"][0].as_py()
+    found = json.loads(run_command("inspect", finished.path, name, "--json").out)
+    train = load(read_config(finished.path).data).train
+    assert (found["image"]["name"], found["image"]["row"]) == (name, source) == (train.names[source], source)
+    assert found["image"]["sha256"] == train.sha256[source]
+    own = [row for row in rows.to_pylist() if row["source_index"] == source]
+    assert list(found["variants"]) == [f"{source:07d}-3of10-v0", f"{source:07d}-5of10-v0"]
+    for row in own:
+        shown = found["variants"][row["item_id"]]
+        assert (shown["level"], shown["state"]) == (f"{row['level_steps']} of 10", row["state"])
+        assert shown["scores"]["label_probability"] == row["label_probability"]
+    listed = next(line for line in (finished.path / "slow.csv").read_text().splitlines() if line.startswith(f"{name},"))
+    assert f"{found['early']['early_loss']:.6g}" == listed.split(",")[3]
+    assert f"{found['early']['early_probability']:.6g}" == listed.split(",")[4]
+    assert found["early"]["early_class"] == listed.split(",")[5]
+    assert found["picture"] == str(finished.path / f"inspect/reference-{source:07d}.png")
+
+    text = run_command("inspect", finished.path, name).out
+    assert f"{source:07d}-5of10-v0 5 of 10, ok: may be trained on" in " ".join(text.split())
+
+
+def test_a_reference_is_shown_before_anything_is_generated(run_command: RunCommand, finished: RunFolder) -> None:
+    shutil.rmtree(finished.path / "synthetic")
+    name = load(read_config(finished.path).data).train.names[7]
+    found = json.loads(run_command("inspect", finished.path, name, "--json").out)
+    assert (found["image"]["row"], found["variants"]) == (7, {})
+    assert Path(found["picture"]).is_file()
 
 
 def test_a_synthetic_folder_alone_has_no_references(run_command: RunCommand, pristine: RunFolder) -> None:

@@ -1,0 +1,49 @@
+"""Names of images, as their owner knows them: finding one, and showing a long one."""
+
+import difflib
+from collections.abc import Sequence
+
+from latebloom.data.sources.found import listed
+
+__all__ = ["base_name", "place_of", "shortened"]
+
+
+def place_of(wanted: str, names: Sequence[str], others: Sequence[str] = ()) -> int:
+    """The place of a name: the one that is equal, or the only one that ends so after a `/`.
+
+    `big cat/004.png` finds `train/big cat/004.png`, and not `train/not big cat/004.png`.
+
+    Args:
+        others: what else could have been meant, for the message.
+
+    Raises:
+        ValueError: there is none, or there are several; the message lists them.
+    """
+    places = [place for place, name in enumerate(names) if name == wanted]
+    places = places or [place for place, name in enumerate(names) if name.endswith(f"/{wanted}")] if wanted else []
+    if len(places) == 1:
+        return places[0]
+    if places:
+        found = listed([names[place] for place in places])
+        raise ValueError(f"{wanted!r} names {len(places)} images: {found}; give more of the name")
+    # By the last part of a path too: a name without its folder is compared with names without theirs.
+    depth = wanted.count("/") + 1
+    ends = {"/".join(name.split("/")[-depth:]): name for name in reversed(names)}
+    close = [ends[end] for end in difflib.get_close_matches(wanted, list(ends), 3, 0.6)]
+    close += difflib.get_close_matches(wanted, others, 3, 0.6)
+    known = [*others, *names]
+    hint = f"did you mean {' or '.join(close[:3])}?" if close else f"the first of {len(known):,} names is {known[0]}"
+    raise ValueError(f"no image is called {wanted!r}; {hint}")
+
+
+def base_name(name: str) -> str:
+    """What follows the last `/`."""
+    return name.rpartition("/")[2]
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters, where a long text has its middle replaced by one: both ends tell images apart."""
+    if len(text) <= most:
+        return text
+    front = (most - 1) // 2
+    return f"{text[:front]}…{text[len(text) - (most - 1 - front) :]}"
