@@ -8,9 +8,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["child_seed", "numpy_rng", "torch_rng", "torch_stream"]
 
@@ -29,11 +32,13 @@ def numpy_rng(root: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(child_seed(root, *names))
 
 
-def torch_rng(root: int, *names: str | int) -> torch.Generator:
+def torch_rng(root: int, *names: str | int) -> "torch.Generator":
     """A CPU torch generator for the stream `names` under `root`.
 
     Always on the CPU: what is drawn must not depend on the device that uses it.
     """
+    import torch
+
     return torch.Generator().manual_seed(child_seed(root, *names))
 
 
@@ -44,6 +49,8 @@ def torch_stream(root: int, *names: str | int) -> Iterator[None]:
     The global states of the CPU and of every CUDA device are restored at the end. They belong to the process, so two
     threads must not use this at the same time.
     """
+    import torch
+
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         seed = child_seed(root, *names)

@@ -1,7 +1,7 @@
 """The flows, a line per stage: find the slow examples, make variants of them, retrain, report.
 
-Stages that are done are skipped, so running a flow again goes on where it stopped. The Prefect UI offers these flows
-behind forms (flows/server/deployed.py).
+Stages that are done are skipped, so running a flow again goes on where it stopped. Where a Prefect server stays, a flow
+is a run on it; the Prefect UI offers these flows behind forms (flows/server/deployed.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime
-from prefect.futures import as_completed
-
 from latebloom.data.store import as_path
 from latebloom.data.synthetic.export import ExportFormat
 from latebloom.flows import tasks
-from latebloom.flows.artifacts.publish import shown_progress
+from latebloom.flows.artifacts.show import shown_progress
 from latebloom.flows.config.compare import CompareConfig, RunConfig, one_setting
 from latebloom.flows.run.budget import Budget, Deadline, Unfinished
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import meter
+from latebloom.flows.runners.engine import as_completed, flow, scheduled_start
 from latebloom.flows.runners.locks import held
 from latebloom.flows.runners.parts import make_numbered, make_parts
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset
@@ -44,7 +42,7 @@ __all__ = [
 _NO_END = Budget()
 
 
-@flow(name="augment-and-retrain", flow_run_name="{out}")
+@flow(name="augment-and-retrain", run_name="{out}")
 def augment_and_retrain(config: RunConfig, out: str) -> str:
     """Find the slow-learnable images, make variants of them, retrain, and report beside the original.
 
@@ -55,7 +53,7 @@ def augment_and_retrain(config: RunConfig, out: str) -> str:
     return _all_stages(one_setting(config), out)
 
 
-@flow(name="compare", flow_run_name="{out}")
+@flow(name="compare", run_name="{out}")
 def compare(config: CompareConfig, out: str) -> str:
     """Compare arms with each other over optimizers and seeds, and report.
 
@@ -78,7 +76,7 @@ def _all_stages(config: CompareConfig, out: str) -> str:
         return tasks.write_report(run, config)
 
 
-@flow(name="select", flow_run_name="{out}")
+@flow(name="select", run_name="{out}")
 def select(config: CompareConfig, out: str) -> str:
     """Train the early classifiers and choose the slow-learnable images; makes no images."""
     with _opened(config, out, "select") as run:
@@ -87,7 +85,7 @@ def select(config: CompareConfig, out: str) -> str:
         return str(run / "selection")
 
 
-@flow(name="plan", flow_run_name="{out}")
+@flow(name="plan", run_name="{out}")
 def plan(config: CompareConfig, out: str) -> str:
     """Forecast what would be generated and what it would cost; generates nothing."""
     with _opened(config, out, "plan") as run:
@@ -97,7 +95,7 @@ def plan(config: CompareConfig, out: str) -> str:
         return str(run / "plan.parquet")
 
 
-@flow(name="generate", flow_run_name="{out}")
+@flow(name="generate", run_name="{out}")
 def generate(config: CompareConfig, out: str, budget: Budget = _NO_END) -> str:
     """Make the synthetic data set: early training, selection, plan, then part after part.
 
@@ -109,7 +107,7 @@ def generate(config: CompareConfig, out: str, budget: Budget = _NO_END) -> str:
     Raises:
         Unfinished: the time was over before all was made.
     """
-    deadline = Deadline.of(budget, runtime.flow_run.scheduled_start_time)
+    deadline = Deadline.of(budget, scheduled_start())
     if not deadline.allows(0):
         raise Unfinished(f"this is no time to work (until: {budget.until}), so nothing was begun; the next run goes on")
     with _opened(config, out, "generate") as run:
@@ -120,7 +118,7 @@ def generate(config: CompareConfig, out: str, budget: Budget = _NO_END) -> str:
         return str(run / "synthetic")
 
 
-@flow(name="retrain", flow_run_name="{out}")
+@flow(name="retrain", run_name="{out}")
 def retrain(config: CompareConfig, out: str) -> str:
     """Retrain the classifiers of all arms on the synthetic data set that a run has."""
     with _opened(config, out, "retrain") as run:
@@ -128,14 +126,14 @@ def retrain(config: CompareConfig, out: str) -> str:
         return str(run / "retrained")
 
 
-@flow(name="report", flow_run_name="{out}")
+@flow(name="report", run_name="{out}")
 def report(config: CompareConfig, out: str) -> str:
     """Write the report of a run whose classifiers are trained."""
     with _opened(config, out, "report") as run:
         return tasks.write_report(run, config)
 
 
-@flow(name="coreset", flow_run_name="{out}")
+@flow(name="coreset", run_name="{out}")
 def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
     """Select the images that stand for a training set, with weights.
 
@@ -148,21 +146,21 @@ def coreset(config: CoresetRunConfig, out: str) -> dict[str, Any]:
         return tasks.write_coreset(as_path(out), config)
 
 
-@flow(name="fit-generator", flow_run_name="{out}")
+@flow(name="fit-generator", run_name="{out}")
 def fit_generator(config: FitGeneratorConfig, out: str) -> str:
     """Train a small class-conditional pixel generator on a data set."""
     with shown_progress():
         return fit_and_save(config, as_path(out))
 
 
-@flow(name="export", flow_run_name="{destination}")
+@flow(name="export", run_name="{destination}")
 def export(run: str, destination: str, kind: ExportFormat, states: Sequence[str], with_real: bool) -> dict[str, int]:
     """Write a synthetic data set for others to read, with a dataset card; the number of images of each split."""
     with shown_progress():
         return export_run(run, destination, kind, states, with_real)
 
 
-@flow(name="generate-part", flow_run_name="{run} parts {numbers}")
+@flow(name="generate-part", run_name="{run} parts {numbers}")
 def generate_part(run: str, numbers: Sequence[int], limit: str) -> None:
     """Make some parts of the synthetic data set of a run; `generate` with the runner `runs` starts these."""
     with shown_progress():

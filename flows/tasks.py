@@ -1,4 +1,4 @@
-"""Thin Prefect tasks around the checks. Paths and configs go in, small values come out, never arrays.
+"""Thin tasks around the stages. Paths and configs go in, small values come out, never arrays.
 
 Stages skip themselves by digest, so Prefect's cache stays off: it would not see a changed file or changed code. They
 also go on where they were, so a task that lost its storage or the hub is tried again.
@@ -7,17 +7,14 @@ also go on where they were, so a task that lost its storage or the hub is tried 
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from latebloom.flows.artifacts import publish
+from latebloom.flows.artifacts import show
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.run.errors import annotate
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.processes import classifier_processes
 from latebloom.flows.run.records import EARLY, PLAN, SCOUT, SELECT, retrain_key
-from latebloom.flows.runners.retries import RETRIES
+from latebloom.flows.runners.engine import task
 from latebloom.flows.stages import checks, coreset, planning, scout, select, synthesis, training
 from latebloom.flows.stages.coreset import CoresetRunConfig
 
@@ -36,62 +33,62 @@ __all__ = [
 ]
 
 
-@task(task_run_name="check inputs", cache_policy=NO_CACHE, **RETRIES)
+@task("check inputs")
 def check_inputs(config: CompareConfig, out: str, kind: str) -> None:
     """Refuse what cannot work before anything is trained."""
     checks.check_inputs(config, kind)
     checks.check_folder(config, out, kind)
 
 
-@task(task_run_name="open the run folder", cache_policy=NO_CACHE, **RETRIES)
+@task("open the run folder")
 def open_run(config: CompareConfig, out: str) -> Path:
     """Make the run folder, and write down in it what was asked; its path."""
     return checks.open_run(config, out).path
 
 
-@task(task_run_name="train early classifiers", cache_policy=NO_CACHE, **RETRIES)
+@task("train early classifiers")
 def train_early(run: Path, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch."""
     training.train_early(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), EARLY)
+    show.stage_done(RunFolder(run), EARLY)
 
 
-@task(task_run_name="select slow examples", cache_policy=NO_CACHE, **RETRIES)
+@task("select slow examples")
 def select_examples(run: Path, config: CompareConfig) -> None:
     """Choose the examples to augment from the early outputs."""
     select.select_examples(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), SELECT)
+    show.stage_done(RunFolder(run), SELECT)
 
 
-@task(task_run_name="plan images", cache_policy=NO_CACHE, **RETRIES)
+@task("plan images")
 def plan_images(run: Path, config: CompareConfig) -> None:
     """Write the plan and its forecast of the cost."""
     planning.plan_images(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), PLAN)
+    show.stage_done(RunFolder(run), PLAN)
 
 
-@task(task_run_name="find parts to make", cache_policy=NO_CACHE, **RETRIES)
+@task("find parts to make")
 def open_parts(run: Path, config: CompareConfig) -> synthesis.PartsToMake:
     """Which parts of the synthetic data set are still to be made."""
     return synthesis.open_parts(RunFolder(run), config)
 
 
-@task(task_run_name="finish the synthetic data set", cache_policy=NO_CACHE, **RETRIES)
+@task("finish the synthetic data set")
 def finish_synthetic(run: Path, config: CompareConfig) -> str:
     """Write the manifest, last; its digest."""
     digest = synthesis.finish_synthetic(RunFolder(run), config)
-    publish.synthetic_done(RunFolder(run), config)
+    show.synthetic_done(RunFolder(run), config)
     return digest
 
 
-@task(task_run_name="train scouts", cache_policy=NO_CACHE, **RETRIES)
+@task("train scouts")
 def train_scouts(run: Path, config: CompareConfig) -> None:
     """Train every seed's scout, which selects for all arms of that seed."""
     scout.train_scouts(RunFolder(run), config)
-    publish.stage_done(RunFolder(run), SCOUT)
+    show.stage_done(RunFolder(run), SCOUT)
 
 
-@task(task_run_name="retrain {arm} with {optimizer}", cache_policy=NO_CACHE, **RETRIES)
+@task("retrain {arm} with {optimizer}")
 def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> None:
     """Train one arm with one optimizer for all seeds, in a process of its own where the config has several."""
     if config.workers == 1:
@@ -99,18 +96,18 @@ def retrain_arm(run: Path, config: CompareConfig, arm: str, optimizer: str) -> N
     else:
         pool = classifier_processes(config.workers)
         pool.submit(annotate, training.retrain_arm, RunFolder(run), config, arm, optimizer).result()
-    publish.stage_done(RunFolder(run), retrain_key(arm, optimizer))
+    show.stage_done(RunFolder(run), retrain_key(arm, optimizer))
 
 
-@task(task_run_name="select a coreset", cache_policy=NO_CACHE, **RETRIES)
+@task("select a coreset")
 def write_coreset(out: Path, config: CoresetRunConfig) -> dict[str, Any]:
     """Select a coreset and write it; its record."""
     return coreset.write_coreset(RunFolder(out), config).model_dump(mode="json")
 
 
-@task(task_run_name="write the report", cache_policy=NO_CACHE, **RETRIES)
+@task("write the report")
 def write_report(run: Path, config: CompareConfig) -> str:
     """Write report.json and report.html; the path of the latter."""
     page = str(gather.write(RunFolder(run), config))
-    publish.report_done(RunFolder(run))
+    show.report_done(RunFolder(run))
     return page

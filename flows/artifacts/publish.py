@@ -19,13 +19,14 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.artifacts import pages
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Key, RunFolder
 from latebloom.flows.run.progress import Meter, say, shown_by, warn
+from latebloom.flows.runners.engine import server_stays
 
 __all__ = [
     "READY_EVENT",
@@ -33,7 +34,6 @@ __all__ = [
     "ArtifactMeter",
     "emit_ready",
     "report_done",
-    "server_stays",
     "shown_progress",
     "stage_done",
     "synthetic_done",
@@ -46,11 +46,6 @@ ARTIFACT_INTERVAL = 5.0
 LOG_INTERVAL = 60.0
 
 T = TypeVar("T")
-
-
-def server_stays() -> bool:
-    """Whether there is a server that outlives the command, so that somebody can look."""
-    return PREFECT_API_URL.value() is not None
 
 
 def shown_progress() -> AbstractContextManager[None]:

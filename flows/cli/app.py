@@ -177,25 +177,30 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
     """
     from latebloom.flows.cli.tables import print_errors, print_forecast, print_report
     from latebloom.flows.run.folder import RunFolder
+    from latebloom.flows.run.processes import team_size
     from latebloom.flows.run.progress import say
+    from latebloom.flows.run.receipt import Receipt
     from latebloom.flows.run.records import PLAN
-    from latebloom.flows.stages.checks import check_folder, check_inputs
 
     say(f"{kind}: {config.data.source} in {folder}")
-    # The flow checks them too. Here it takes a second, and no server has to start before a typing error is named.
     comparison = config if isinstance(config, CompareConfig) else one_setting(config)
-    check_inputs(comparison, kind)
-    check_folder(comparison, str(folder), kind)
-    if not _joined(comparison, kind):
-        from latebloom.flows.stages.training import follow
+    receipt = Receipt(folder, comparison)
+    if team_size() == 1 and receipt.holds(kind):
+        say(f"{kind}: all was done before, and no file has changed since")
+        result = str(folder / _RESULTS[kind])
+    else:
+        _check(comparison, folder, kind)
+        if not _joined(comparison, kind):
+            from latebloom.flows.stages.training import follow
 
-        follow(RunFolder(folder), comparison)
-        return
-    prepare_prefect()
-    from latebloom.flows import pipeline
+            follow(RunFolder(folder), comparison)
+            return
+        prepare_prefect()
+        from latebloom.flows import pipeline
 
-    flow = pipeline.augment_and_retrain if kind == "run" else getattr(pipeline, kind)
-    result = flow(config, str(folder), *more)
+        flow = pipeline.augment_and_retrain if kind == "run" else getattr(pipeline, kind)
+        result = flow(config, str(folder), *more)
+        receipt.write(_covered(kind, comparison))
     if kind in ("run", "compare", "report"):
         print_report(folder, as_json)
     elif kind == "select":
@@ -210,6 +215,37 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
         if kind == "retrain":
             print_errors(RunFolder(folder), comparison)
         print(result)
+
+
+# What each command makes in the run folder, as its flow returns it.
+_RESULTS = {
+    **dict.fromkeys(("run", "compare", "report"), "report.html"),
+    "select": "selection",
+    "plan": "plan.parquet",
+    "generate": "synthetic",
+    "retrain": "retrained",
+}
+
+
+def _covered(kind: str, config: CompareConfig) -> set[str]:
+    """The commands that have nothing left to do when one of this kind has ended."""
+    before = {"plan": {"select"}, "generate": {"select", "plan"}}.get(kind, set())
+    if kind in ("run", "compare"):
+        before = {"run", "compare", "retrain", "report"}
+        before |= {"select"} if config.wants_slow else set()
+        before |= {"plan", "generate"} if config.wants_slow and config.wants_synthetic else set()
+    return {kind, *before}
+
+
+def _check(config: CompareConfig, folder: Path, kind: str) -> None:
+    """Refuse what cannot work: first what costs least, and all before a server starts. The flow checks it too."""
+    from latebloom.flows.stages.inputs import check_data, check_folder
+
+    check_folder(config, str(folder), kind)
+    check_data(config, kind)
+    from latebloom.flows.stages.checks import check_inputs  # imports torch
+
+    check_inputs(config, kind)
 
 
 def _joined(config: CompareConfig, kind: str) -> bool:

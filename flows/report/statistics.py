@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from scipy import special  # type: ignore[import-untyped]
 
 __all__ = [
     "LEAST_SEEDS",
@@ -64,12 +63,16 @@ def paired_t(differences: np.ndarray) -> PairedT:
     half = np.where(equal, np.nan, half_width(error, n))
     statistic = np.abs(mean) / np.where(equal, 1.0, error)
     flipped = np.where(np.abs(mean) < SAME, 1.0, 2.0 ** (1 - n))
+    from scipy import special  # type: ignore[import-untyped]  # here: a table of errors needs none of it
+
     p = np.where(equal, flipped, 2 * special.stdtr(n - 1, -statistic))
     return PairedT(mean, error, mean - half, mean + half, p)
 
 
 def half_width(standard_error: np.ndarray, n: int) -> np.ndarray:
     """Half of the 95 % t interval of a mean over n seeds, 2 or more, by its standard error."""
+    from scipy import special
+
     return np.asarray(special.stdtrit(n - 1, (1 + COVERAGE) / 2) * standard_error)
 
 
@@ -119,6 +122,8 @@ def mcnemar(wrong: np.ndarray, rival: np.ndarray) -> float:
         wrong, rival: bool (T,), whether a test image is misclassified.
     """
     only, only_rival = int((wrong & ~rival).sum()), int((rival & ~wrong).sum())
+    from scipy import special
+
     return min(1.0, 2 * float(special.bdtr(min(only, only_rival), only + only_rival, 0.5)))
 
 

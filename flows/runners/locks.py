@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-
-from prefect import runtime
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import PREFECT_API_URL
+from typing import TYPE_CHECKING
 
 from latebloom.data.store import digest_json, is_remote
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import say
-from latebloom.flows.runners.limits import leased
+from latebloom.flows.runners.engine import run_name, server_stays
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 __all__ = ["held", "limit_of"]
 
@@ -36,20 +34,15 @@ def held(run: RunFolder) -> Iterator[None]:
     if not is_remote(run.path):
         with run.locked(_holder()):
             yield
-    elif _served():
+    elif server_stays():
         with _slot(run):
             yield
     else:
         yield
 
 
-def _served() -> bool:
-    """Whether there is a server that others use as well, and not one that ends with this command."""
-    return bool(PREFECT_API_URL.value())
-
-
 def _holder() -> str:
-    return f"flow run {runtime.flow_run.name!r}" if _served() else ""
+    return f"flow run {run_name()!r}" if server_stays() else ""
 
 
 def limit_of(run: RunFolder) -> str:
@@ -59,6 +52,10 @@ def limit_of(run: RunFolder) -> str:
 
 @contextmanager
 def _slot(run: RunFolder) -> Iterator[None]:
+    from prefect.client.orchestration import get_client
+
+    from latebloom.flows.runners.limits import leased
+
     name = limit_of(run)
     with get_client(sync_client=True) as client:
         if _taken(client, name):
@@ -74,8 +71,11 @@ def _slot(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _taken(client: SyncPrefectClient, name: str) -> bool:
+def _taken(client: "SyncPrefectClient", name: str) -> bool:
     """Whether the limit has no slot left; it is made where there is none yet."""
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
     with suppress(ObjectNotFound):
         return client.read_global_concurrency_limit_by_name(name).active_slots > 0
     with suppress(ObjectAlreadyExists):  # another was quicker

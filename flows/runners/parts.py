@@ -8,19 +8,13 @@ import importlib
 import os
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from traceback import format_exception
 from types import ModuleType
-from typing import Any
-
-import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner
+from typing import TYPE_CHECKING, Any
 
 from latebloom.data.store import as_path, not_installed
 from latebloom.data.synthetic.folder import PartRecord
@@ -29,26 +23,28 @@ from latebloom.flows.run.budget import Deadline, Unfinished
 from latebloom.flows.run.folder import Partial, RunFolder, read_config
 from latebloom.flows.run.processes import Devices, devices
 from latebloom.flows.run.progress import Meter, meter
-from latebloom.flows.runners.deployment_runs import PartRuns
-from latebloom.flows.runners.limits import slots
+from latebloom.flows.runners.engine import task
 from latebloom.flows.runners.queue import Made, PartQueue
-from latebloom.flows.runners.retries import RETRIES
 from latebloom.flows.stages import synthesis
 from latebloom.flows.stages.context import forget_models
 from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.planning import generator_processes
 
+if TYPE_CHECKING:
+    from prefect.futures import PrefectFuture
+    from prefect.task_runners import TaskRunner
+
 __all__ = ["make_numbered", "make_part", "make_part_there", "make_parts"]
 
 
-@task(task_run_name="make part {number}", cache_policy=NO_CACHE, **RETRIES)
+@task("make part {number}")
 def make_part(run: Path, config: CompareConfig, number: int, place: Any) -> PartRecord:
     """Make one part of the synthetic data set: minutes of work, kept once it is done. Its record."""
     assert isinstance(place, Devices)
     return place.call(synthesis.make_one_part, RunFolder(run), config, number)
 
 
-@task(task_run_name="make part {number}", cache_policy=NO_CACHE, **RETRIES)
+@task("make part {number}")
 def make_part_there(run: Path, config: CompareConfig, number: int) -> PartRecord:
     """The same in a worker of Dask or Ray, where it is the process that has a device."""
     return _make_there(run, config, number)
@@ -60,6 +56,15 @@ _one_at_a_time = threading.Lock()  # a Dask worker may have several threads, and
 def _make_there(run: Path, config: CompareConfig, number: int) -> PartRecord:
     with _one_at_a_time, slots(config.parts.limit, 1):
         return synthesis.make_one_part(RunFolder(run), config, number, _uncounted)
+
+
+def slots(name: str, count: int, timeout_seconds: float | None = None) -> AbstractContextManager[None]:
+    """Slots of a concurrency limit, as `limits.slots`; without a name none, and no Prefect is imported."""
+    if not name:
+        return nullcontext()
+    from latebloom.flows.runners import limits
+
+    return limits.slots(name, count, timeout_seconds)
 
 
 def _uncounted(_images: int) -> None:
@@ -186,6 +191,8 @@ def _on_devices(
 
 def _gpus(config: CompareConfig) -> int:
     """How many GPUs of this host a run may use."""
+    import torch
+
     return torch.cuda.device_count() if device_of(config.device).type == "cuda" else 0
 
 
@@ -195,10 +202,10 @@ def _one_by_one(run: Path, config: CompareConfig, queue: PartQueue, place: Devic
         yield taken[0], partial(make_part, run, config, taken[0], place)
 
 
-def _side_by_side(submit: Callable[[int], PrefectFuture[PartRecord]], width: int, queue: PartQueue) -> Made:
+def _side_by_side(submit: "Callable[[int], PrefectFuture[PartRecord]]", width: int, queue: PartQueue) -> Made:
     """So many parts at a time; each when it is done."""
-    flying: dict[PrefectFuture[PartRecord], int] = {}
-    done: SimpleQueue[PrefectFuture[PartRecord]] = SimpleQueue()
+    flying: dict[Any, int] = {}
+    done: SimpleQueue[Any] = SimpleQueue()
     while True:
         while len(flying) < width and (taken := queue.take()):
             future = submit(taken[0])
@@ -274,11 +281,11 @@ def _on_ray(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> M
 
 
 def _on_workers(
-    run: Path, config: CompareConfig, queue: PartQueue, bar: Meter, runner: TaskRunner[Any], width: int
+    run: Path, config: CompareConfig, queue: PartQueue, bar: Meter, runner: "TaskRunner[Any]", width: int
 ) -> Made:
-    def submit(number: int) -> PrefectFuture[PartRecord]:
+    def submit(number: int) -> "PrefectFuture[PartRecord]":
         future: PrefectFuture[PartRecord] = runner.submit(
-            make_part_there, {"run": run, "config": config, "number": number}
+            make_part_there.task, {"run": run, "config": config, "number": number}
         )
         return future
 
@@ -303,6 +310,8 @@ def _installed(module: str, extra: str) -> ModuleType:
 
 def _as_runs(run: Path, config: CompareConfig, queue: PartQueue, bar: Meter) -> Made:
     """As runs of a deployment, made by whatever workers its work pool has."""
+    from latebloom.flows.runners.deployment_runs import PartRuns
+
     for number, result in PartRuns(RunFolder(run), config).made(queue):
         yield number, partial(_counted, result, bar)
 

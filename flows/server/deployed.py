@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import pydantic
-from prefect import Flow, flow, runtime
+from prefect import flow, runtime
 from prefect.context import FlowRunContext
+from prefect.flows import Flow
 from prefect.states import Completed, Failed
 from pydantic import Field
 from rich.console import Console
@@ -32,6 +33,7 @@ from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.errors import one_line
 from latebloom.flows.run.folder import Partial, RunFolder
 from latebloom.flows.run.resolve import resolve
+from latebloom.flows.runners import engine
 from latebloom.flows.runners.limits import GPU_LIMIT
 from latebloom.flows.server.forms import Form, left_open
 
@@ -253,7 +255,7 @@ def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
     return settled
 
 
-def _offered(of: Flow[..., Any], form: Form) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
+def _offered(of: engine.Flow[..., Any], form: Form) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
     """A flow of the pipeline as the UI offers it: its parameters are a form, its expected errors final states.
 
     Decorates the function that calls the flow with what a filled form means, and says in a state what came out.

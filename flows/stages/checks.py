@@ -10,17 +10,14 @@ from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import warn
-from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
 from latebloom.flows.stages.classifiers import new_classifiers
-from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
+from latebloom.flows.stages.inputs import GENERATING, check_data, check_folder
 from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
 from latebloom.flows.stages.scorers import check_named
 from latebloom.flows.stages.scout import check_scout
-from latebloom.flows.stages.synthesis import check_made
-from latebloom.flows.stages.training_sets import check_coreset_file
 from latebloom.synth.config import PromptConfig
-from latebloom.synth.generators.load import kind_of
+from latebloom.synth.generators.find import kind_of
 from latebloom.synth.prompts import lint, names_of
 from latebloom.synth.scoring.quality import check_scorers
 from latebloom.synth.sizes import Frame, check_channels, work_size_warning
@@ -54,10 +51,6 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
     return run
 
 
-# The flows that make images, and so need the generator.
-GENERATING = ("run", "compare", "plan", "generate")
-
-
 def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     """Everything that can be wrong with data, classifier and generator, before anything is trained or written.
 
@@ -67,8 +60,8 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     Raises:
         ValueError: the first thing that is.
     """
-    splits = images_of(config)
-    train = splits.train
+    check_data(config, kind)
+    train = images_of(config).train
     device_of(config.device)
     new_classifiers(config, train, count=1)
     check_scout(config, train)
@@ -76,16 +69,8 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
         if arm.selector != "none":  # its budget or its coreset, and its policy
             coreset = _coreset_of(config, arm, train) if arm.selector == "file" else None
             Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, coreset)
-    epochs = config.train.total_epochs(len(train))
-    early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
-    if early and config.slow.separating_epoch > epochs:
-        raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
     if config.wants_synthetic and kind in GENERATING:
         _check_generator(config, train)
-    # Last, since it decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
-    for part in (train, splits.test, splits.validation):
-        if part:
-            len(part.sha256)
 
 
 def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
@@ -124,43 +109,3 @@ def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
     if kind in ("latent", "pipeline"):
         for line in lint(train.class_names, names):
             warn(line)
-
-
-def check_folder(config: CompareConfig, out: str, kind: str) -> None:
-    """What a flow of this kind would miss in its run folder, or find in its place; nothing is written.
-
-    Args:
-        kind: the name of the flow, such as `retrain`.
-
-    Raises:
-        ValueError: the first thing that is wrong.
-    """
-    folder = RunFolder(as_path(out))
-    above = () if is_remote(folder.path) else folder.path.absolute().parents  # storage needs no folder above
-    for path in (folder.path, *above):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, so {folder.path} cannot be a run folder; give another one with --out")
-    if kind in ("plan", "generate") and not config.wants_synthetic:
-        raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
-    if kind in ("retrain", "report") and config.wants_slow:  # the others train from the real images as they are
-        _check_earlier_stages(RunContext(folder, config), kind)
-    if kind == "report":
-        for arm in config.arms:
-            for optimizer in config.optimizers:
-                folder.record(retrain_key(arm, optimizer))
-
-
-def _check_earlier_stages(run: RunContext, kind: str) -> None:
-    """What retraining and the report need of the stages before them."""
-    config = run.config
-    made = len(run.early.facts.errors)
-    for key in (SELECT, *((PLAN, GENERATE) if config.wants_synthetic else ())):
-        run.folder.record(key)
-    if config.seeds > made:
-        raise ValueError(
-            f"{run.path} was made for {made} seeds, not {config.seeds}; run `latebloom compare` in it first"
-        )
-    if config.wants_synthetic:
-        check_made(run)
-        if kind == "retrain":
-            check_coreset_file(run)

@@ -1,15 +1,16 @@
-"""What a stage knows of its run: settings, images, records, selections, the plan and its parts, each read once."""
+"""What a stage knows of its run: settings, images, records, selections, the plan and its parts, each read once.
+
+Light to import: what needs torch or a model is imported where it is asked for.
+"""
 
 import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import nn
 
 from latebloom.data.sources.load import Splits
 from latebloom.data.store import digest_json, local_file, read_table
@@ -18,11 +19,14 @@ from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.records import EARLY, PLAN, SELECT, EarlyFacts, PlanFacts, SelectFacts
-from latebloom.flows.stages import loaders, scorers
-from latebloom.flows.stages.classifiers import early_folder, early_weights, loaded_classifiers
-from latebloom.synth.generate import Scorers
+from latebloom.flows.stages import loaders
 from latebloom.synth.plan import PLAN_SCHEMA
-from latebloom.train.selection.slow import Method
+from latebloom.train.config import SlowMethod as Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latebloom.synth.generate import Scorers
 
 __all__ = ["RunContext", "forget_models", "kept_context", "selection_path"]
 
@@ -65,6 +69,8 @@ class RunContext:
 
     def early_arrays(self, number: int, *names: str) -> list[np.ndarray]:
         """Outputs of the early classifier of a seed: logits (N, C), labels (N,), losses (N,). Large, so not kept."""
+        from latebloom.flows.stages.classifiers import early_folder
+
         with local_file(early_folder(self.folder, number) / "outputs.npz") as file, np.load(file) as arrays:
             return [arrays[name] for name in names]
 
@@ -130,18 +136,25 @@ class RunContext:
     @cached_property
     def scorer_digests(self) -> dict[str, str]:
         """Digests of all that score images; empty for those that do not."""
+        from latebloom.flows.stages import scorers
+
         return scorers.scorer_digests(self.config, self.early.digest)
 
     @cached_property
-    def reference(self) -> Sequence[nn.Module]:
+    def reference(self) -> "Sequence[nn.Module]":
         """The reference classifiers: the one that the settings name, or the early ones of this run."""
+        from latebloom.flows.stages import scorers
+        from latebloom.flows.stages.classifiers import early_weights, loaded_classifiers
+
         if self.config.scores.reference_classifier:
             return [scorers.named_reference(self.config)]
         return loaded_classifiers(self.config, self.splits.train, early_weights(self.folder, self.config.seeds))
 
     @cached_property
-    def scorers(self) -> Scorers:
+    def scorers(self) -> "Scorers":
         """What scores the images of this run."""
+        from latebloom.flows.stages import scorers
+
         return scorers.scorers_of(self.config, self.reference)
 
 
@@ -178,6 +191,10 @@ def _identity(context: RunContext) -> tuple[Any, ...]:
 
 def forget_models() -> None:
     """Free the generator and the scorers of this process, before other processes load theirs."""
+    import torch
+
+    from latebloom.flows.stages import scorers
+
     global _kept
     with _lock:
         _kept = None

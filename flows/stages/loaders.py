@@ -1,12 +1,13 @@
-"""What a process loads once, whichever stage asks: the images, the generator, the device."""
+"""What a process loads once, whichever stage asks: the images, the generator, the device.
+
+Light to import (docs/architecture.md, Start): the images are read and checked before torch is imported.
+"""
 
 import dataclasses
 import functools
 import os
 import threading
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from latebloom.data.config import DataConfig, PerturbConfig
 from latebloom.data.perturb import Perturbed, perturb
@@ -15,8 +16,11 @@ from latebloom.data.sources.load import Splits, load
 from latebloom.flows.config.compare import CompareConfig, RunConfig
 from latebloom.flows.run.processes import team_size
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
-from latebloom.synth.generators.load import load_generator
-from latebloom.synth.sampling.denoiser import Generator
+
+if TYPE_CHECKING:
+    import torch
+
+    from latebloom.synth.sampling.denoiser import Generator
 
 __all__ = ["device_of", "forget_generator", "generator_of", "images_of", "perturbed"]
 
@@ -47,7 +51,7 @@ def _images(data: DataConfig, perturb_config: PerturbConfig, seed: int) -> tuple
 _generator_lock = threading.Lock()
 
 
-def generator_of(config: CompareConfig) -> Generator:
+def generator_of(config: CompareConfig) -> "Generator":
     """The generator of a config."""
     with _generator_lock:
         # What changes neither the model nor how it is called must not load it twice.
@@ -59,7 +63,11 @@ def generator_of(config: CompareConfig) -> Generator:
 @functools.lru_cache(maxsize=1)
 def _generator(
     generate: GenerateConfig, sample: SampleConfig, diffusemix: DiffuseMixConfig, negative: str, device: str
-) -> Generator:
+) -> "Generator":
+    import torch
+
+    from latebloom.synth.generators.load import load_generator
+
     return load_generator(generate, sample, diffusemix, negative, torch.device(device))
 
 
@@ -69,12 +77,14 @@ def forget_generator() -> None:
         _generator.cache_clear()
 
 
-def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> "torch.device":
     """The device that a config's `device` asks for.
 
     Raises:
         ValueError: cuda was asked for and there is none.
     """
+    import torch
+
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU; use --device auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

@@ -20,7 +20,7 @@ from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import device_of, generator_of
 from latebloom.synth.config import PromptConfig
 from latebloom.synth.generate import probe
-from latebloom.synth.generators.load import kind_of
+from latebloom.synth.generators.find import kind_of
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Forecast, forecast, make_plan, requests
 from latebloom.synth.prompts import names_of, prompt_of

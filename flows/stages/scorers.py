@@ -13,7 +13,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.stages.classifiers import loaded_classifiers
 from latebloom.flows.stages.loaders import device_of, images_of
 from latebloom.synth.generate import Scorers
-from latebloom.synth.generators.load import generator_folder, kind_of
+from latebloom.synth.generators.find import generator_folder, kind_of
 from latebloom.synth.prompts import names_of
 from latebloom.synth.scoring.clip import ClipScorer, SafetyScorer, clip_digest, safety_digest
 from latebloom.synth.scoring.quality import RealFeatures

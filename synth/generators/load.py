@@ -1,24 +1,22 @@
 """From the name of a generator in a config to the generator."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latebloom.data.store import as_path, local_folder, read_json
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, Kind, SampleConfig
 from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
+from latebloom.synth.generators.find import generator_folder, is_hub_id, kind_of
 from latebloom.synth.generators.latent import USUAL_GUIDANCE, LatentDenoiser
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.denoiser import Generator
 from latebloom.synth.sampling.loop import LoopGenerator
 
-__all__ = ["generator_folder", "kind_of", "load_generator"]
+__all__ = ["load_generator"]
 
-_SHIPPED = Path(__file__).parents[1] / "shipped"
 # The kinds that use a setting.
 _TAKES: dict[str, tuple[Kind, ...]] = {
     "loras": ("latent", "pipeline"),
@@ -54,7 +52,7 @@ def load_generator(
         raise ValueError("a pixel generator reads no prompts; leave prompts.negative empty")
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
-    if _is_hub_id(config.generator):
+    if is_hub_id(config.generator):
         generator.name = config.generator  # the folder of a snapshot is called like the commit
     return generator
 
@@ -98,62 +96,6 @@ def _load(
         **options,
     )
     return LoopGenerator(denoiser, sample)
-
-
-def generator_folder(name: str, revision: str = "") -> Path:
-    """The local folder of a generator: a shipped one by name, a path, or a URL or hub id, which is downloaded.
-
-    Raises:
-        ValueError: it is none of these; the message lists the shipped ones.
-    """
-    for folder in (_SHIPPED / name, as_path(name)):
-        if (folder / "model_index.json").is_file():
-            return local_folder(folder)
-    if _is_hub_id(name):
-        folder = _from_hub(name, revision)
-        if (folder / "model_index.json").is_file():
-            return folder
-    shipped = ", ".join(sorted(p.name for p in _SHIPPED.iterdir())) if _SHIPPED.is_dir() else "none"
-    raise ValueError(
-        f"no generator at {name!r}: expected a diffusers folder (with model_index.json), a hub id (owner/name) or one "
-        f"of those shipped ({shipped}); `latebloom fit-generator` makes one from your images"
-    )
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-
-
-@functools.cache
-def _from_hub(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        # No pickles and no single-file copies of the same weights; text, since tokenizers are.
-        wanted = ["*.json", "*.txt", "*.md", "*.model", "*.jinja", "*/*.safetensors"]
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ValueError(
-            f"generator {name!r} is no folder here and could not be fetched from the hub "
-            f"({' '.join(str(error).split())[:200]}); check its id and revision, or download it and give the path"
-        ) from error
-
-
-def kind_of(config: GenerateConfig) -> Kind:
-    """The kind that a config names or, with `auto`, that of the folder by its model_index.json."""
-    if config.kind != "auto":
-        return config.kind
-    index = read_json(generator_folder(config.generator, config.revision) / "model_index.json")
-    pipeline = str(index.get("_class_name", ""))
-    unet = (index.get("unet") or [None, None])[1]
-    if unet == "UNet2DModel":
-        return "pixel"
-    if pipeline == "StableDiffusionInstructPix2PixPipeline":
-        return "diffusemix"
-    if unet == "UNet2DConditionModel" and pipeline.startswith(("StableDiffusion", "LatentConsistency")):
-        return "latent"
-    return "pipeline"
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

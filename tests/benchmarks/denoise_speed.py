@@ -18,7 +18,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.load import load
 from latebloom.synth.config import SampleConfig
-from latebloom.synth.generators.load import generator_folder
+from latebloom.synth.generators.find import generator_folder
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.sample import denoise
 

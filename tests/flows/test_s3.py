@@ -16,7 +16,7 @@ from latebloom.flows.report import gather
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
-from latebloom.synth.generators.load import generator_folder
+from latebloom.synth.generators.find import generator_folder
 
 Tiny = Callable[..., CompareConfig]
 

@@ -1,10 +1,9 @@
-"""`latebloom WORD...` without Prefect, whose server takes ten seconds to start: flows and tasks are plain functions.
+"""`latebloom WORD...` without Prefect, whatever the environment names: flows and tasks are plain functions.
 
 Also as processes that fork from a server which has imported everything before, so that one starts in a moment. A module
 of its own, since those processes import it by name.
 """
 
-import concurrent.futures
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -16,11 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from prefect import Flow, Task
 
-from latebloom.flows import pipeline, tasks
+from latebloom.flows import tasks
+from latebloom.flows.artifacts import show
 from latebloom.flows.cli import app
 from latebloom.flows.run import processes
+from latebloom.flows.runners import engine, locks
 from latebloom.flows.runners import parts as runners
 
 __all__ = ["context", "start_command", "start_work", "unserve"]
@@ -32,32 +32,17 @@ _IMPORTED = [
     "diffusers.schedulers.scheduling_ddpm",
     "sklearn.datasets",
 ]
-_threads = concurrent.futures.ThreadPoolExecutor(8)
 _start_process = processes._start_process
-
-
-class _Plain:
-    """A task as the function that it wraps; submitted, it runs in a thread, as with Prefect."""
-
-    def __init__(self, task: Task[Any, Any]) -> None:
-        self.fn = task.fn
-
-    def __call__(self, *args: Any) -> Any:
-        return self.fn(*args)
-
-    def submit(self, *args: Any) -> Any:
-        return _threads.submit(self.fn, *args)
 
 
 def unserve(set_attribute: Callable[[Any, str, Any], None]) -> None:
     """Take Prefect out of the flows. `set_attribute` is `setattr`, or pytest's `monkeypatch.setattr`."""
-    for module in (tasks, runners, pipeline):
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Flow):
-                set_attribute(module, name, value.fn)
-            elif isinstance(value, Task):
-                set_attribute(module, name, _Plain(value))
-    set_attribute(pipeline, "as_completed", concurrent.futures.as_completed)
+    for module in (engine, locks, show):
+        set_attribute(module, "server_stays", lambda: False)
+    for module in (tasks, runners):
+        for value in vars(module).values():
+            if isinstance(value, engine.Task):
+                set_attribute(value, "waits", ())  # nothing is tried again
     set_attribute(app, "prepare_prefect", lambda: None)
 
 

@@ -18,12 +18,13 @@ from served import Server, wait_for
 from latebloom.data.store import read_json
 from latebloom.flows import pipeline
 from latebloom.flows.artifacts import publish
-from latebloom.flows.artifacts.publish import ArtifactMeter, emit_ready, server_stays, shown_progress
+from latebloom.flows.artifacts.publish import ArtifactMeter, emit_ready, shown_progress
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run import progress
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import Meter, meter
 from latebloom.flows.run.records import SELECT
+from latebloom.flows.runners.engine import server_stays
 
 
 class Sent(list[tuple[float, str]]):

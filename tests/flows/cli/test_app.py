@@ -20,6 +20,7 @@ from latebloom.flows.config.presets import PRESETS, Preset
 from latebloom.flows.run.budget import Budget
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
+from latebloom.flows.run.receipt import Receipt
 from latebloom.flows.run.records import PLAN
 from latebloom.flows.stages import checks, fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
@@ -43,8 +44,9 @@ def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
 
     for name in FLOWS:
         setattr(fake_flows, name, functools.partial(record, name))
-    monkeypatch.setattr(checks, "check_inputs", lambda *_: None)
-    monkeypatch.setattr(checks, "check_folder", lambda *_: None)
+    monkeypatch.setattr(app, "_check", lambda *_: None)
+    monkeypatch.setattr(Receipt, "holds", lambda *_: False)
+    monkeypatch.setattr(Receipt, "write", lambda *_: None)
     monkeypatch.setattr(tables, "print_report", lambda *_: None)
     monkeypatch.setattr(tables, "print_forecast", lambda *_: None)
     monkeypatch.setattr(tables, "print_errors", lambda *_: None)
@@ -426,7 +428,10 @@ def test_one_setting_may_become_a_comparison(ask: Callable[..., SimpleNamespace]
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "check_inputs", lambda *_: None)
+    """Nothing is checked, and every flow is started, also where a command before left nothing to do."""
+    monkeypatch.setattr(app, "_check", lambda *_: None)
+    monkeypatch.setattr(Receipt, "holds", lambda *_: False)
+    monkeypatch.setattr(Receipt, "write", lambda *_: None)
 
 
 def test_the_report_as_json_is_report_json(

@@ -27,7 +27,7 @@ from served import free_port
 
 from latebloom.data.store import as_path
 from latebloom.flows.run.errors import annotate, transient
-from latebloom.synth.generators import load
+from latebloom.synth.generators import find
 
 REQUEST = httpx.Request("GET", "https://example.org")
 SOCKET = SimpleNamespace(host="example.org", port=443, ssl=True)
@@ -181,7 +181,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
             lambda *args, **more: real(*args, **more, endpoint=url, cache_dir=tmp_path),
         )
         with pytest.raises(ValueError, match="could not be fetched from the hub") as caught:
-            load.generator_folder("owner/name", "main")
+            find.generator_folder("owner/name", "main")
         return transient(caught.value)
 
     return fetch

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect import Task, flow
+from prefect import flow
 from prefect.states import Completed, Failed
 from served import Server
 
@@ -14,7 +14,7 @@ from latebloom.flows import pipeline, tasks
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.runners import parts as runners
-from latebloom.flows.runners.retries import may_pass
+from latebloom.flows.runners.engine import Task, may_pass
 from latebloom.flows.stages import checks, synthesis
 
 RUN: Any = SimpleNamespace(name="make part 3")
@@ -33,16 +33,17 @@ def test_what_may_pass_is_tried_again_with_one_line(capsys: pytest.CaptureFixtur
 
 
 def test_every_task_has_retries_with_back_off_and_jitter() -> None:
-    found = [task for module in (tasks, runners) for task in vars(module).values() if isinstance(task, Task)]
+    found = [one for module in (tasks, runners) for one in vars(module).values() if isinstance(one, Task)]
     assert len(found) >= 10
-    for task in found:
-        assert (task.retries, task.retry_delay_seconds) == (3, [5, 10, 20]), task.name
-        assert (task.retry_jitter_factor, task.retry_condition_fn) == (1.0, may_pass), task.name
+    for one in found:
+        made = one.task
+        assert (made.retries, made.retry_delay_seconds) == (3, [5, 10, 20]), one.name
+        assert (made.retry_jitter_factor, made.retry_condition_fn) == (1.0, may_pass), one.name
 
 
-def run_alone(task: Task[Any, Any], *args: Any) -> None:
+def run_alone(task: Task[..., Any], *args: Any) -> None:
     """A flow with one task, that does not wait between tries."""
-    at_once = task.with_options(retry_delay_seconds=0)
+    at_once = task.with_waits(0, 0, 0)
 
     @flow(name="one-task")
     def alone() -> None:
@@ -79,6 +80,22 @@ def test_a_task_that_loses_its_storage_is_tried_again_and_a_persons_error_ends_i
     ]
 
 
+def test_without_a_server_a_task_is_tried_again_as_well(
+    calls: list[BaseException | None], tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_once = tasks.check_inputs.with_waits(0, 0, 0)
+    calls += [LOST, None]
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(checks, "check_folder", lambda *_: None)
+        at_once(tiny(), str(tmp_path), "select")
+    assert "check inputs: ECONNRESET, trying again soon" in capsys.readouterr().err
+    calls += [LOST, LOST, LOST, LOST, None]
+    with pytest.raises(OSError, match="s3://b/x cannot be used"):
+        at_once(tiny(), str(tmp_path), "select")
+    assert calls == [None]  # three tries after the first, and no more
+
+
 @pytest.mark.slow
 def test_a_part_that_could_not_be_written_is_made_again_before_it_counts_as_failed(
     server: Server,
@@ -99,7 +116,7 @@ def test_a_part_that_could_not_be_written_is_made_again_before_it_counts_as_fail
         return real(run, config, number, on_images)
 
     monkeypatch.setattr(synthesis, "make_one_part", loses_the_first_two)
-    monkeypatch.setattr(runners, "make_part", runners.make_part.with_options(retry_delay_seconds=0))
+    monkeypatch.setattr(runners, "make_part", runners.make_part.with_waits(0, 0, 0))
     pipeline.generate(tiny(), str(finished.path))
     assert numbers == [1, 1, 1, 3]
     assert story.data_set(finished) == story.data_set(pristine)

@@ -18,6 +18,7 @@ from prefect.events import emit_event
 from served import Server, wait_for
 
 from latebloom.flows import pipeline
+from latebloom.flows.runners import engine
 from latebloom.flows.server import automations, deployed
 from latebloom.flows.server.automations import CHAIN, FLOWS, LOST, READY_EVENT, RETRAIN, THEN_LABEL, ensure_automations
 
@@ -76,7 +77,12 @@ def test_each_automation_is_there_once_and_stays_as_a_person_set_it(
 
 
 def test_the_automations_are_about_all_our_flows() -> None:
-    ours = {value.name for module in (pipeline, deployed) for value in vars(module).values() if isinstance(value, Flow)}
+    ours = {
+        value.name
+        for module in (pipeline, deployed)
+        for value in vars(module).values()
+        if isinstance(value, Flow | engine.Flow)
+    }
     assert ours == set(FLOWS)
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
+from latebloom.synth.generators import find
 from latebloom.synth.generators import load as load_module
 from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
+from latebloom.synth.generators.find import generator_folder, kind_of
 from latebloom.synth.generators.latent import LatentDenoiser
-from latebloom.synth.generators.load import generator_folder, kind_of, load_generator
+from latebloom.synth.generators.load import load_generator
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.loop import LoopGenerator
@@ -23,7 +25,7 @@ Save = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _ask_the_hub_again() -> None:
     """A process asks once for each repository; every test has a hub of its own."""
-    load_module._from_hub.cache_clear()
+    find._from_hub.cache_clear()
 
 
 def index_of(folder: Path, **index: Any) -> Path:
@@ -43,7 +45,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "shipped"
     for name in ("toys", "digits"):
         index_of(folder / name)
-    monkeypatch.setattr("latebloom.synth.generators.load._SHIPPED", folder)
+    monkeypatch.setattr("latebloom.synth.generators.find._SHIPPED", folder)
     return folder
 
 
@@ -112,7 +114,7 @@ def test_an_unknown_generator_is_refused_without_asking_the_hub(
 
 
 def test_where_none_is_shipped_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latebloom.synth.generators.load._SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr("latebloom.synth.generators.find._SHIPPED", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"one of those shipped \(none\)"):
         generator_folder("digits")
 

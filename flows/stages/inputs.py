@@ -1,0 +1,83 @@
+"""What can be refused before torch is imported: images that cannot be read, a run folder that lacks a stage.
+
+Light to import (docs/architecture.md, Start), so that a wrong input ends a command at once.
+"""
+
+from latebloom.data.store import as_path, is_remote
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
+from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.loaders import images_of
+from latebloom.synth.generators.find import kind_of
+
+__all__ = ["GENERATING", "check_data", "check_folder"]
+
+# The flows that make images, and so need the generator.
+GENERATING = ("run", "compare", "plan", "generate")
+
+
+def check_data(config: CompareConfig, kind: str = "compare") -> None:
+    """Read every image, and find the generator where images will be made.
+
+    Args:
+        kind: the name of the flow.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+    """
+    splits = images_of(config)
+    epochs = config.train.total_epochs(len(splits.train))
+    early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
+    if early and config.slow.separating_epoch > epochs:
+        raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
+    if config.wants_synthetic and kind in GENERATING:
+        kind_of(config.generate)
+    # It decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
+    for part in (splits.train, splits.test, splits.validation):
+        if part:
+            len(part.sha256)
+
+
+def check_folder(config: CompareConfig, out: str, kind: str) -> None:
+    """What a flow of this kind would miss in its run folder, or find in its place; nothing is written.
+
+    Args:
+        kind: the name of the flow, such as `retrain`.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+    """
+    folder = RunFolder(as_path(out))
+    above = () if is_remote(folder.path) else folder.path.absolute().parents  # storage needs no folder above
+    for path in (folder.path, *above):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file, so {folder.path} cannot be a run folder; give another one with --out")
+    if kind in ("plan", "generate") and not config.wants_synthetic:
+        raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
+    if kind in ("retrain", "report") and config.wants_slow:  # the others train from the real images as they are
+        _check_earlier_stages(RunContext(folder, config), kind)
+    if kind == "report":
+        for arm in config.arms:
+            for optimizer in config.optimizers:
+                folder.record(retrain_key(arm, optimizer))
+
+
+def _check_earlier_stages(run: RunContext, kind: str) -> None:
+    """What retraining and the report need of the stages before them."""
+    config = run.config
+    made = len(run.early.facts.errors)
+    for key in (SELECT, *((PLAN, GENERATE) if config.wants_synthetic else ())):
+        run.folder.record(key)
+    if config.seeds > made:
+        raise ValueError(
+            f"{run.path} was made for {made} seeds, not {config.seeds}; run `latebloom compare` in it first"
+        )
+    if config.wants_synthetic:
+        from latebloom.flows.stages.synthesis import check_made
+
+        check_made(run)
+        if kind == "retrain":
+            from latebloom.flows.stages.training_sets import check_coreset_file
+
+            check_coreset_file(run)
