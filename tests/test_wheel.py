@@ -87,7 +87,8 @@ def test_it_holds_the_rooms_and_what_they_read_and_no_tests(wheel: Path) -> None
     sources |= set((ROOT / "latebloom").glob("*.py"))
     expected = {str(path.relative_to(ROOT)).removeprefix("latebloom/") for path in sources}
     assert {name.removeprefix("latebloom/") for name in names if name.endswith(".py")} == expected
-    for file in ("flows/report/report.html.j2", "data/synthetic/card.md.j2", "synth/shipped/digits/model_index.json"):
+    report = [f"flows/report/{name}" for name in ("report.html.j2", "report.css", "slow.html.j2", "slow.js")]
+    for file in (*report, "data/synthetic/card.md.j2", "synth/shipped/digits/model_index.json"):
         assert f"latebloom/{file}" in names
     assert "latebloom/synth/shipped/digits/unet/diffusion_pytorch_model.safetensors" in names
 

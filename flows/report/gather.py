@@ -19,6 +19,7 @@ from latebloom.flows.report import selections, validation
 from latebloom.flows.report.details import confusions, generation_costs, generation_sentences, predictions
 from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
+from latebloom.flows.report.slow import slow_list
 from latebloom.flows.report.statistics import class_errors
 from latebloom.flows.report.verdicts import compare, sentences
 from latebloom.flows.run.folder import Record, RunFolder
@@ -130,7 +131,11 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         early_share=_early_share(run.early.facts) if has_slow else None,
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
-    pictures = dataclasses.replace(pictures, selected=selections.pictures_of(run, selectors))
+    pictures = dataclasses.replace(
+        pictures,
+        selected=selections.pictures_of(run, selectors),
+        slow_list=slow_list(run, slow_sets, table) if has_slow else None,
+    )
     return write_report(run.path, report, pictures)
 
 

@@ -3,6 +3,7 @@
 import base64
 import bisect
 import dataclasses
+import hashlib
 import importlib.resources
 import io
 import json
@@ -18,14 +19,16 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from latebloom.data.states import OTHER_COLOUR, STATES
+from latebloom.data.states import STATES
 from latebloom.data.store import write_bytes, write_json
 from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts, sweep_charts
+from latebloom.flows.report.listing import SlowList, colour_of, in_script, write_list
 from latebloom.flows.report.results import Confusion, Report
+from latebloom.flows.report.sprites import shown_size
 from latebloom.flows.report.table import comparison_table, how_to_read, in_order, percent, report_table, seconds
 from latebloom.flows.report.validation import as_arms, validation_table
 
-__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "write_report"]
+__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "shortened", "write_report"]
 
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {
@@ -72,6 +75,7 @@ class Pictures:
     contact: list[ContactRow]
     clusters: list[Cluster]
     selected: list[tuple[str, list[tuple[str, np.ndarray]]]] = dataclasses.field(default_factory=list)  # title, slow's
+    slow_list: SlowList | None = None
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
@@ -132,13 +136,24 @@ def write_report(folder: Path, report: Report, pictures: Pictures) -> Path:
     else:
         sheet.unlink(missing_ok=True)  # of an earlier report in the same folder
     page = folder / "report.html"
-    write_bytes(page, _html(report, pictures).encode())
+    listed = write_list(folder, pictures.slow_list)
+    table = "slow.csv" if (folder / "slow.csv").is_file() else ""
+    write_bytes(page, _html(report, pictures, listed, table).encode())
     return page
 
 
-def _html(report: Report, pictures: Pictures) -> str:
+def _source(name: str) -> str:
+    """The text of a file beside this one."""
+    return importlib.resources.files("latebloom.flows.report").joinpath(name).read_text("utf-8")
+
+
+def _html(report: Report, pictures: Pictures, listed: dict[str, Any], table: str) -> str:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": percent,
@@ -148,10 +163,10 @@ def _html(report: Report, pictures: Pictures) -> str:
         "name": lambda key: NAMES.get(key, str(key).replace("_", " ")),
         "small": lambda pixels: _img(pixels, SMALL_PICTURES),
         "cell": lambda pixels: _img(pixels, CONTACT_CELL),
+        "shortened": shortened,
     }
-    template = environment.from_string(
-        importlib.resources.files("latebloom.flows.report").joinpath("report.html.j2").read_text("utf-8")
-    )
+    template = environment.get_template("report.html.j2")
+    script = _source("slow.js")
     columns, validated = _columns(pictures.contact), as_arms(report.validation)
     header, *rows = report_table(report)
     pair_header, *pairs = comparison_table(report)
@@ -179,6 +194,13 @@ def _html(report: Report, pictures: Pictures) -> str:
         columns=columns,
         contact=[(row, _cells(row, columns)) for row in pictures.contact],
         colour_of=colour_of,
+        slow=listed,
+        slow_total=pictures.slow_list.total if pictures.slow_list else 0,
+        slow_csv=table,
+        slow_data=in_script(listed),
+        slow_script=Markup(script),
+        # The page may run this one script, by its digest.
+        script_policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         clusters=[
             (one.class_name, cluster_svg(one.class_name, one.points, one.slow, shown)) for one in pictures.clusters
         ],
@@ -196,6 +218,14 @@ def _shades(confusion: Confusion) -> list[list[int]]:
         [0 if row == column else min(80, round(400 * images / (sum(line) or 1))) for column, images in enumerate(line)]
         for row, line in enumerate(confusion.matrix)
     ]
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, cut in the middle where it has more than `most` letters: folder and number are at the ends of a name."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
 
 
 def _in_lines(command: str) -> str:
@@ -264,11 +294,6 @@ def contact_sheet(
     return sheet
 
 
-def colour_of(state: str) -> str:
-    """The colour of a state's words and borders, also of one that another version wrote."""
-    return next((known.colour for name, known in STATES.items() if name == state), OTHER_COLOUR)
-
-
 def _columns(rows: Sequence[ContactRow]) -> list[str]:
     """The level of each column, deepest last. A level that some row has twice has two columns."""
     most: Counter[str] = Counter()
@@ -300,23 +325,17 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _shown_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """(width, height) that fits `longest`: a whole multiple of a small image, a fraction of a large one."""
-    factor = longest // max(size) or longest / max(size)
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
 def _scaled(pixels: np.ndarray, longest: int) -> Image.Image:
     picture = _picture(pixels)
     grows = max(picture.size) <= longest
     method = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
-    return picture.resize(_shown_size(picture.size, longest), method)
+    return picture.resize(shown_size(picture.size, longest), method)
 
 
 def _img(pixels: np.ndarray, longest: int) -> Markup:
     """An <img> at most `longest` CSS pixels long that carries its own pixels, reduced to what a sharp screen shows."""
     picture = _picture(pixels)
-    width, height = _shown_size(picture.size, longest)
+    width, height = shown_size(picture.size, longest)
     kind = "PNG"
     if max(picture.size) > 2 * longest:
         picture, kind = _scaled(pixels, 2 * longest), "JPEG"
