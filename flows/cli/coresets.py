@@ -31,9 +31,11 @@ def _coreset(**given: Any) -> None:
     config, folder = resolve_coreset(as_path(given["out"]) if given["out"] else None, settings, given["preset"])
     from latebloom.flows.run.progress import say
     from latebloom.flows.stages.coreset import check_coreset
+    from latebloom.flows.stages.run_source import check_source
 
     say(f"coreset: {config.coreset.method} of {config.data.source} in {folder}")
     check_coreset(config)  # the flow does too; here, before a server starts
+    check_source(folder, config.as_run)
     prepare_prefect()
     from latebloom.flows import pipeline
 

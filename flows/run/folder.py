@@ -18,8 +18,21 @@ import pydantic
 
 from latebloom.data.store import digest_file, digest_json, is_remote, read_json, write_json
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.origin import read_origin, remember, with_places
 
-__all__ = ["LOCK", "Cost", "Key", "Outcome", "Partial", "Record", "RunFolder", "Stage", "measured", "read_config"]
+__all__ = [
+    "LOCK",
+    "Cost",
+    "Key",
+    "Outcome",
+    "Partial",
+    "Record",
+    "RunFolder",
+    "Stage",
+    "measured",
+    "read_config",
+    "write_config",
+]
 
 LOCK = ".lock"  # the file in a run folder that a command at work holds
 
@@ -228,7 +241,7 @@ class Stage(Generic[Facts]):
 
 
 def read_config(run: Path) -> CompareConfig:
-    """The config that a run folder was made with.
+    """The config that a run folder was made with; the files that it names as they are found from here.
 
     Raises:
         ValueError: there is none.
@@ -236,7 +249,18 @@ def read_config(run: Path) -> CompareConfig:
     file = run / "config.json"
     if not file.is_file():
         raise ValueError(f"{run} is no run folder: it has no config.json; name a data source to start a run in it")
-    return CompareConfig.model_validate(read_json(file))
+    return CompareConfig.model_validate(with_places(run, read_json(file)))
+
+
+def write_config(run: Path, config: CompareConfig, data: str = "") -> None:
+    """Write down what a run folder is made with.
+
+    Args:
+        data: digest of the training images; empty: as it was.
+    """
+    origin = None if data else read_origin(run)
+    remember(run, config, origin.digest if origin else data)
+    write_json(run / "config.json", config.model_dump(mode="json"))
 
 
 @contextlib.contextmanager

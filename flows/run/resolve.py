@@ -14,6 +14,7 @@ from latebloom.flows.config.settings import no_such_setting, unknown
 from latebloom.flows.config.tools import CoresetRunConfig, FitGeneratorConfig
 from latebloom.flows.run.errors import UsageError, one_line
 from latebloom.flows.run.folder import read_config
+from latebloom.flows.run.origin import check_there, place_of, read_origin, usual_folder
 from latebloom.flows.run.progress import say
 from latebloom.train.config import CoresetMethod
 
@@ -30,7 +31,7 @@ def resolve(
     """The config of a command and its run folder.
 
     A source starts from its preset, and one of photos from the recipe for these. Without one, the run folder says what
-    was asked before.
+    was asked before; so it does where its data are gone and the source says where they are now.
 
     Args:
         kind: the command: a RunConfig for run, a CompareConfig for the others.
@@ -58,13 +59,15 @@ def resolve(
     if row is not None and compares and "optimizer" in _part(settings, "train"):
         settings = {"optimizers": [settings["train"]["optimizer"]], **settings}  # a row has one, not our default two
     source = _named_source(settings)
-    if source is not None:
+    if source is not None and not _says_where(out, source):
         base = merge(preset(source), {"data": {"source": source}})
         base = base if plain else _suited(base, settings, RunConfig)
-        folder = out or _usual_folder(str(source))
+        folder = out or usual_folder(str(source))
     else:
         folder = _given_folder(out)
         before = read_config(folder)
+        if source is None:
+            check_there(folder, before.data.source)
         setting = None if compares else setting_of(before)
         if kind == "run" and setting is None:
             raise ValueError(f"{out} holds a comparison; go on with `latebloom compare --out {out}`")
@@ -109,10 +112,11 @@ def resolve_coreset(
         known = {name: value for name, value in preset(source).items() if name in CoresetRunConfig.model_fields}
         base = merge(known, {"data": {"source": source}})
         base = merge(base if plain else _suited(base, settings, CoresetRunConfig), ten)
-        folder = out or _usual_folder(str(source))
+        folder = out or usual_folder(str(source))
     else:
         folder = _given_folder(out)
         before = read_config(folder).model_dump(mode="json")
+        check_there(folder, before["data"]["source"])
         taken = {name: before[name] for name in ("data", "perturb", "classifier", "train", "seed", "device")}
         base = merge(taken, {**ten, "run": str(folder)})
         base["train"]["optimizer"] = "sgd"
@@ -165,11 +169,6 @@ def _named_source(settings: dict[str, Any]) -> Any:
     return data.get("source") if isinstance(data, dict) else data
 
 
-def _usual_folder(source: str) -> Path:
-    path = Path(source)
-    return Path("runs") / (path.expanduser().resolve().stem if "/" in source else path.stem)
-
-
 def _suited(base: dict[str, Any], settings: dict[str, Any], config: type[pydantic.BaseModel]) -> dict[str, Any]:
     """The settings that a source starts from; those of the recipe for photos where its images are as large."""
     from latebloom.data.sources.peek import image_side  # reads images, and most commands name none anew
@@ -194,6 +193,12 @@ def _given_folder(out: Path | None) -> Path:
     if out is None:
         raise UsageError("neither a data source nor a run folder is named; give a SOURCE, or --out of an earlier run")
     return out
+
+
+def _says_where(out: Path | None, source: Any) -> bool:
+    """Whether a source is named to say where the data of a run folder are now, which are gone from their old place."""
+    origin = read_origin(out) if out is not None else None
+    return out is not None and origin is not None and origin.is_gone(out) and place_of(str(source)) != origin.place
 
 
 def _goes_on(out: Path | None, settings: dict[str, Any]) -> bool:

@@ -5,10 +5,10 @@ import re
 import numpy as np
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store import as_path, is_remote, write_arrays, write_json
+from latebloom.data.store import as_path, is_remote, write_arrays
 from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, write_config
 from latebloom.flows.run.progress import warn
 from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
@@ -42,7 +42,7 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
             for stray in run.path.glob(f"{pattern}.tmp"):
                 if _STRAY.fullmatch(stray.name):  # other files may be a person's
                     stray.unlink(missing_ok=True)
-    write_json(run.path / "config.json", config.model_dump(mode="json"))
+    write_config(run.path, config, images_of(config).train.digest)
     done = perturbed(config)
     if done is not None:
         write_arrays(run.path / "perturbed.npz", kept=done.kept, flipped=done.flipped)

@@ -18,6 +18,7 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import Arm
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Record, RunFolder
+from latebloom.flows.run.origin import check_there
 from latebloom.flows.run.records import EARLY, PLAN, SELECT, EarlyFacts, PlanFacts, SelectFacts
 from latebloom.flows.stages import loaders
 from latebloom.synth.plan import PLAN_SCHEMA
@@ -53,6 +54,7 @@ class RunContext:
     @cached_property
     def splits(self) -> Splits:
         """The images, as the settings make them."""
+        check_there(self.path, self.config.data.source)
         return loaders.images_of(self.config)
 
     @cached_property

@@ -27,6 +27,7 @@ from latebloom.flows.run.records import (
 from latebloom.flows.stages.classifiers import classifier_seeds, early_weights, loaded_classifiers, new_classifiers
 from latebloom.flows.stages.fitting import classifier_key, fit_all, fit_config_of, fit_key
 from latebloom.flows.stages.loaders import device_of, images_of
+from latebloom.flows.stages.run_source import claim
 from latebloom.flows.stages.training_sets import usable_rows
 from latebloom.train.augment.mixing import Mixer
 from latebloom.train.evaluate import features_of
@@ -71,6 +72,7 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
     stands for each.
     """
     method = config.coreset.method
+    claim(folder.path, config.as_run)
     pool, items = _pool(config)
     training, weights = (_train(folder, config, pool) if config.trains else 0.0), _weights(config, folder)
     forgotten: np.ndarray | None = None

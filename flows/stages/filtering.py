@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from latebloom.data.store import read_table, write_json
+from latebloom.data.store import read_table
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder, read_config
+from latebloom.flows.run.folder import RunFolder, read_config, write_config
 from latebloom.flows.run.records import retrain_key
 from latebloom.flows.stages.export import existing
 from latebloom.flows.stages.synthesis import finish_synthetic
@@ -43,7 +43,7 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
         # The config last: after an interruption `latebloom generate` goes back to the old thresholds, and nothing is
         # mixed.
         finish_synthetic(run, config)
-        write_json(path / "config.json", config.model_dump(mode="json"))
+        write_config(path, config)
         same = _states(folder) == states  # image by image: other thresholds alone are no other images
     out_of_date = [
         f"{arm.name} with {optimizer}"

@@ -10,6 +10,7 @@ from latebloom.data.store import atomic_folder
 from latebloom.flows.config.tools import FitGeneratorConfig
 from latebloom.flows.run.progress import meter, say
 from latebloom.flows.stages.loaders import device_of
+from latebloom.flows.stages.run_source import check_outside
 from latebloom.synth.fit import fit_generator, save_generator
 from latebloom.synth.generators.diffusers_folder import read_card
 
@@ -23,6 +24,7 @@ def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, boo
         ValueError: `out` holds something else, the split does not exist, or there is no GPU where one is asked for.
     """
     device_of(config.device)
+    check_outside(out, config.data.source)
     splits = load(config.data)
     data = splits.generator if config.split == "generator" else splits.train
     if data is None:

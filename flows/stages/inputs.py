@@ -9,6 +9,7 @@ from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import images_of
+from latebloom.flows.stages.run_source import check_source
 from latebloom.synth.generators.find import kind_of
 
 __all__ = ["GENERATING", "check_data", "check_folder"]
@@ -53,6 +54,7 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
     for path in (folder.path, *above):
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file, so {folder.path} cannot be a run folder; give another one with --out")
+    check_source(folder.path, config)
     if kind in ("plan", "generate") and not config.wants_synthetic:
         raise ValueError(f"none of the arms ({', '.join(config.arms)}) needs images to be made; name one like ours-5")
     if kind in ("retrain", "report") and config.wants_slow:  # the others train from the real images as they are

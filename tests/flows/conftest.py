@@ -25,6 +25,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.run import processes
 from latebloom.flows.run.folder import LOCK, RunFolder, read_config
+from latebloom.flows.run.origin import ORIGIN
 from latebloom.flows.run.progress import meter
 from latebloom.flows.stages import checks, planning, select, synthesis, training
 from latebloom.flows.stages.loaders import images_of
@@ -135,8 +136,10 @@ def made(run: RunFolder) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path in it; not that which a command locks, nor logs, which tell the time."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK and "log" not in path.parts]
+    """Every file below a folder, by its path in it; not what names a process, the time or places of this machine."""
+    others = (LOCK, ORIGIN)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in others]
+    files = [path for path in files if "log" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

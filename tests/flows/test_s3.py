@@ -14,6 +14,7 @@ from latebloom.data.store import as_path, is_remote, read_json, write_bytes
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.run.folder import RunFolder, read_config
+from latebloom.flows.run.origin import ORIGIN
 from latebloom.flows.stages import fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
 from latebloom.synth.generators.find import generator_folder
@@ -62,7 +63,7 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
     assert str(page) == f"{bucket}/run/report.html"
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     logs = {"retrained/ours-3-sgd/log/seed-0/log.jsonl"}
-    assert files == set(story.contents(small.run.path)) | logs  # there is no TensorBoard in s3
+    assert files == set(story.contents(small.run.path)) | logs | {ORIGIN}  # there is no TensorBoard in s3
     story.all_stages(f"{bucket}/run", config)
     assert story.made(run) == set()
     # As after a kill: what is missing is made again, and only that.
@@ -137,7 +138,7 @@ def test_a_bucket_that_is_missing_is_one_line(bucket: str, run_command: Any, fak
     outcome = run_command("select", "digits", "--out", f"{bucket}-not/run")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.splitlines()[-1] == (
-        f"error: {bucket}-not/run: there is no such bucket; make it, or correct its name"
+        f"error: {bucket}-not/run/origin.json: there is no such bucket; make it, or correct its name"
     )
 
 

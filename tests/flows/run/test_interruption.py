@@ -189,7 +189,7 @@ def test_a_full_disk_in_any_other_stage_leaves_it_to_be_run_again(
         full_after(files, patch)
         with pytest.raises(OSError, match="No space left on device"):
             story.up_to_plan(tmp_path / "run", tiny())
-    left = story.contents(tmp_path / "run")
+    left = [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(left) == files
     assert not [name for name in left if name.endswith(".tmp")]
     run = story.up_to_plan(tmp_path / "run", tiny())

@@ -214,6 +214,7 @@ def test_a_second_call_skips_every_stage_and_writes_nothing_anew(finished: RunFo
     # Records learn that their stage was skipped; the config and the manifest are written again, the same.
     assert rewritten <= {
         "config.json",
+        "origin.json",
         "synthetic/manifest.json",
         *(f"stages/{s}.json" for s in BEFORE_RETRAINING | BOTH_ARMS),
     }
