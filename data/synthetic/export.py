@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latebloom.data.images import decode, encode_png
+from latebloom.data.images import LabeledImages, decode, encode_png
 from latebloom.data.sources.load import Splits
 from latebloom.data.store import atomic_folder, json_text, local_file
 from latebloom.data.synthetic.card import Contents, card, summarise
 from latebloom.data.synthetic.folder import SyntheticFolder
+from latebloom.data.synthetic.naming import FileNames, class_folders, original_file, stem_of
 
 __all__ = ["EXPORT_FORMATS", "ExportFormat", "export"]
 
@@ -33,15 +33,17 @@ class _Image:
     """One image to write.
 
     Attributes:
-        split: train or test.
-        name: its file's, without suffix.
-        png: its file's content.
+        split: train, validation or test.
+        name: its item id.
+        file: what to call its file, as stem, number where that is taken, and suffix.
+        content: its file's: a PNG, or for an image folder the real image's own.
         row: its metadata; all images have the same columns of the same types.
     """
 
     split: str
     name: str
-    png: bytes
+    file: tuple[str, str, str]
+    content: bytes
     row: dict[str, Any]
 
 
@@ -61,10 +63,12 @@ def export(
 ) -> dict[str, int]:
     """Write the images of a finished synthetic data set, their metadata and a card (README.md) into a new folder.
 
-    - imagefolder: `train/CLASS/ITEM.png` and `train/metadata.jsonl`, a line an image, for `datasets`, torchvision's
-      ImageFolder and timm. Characters that a folder's name must not have are written as %XX.
+    - imagefolder: `train/CLASS/NAME.png` and `train/metadata.jsonl`, a line an image, for `datasets`, torchvision's
+      ImageFolder and timm. A real image keeps its name, and its file byte for byte where any reader gets from it what
+      was trained on; a variant of `004.png` is `004-50of100-v0.png`. Characters that a name must not have are written
+      as %XX, and one that is taken gets a number (`naming.safe_name`).
     - webdataset: `train-000000.tar`, ... of ITEM.png, ITEM.cls, ITEM.json; equal images are equal tars.
-    - npz: `dataset.npz` with MedMNIST's arrays, and `train.jsonl`, line i for image i. All in memory.
+    - npz: `dataset.npz` with MedMNIST's arrays and `train_names`, and `train.jsonl`, line i for image i. All in memory.
 
     The metadata is every column of the data set, the class's name, and `synthetic`. Readers infer types from the text,
     so each column has one type: of real images, which have no scores, numbers are -1, and the rest false or "". A null
@@ -77,8 +81,8 @@ def export(
     Args:
         destination: must not exist, or be an empty folder.
         states: images of these are written.
-        real: the data set that the references are from; its training images come before the synthetic ones, its test
-            images are a split of their own.
+        real: the data set that the references are from; its training images come before the synthetic ones, its
+            validation and test images are splits of their own.
         source: the name of that data set on the card.
         shard_images: most images in a tar; a tar is at most about 1 GiB, too.
         on_images: called with the number of images just written.
@@ -103,13 +107,13 @@ def export(
             f.name: f.type for f in schema if f.name not in ("image", "label") and not pa.types.is_binary(f.type)
         }
         if kind == "imagefolder":
-            writing = _image_folder(made)
+            writing = _image_folder(made, class_names)
         elif kind == "webdataset":
             writing = _webdataset(made, shard_images)
         else:
             writing = _npz(made, class_names)
         with writing as add:
-            for images in _batches(parts, class_names, columns, states, real):
+            for images in _batches(parts, class_names, columns, states, real, kind == "imagefolder"):
                 for image in images:
                     add(image)
                     counts[image.split] = counts.get(image.split, 0) + 1
@@ -127,7 +131,7 @@ def export(
             made=summarise(rows, class_names),
             exported=summarise(chosen, class_names),
             prompts=pc.unique(chosen["prompt"]).to_pylist(),
-            real={"train": len(real.train), "test": len(real.test)} if real else {},
+            real={split: len(data) for split, data in _splits(real)},
         )
         (made / "README.md").write_text(card(contents), "utf-8")
     return counts
@@ -165,20 +169,31 @@ def _check(folder: SyntheticFolder, manifest: dict[str, Any], states: Sequence[s
 # ------------------------------------------------------------------------------------------------ images and rows
 
 
+def _splits(real: Splits | None) -> list[tuple[str, LabeledImages]]:
+    """The real images by split, in the order in which they are written."""
+    found = [("train", real.train), ("validation", real.validation), ("test", real.test)] if real else []
+    return [(split, data) for split, data in found if data is not None]
+
+
 def _batches(
     parts: Sequence[Path],
     class_names: Sequence[str],
     columns: dict[str, pa.DataType],
     states: Sequence[str],
     real: Splits | None,
+    originals: bool,
 ) -> Iterator[list[_Image]]:
-    """The real images, then the synthetic ones in the order of the plan; never more than `_BATCH` at once."""
+    """The real images, then the synthetic ones in the order of the plan; never more than `_BATCH` at once.
+
+    Args:
+        originals: whether the files of real images are wanted, where they can be had.
+    """
 
     def row(label: int, synthetic: bool, values: dict[str, Any]) -> dict[str, Any]:
         head = {"label": label, "class_name": class_names[label], "synthetic": synthetic}
         return head | {name: _filled(values.get(name), kind, synthetic) for name, kind in columns.items()}
 
-    for split, data in (("train", real.train), ("test", real.test)) if real else ():
+    for split, data in _splits(real):
         height, width, _ = data.image_shape
         for start in range(0, len(data), _BATCH):
             images = []
@@ -188,22 +203,37 @@ def _batches(
                 known = {
                     "item_id": name,
                     "source_index": number,
+                    "source_name": data.names[number],
                     "source_sha256": data.sha256[number],
                     "width": width,
                     "height": height,
                     "finite": True,
                     "state": "ok",
                 }
-                images.append(_Image(split, name, encode_png(pixels), row(int(data.labels[number]), False, known)))
+                own = original_file(data, number, pixels) if originals else None
+                content, suffix = own or (encode_png(pixels), ".png")
+                file = stem_of(data.names[number]), f"-{number:07d}", suffix
+                images.append(_Image(split, name, file, content, row(int(data.labels[number]), False, known)))
             yield images
     for part in parts:
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(_BATCH, columns=["image", "label", *columns]):
                 rows = batch.filter(_wanted(batch, states)).to_pylist()
                 yield [
-                    _Image("train", values["item_id"], values["image"]["bytes"], row(values["label"], True, values))
+                    _Image(
+                        "train",
+                        values["item_id"],
+                        _file_of_variant(values),
+                        values["image"]["bytes"],
+                        row(values["label"], True, values),
+                    )
                     for values in rows
                 ]
+
+
+def _file_of_variant(values: dict[str, Any]) -> tuple[str, str, str]:
+    stem, level = stem_of(values["source_name"]), f"{values['level_steps']}of{values['level_grid']}"
+    return f"{stem}-{level}-v{values['variant']}", f"-{values['source_index']:07d}", ".png"
 
 
 def _wanted(rows: pa.Table | pa.RecordBatch, states: Sequence[str]) -> pa.Array:
@@ -225,27 +255,24 @@ def _filled(value: Any, kind: pa.DataType, synthetic: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _image_folder(folder: Path) -> Iterator[_Add]:
+def _image_folder(folder: Path, class_names: tuple[str, ...]) -> Iterator[_Add]:
     with contextlib.ExitStack() as opened:
         tables: dict[str, TextIO] = {}
         classes: set[tuple[str, str]] = set()
+        folders, names = class_folders(class_names), FileNames()
 
         def add(image: _Image) -> None:
-            split, name = image.split, _folder_name(image.row["class_name"])
+            split, name = image.split, folders[image.row["label"]]
             if (split, name) not in classes:
                 (folder / split / name).mkdir(parents=True)
                 classes.add((split, name))
             if split not in tables:
                 tables[split] = opened.enter_context((folder / split / "metadata.jsonl").open("w", encoding="utf-8"))
-            (folder / split / name / f"{image.name}.png").write_bytes(image.png)
-            tables[split].write(_line({"file_name": f"{name}/{image.name}.png", **image.row}))
+            file = names.take(f"{split}/{name}", *image.file)
+            (folder / split / name / file).write_bytes(image.content)
+            tables[split].write(_line({"file_name": f"{name}/{file}", **image.row}))
 
         yield add
-
-
-def _folder_name(class_name: str) -> str:
-    """The class's name; %XX for what a file system forbids and for what hides a folder from readers."""
-    return re.sub(r'[\x00-\x1f\x7f%"*/:<>?\\|]|^\.|^_(?=_)|[. ]\Z', lambda found: f"%{ord(found[0]):02X}", class_name)
 
 
 class _Shards:
@@ -285,7 +312,7 @@ def _webdataset(folder: Path, shard_images: int) -> Iterator[_Add]:
             if image.split not in splits:
                 splits[image.split] = _Shards(folder, image.split, shard_images)
                 opened.callback(splits[image.split].close)
-            members = {"png": image.png, "cls": str(image.row["label"]).encode(), "json": _line(image.row).encode()}
+            members = {"png": image.content, "cls": str(image.row["label"]).encode(), "json": _line(image.row).encode()}
             splits[image.split].add(image.name, members)
 
         yield add
@@ -293,18 +320,19 @@ def _webdataset(folder: Path, shard_images: int) -> Iterator[_Add]:
 
 @contextlib.contextmanager
 def _npz(folder: Path, class_names: Sequence[str]) -> Iterator[_Add]:
-    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
+    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}  # MedMNIST's splits
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
 
     def add(image: _Image) -> None:
-        decoded = decode(image.png, image.name)
+        decoded = decode(image.content, image.name)
         if pixels["train"] and decoded.shape != pixels["train"][0].shape:
             raise ValueError(
                 f"an .npz holds images of one (H, W, C), but {image.name} has {decoded.shape} and "
                 f"{rows['train'][0]['item_id']} has {pixels['train'][0].shape}; export an imagefolder or webdataset"
             )
-        pixels[image.split].append(decoded)
-        rows[image.split].append(image.row)
+        split = "val" if image.split == "validation" else image.split
+        pixels[split].append(decoded)
+        rows[split].append(image.row)
 
     yield add
     shape = pixels["train"][0].shape
@@ -314,6 +342,8 @@ def _npz(folder: Path, class_names: Sequence[str]) -> Iterator[_Add]:
         arrays[f"{split}_images"] = stacked[..., 0] if shape[2] == 1 else stacked  # MedMNIST's greys are (N, H, W)
         labels = np.array([row["label"] for row in rows[split]], np.min_scalar_type(len(class_names) - 1))
         arrays[f"{split}_labels"] = labels.reshape(-1, 1)
+        names = [row["item_id"] if row["synthetic"] else row["source_name"] for row in rows[split]]
+        arrays[f"{split}_names"] = np.array(names, np.str_)
         if images:
             (folder / f"{split}.jsonl").write_text("".join(map(_line, rows[split])), "utf-8")
     np.savez_compressed(folder / "dataset.npz", allow_pickle=False, **arrays)

@@ -33,7 +33,7 @@ def export_run(
         raise ValueError(f"{source} has no config.json, which says what the real images are; give the run folder")
     total = sum(count for state, count in folder.manifest()["states"].items() if state in states)
     real = images_of(config) if config and with_real else None
-    total += len(real.train) + len(real.test) if real else 0
+    total += sum(len(part) for part in (real.train, real.validation, real.test) if part) if real else 0
     with contextlib.ExitStack() as stack:
         bar: Meter | None = None
 

@@ -42,6 +42,8 @@ def table(numbers: list[int], picture: Callable[[int], np.ndarray]) -> pa.Table:
         "label": LABELS.__getitem__,
         "item_id": "item-{}".format,
         "source_index": lambda i: i // 2,
+        "source_name": lambda i: f"[{i // 2}]",
+        "variant": lambda _: 0,
         "level_steps": lambda i: 20 if i == 6 else 10 * (i % 2) + 5,
         "level_grid": lambda _: 20,
         "log_snr": lambda i: -np.inf if i == 6 else 0.5,
@@ -120,7 +122,11 @@ def test_an_image_folder_has_the_chosen_images_by_class_and_a_line_of_metadata_f
     assert export(folder, tmp_path / "out", "imagefolder") == {"train": 5}
 
     files = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    pictures = ["cat/item-0.png", "dog/item-1.png", "F%2FA-18/item-2.png", "dog/item-4.png", "cat/item-6.png"]
+    # Images 0 and 6, 1 and 4 are of a class. References 0 and 3, 0 and 2 differ, and so do the names.
+    pictures = [
+        *("cat/[0]-5of20-v0.png", "dog/[0]-15of20-v0.png", "F%2FA-18/[1]-5of20-v0.png"),
+        *("dog/[2]-5of20-v0.png", "cat/[3]-20of20-v0.png"),
+    ]
     assert files == {"README.md", "train/metadata.jsonl"} | {f"train/{name}" for name in pictures}
     rows = lines(tmp_path / "out/train/metadata.jsonl")
     assert [row["file_name"] for row in rows] == pictures
@@ -153,7 +159,7 @@ def test_the_real_images_come_first_with_a_test_split_of_their_own(folder: Synth
     assert [row["synthetic"] for row in rows] == [False] * 6 + [True] * 5
     fourth = rows[3]
     assert value(tmp_path / "out/train" / fourth["file_name"]) == 203
-    assert fourth["file_name"] == "cat/real-train-0000003.png"
+    assert fourth["file_name"] == "cat/[3].png"
     assert (fourth["label"], fourth["source_index"], fourth["state"]) == (0, 3, "ok")
     assert fourth["source_sha256"] == real().train.sha256[3]
     assert fourth["seed"] == -1
@@ -198,19 +204,59 @@ def test_timm_reads_an_image_folder(folder: SyntheticFolder, tmp_path: Path) -> 
     assert found.reader.class_to_idx == {"cat": 0, "dog": 1, "F%2FA-18": 2}  # it sorts as people do
 
 
-def test_folders_are_called_like_the_classes_where_that_is_safe() -> None:
-    for name, escaped in [
-        ("pink primrose", "pink primrose"),
-        ("Löwe 猫", "Löwe 猫"),
-        ("F-16A/B", "F-16A%2FB"),
-        ("..", "%2E%2E"),
-        (".hidden", "%2Ehidden"),
-        ("__background__", "%5F_background__"),
-        ("ends with.", "ends with%2E"),
-        ("100%", "100%25"),
-        ('a\\b:c*d?e"f<g>h|i\n', "a%5Cb%3Ac%2Ad%3Fe%22f%3Cg%3Eh%7Ci%0A"),
-    ]:
-        assert module._folder_name(name) == escaped
+def test_real_files_keep_their_names_and_bytes_and_validation_is_a_split(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    for split in ("train", "val", "test"):
+        for name in ("big cat", "dog"):
+            (source / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(source / split / name / "a.png", compress_level=1)
+            Image.fromarray(pixels).save(source / split / name / "A.JPG", "JPEG", quality=50)
+            Image.fromarray(pixels).quantize(200).save(source / split / name / "few colours.png")  # a palette
+    data = load(DataConfig(source=str(source)))
+    assert data.validation is not None
+    folder = SyntheticFolder(tmp_path / "set")
+    rows = table([0], picture).set_column(
+        SYNTHETIC_SCHEMA.get_field_index("source_name"), "source_name", pa.array(["train/big cat/a.png"])
+    )
+    parts = [folder.write_part(0, rows, data.train.class_names, "key")]
+    folder.write_manifest({"data": data.train.digest}, data.train.class_names, parts)
+    counts = export(folder, tmp_path / "out", "imagefolder", real=data)
+    assert counts == {"train": 7, "validation": 6, "test": 6}
+    for split, own in (("train", "train"), ("val", "validation"), ("test", "test")):
+        for name in ("big cat", "dog"):
+            # A.JPG comes first; on macOS and Windows a.png is another file still, since its suffix differs.
+            for file in ("a.png", "A.JPG"):
+                copied = tmp_path / "out" / own / name / file
+                assert copied.read_bytes() == (source / split / name / file).read_bytes()
+            with Image.open(tmp_path / "out" / own / name / "few colours.png") as written_anew:
+                assert written_anew.mode == "RGB"
+    described = {row["file_name"]: row for row in lines(tmp_path / "out/train/metadata.jsonl")}
+    assert described["dog/few colours.png"]["source_name"] == "train/dog/few colours.png"
+    assert described["big cat/a-5of20-v0.png"]["source_name"] == "train/big cat/a.png"
+    assert described["big cat/a-5of20-v0.png"]["item_id"] == "item-0"
+    again = load(DataConfig(source=str(tmp_path / "out")))
+    assert again.validation is not None
+    assert (len(again.train), len(again.validation), len(again.test)) == (7, 6, 6)
+    export(folder, tmp_path / "npz", "npz", real=data)
+    with np.load(tmp_path / "npz/dataset.npz") as arrays:
+        assert arrays["train_names"].tolist() == [*data.train.names, "item-0"]
+        assert arrays["val_names"].tolist() == list(data.validation.names)
+        assert arrays["val_images"].shape == (6, 8, 8, 3)
+
+
+def test_images_that_were_cut_are_written_as_they_were_trained_on(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            Image.fromarray(picture(7, 10)).save(tmp_path / "mine" / split / name / "1.jpg")
+    data = load(DataConfig(source=str(tmp_path / "mine"), image_size=8))
+    folder = SyntheticFolder(tmp_path / "set")
+    parts = [folder.write_part(0, table([0], picture), ("cat", "dog"), "key")]
+    folder.write_manifest({"data": data.train.digest}, ("cat", "dog"), parts)
+    export(folder, tmp_path / "out", "imagefolder", real=data)
+    with Image.open(tmp_path / "out/train/cat/1.png") as image:
+        assert (image.size, image.format) == ((8, 8), "PNG")
 
 
 # WebDataset
@@ -253,7 +299,8 @@ def test_a_shard_stays_below_its_bytes(folder: SyntheticFolder, tmp_path: Path, 
 def test_an_npz_is_laid_out_as_medmnists_and_we_read_it_back(folder: SyntheticFolder, tmp_path: Path) -> None:
     export(folder, tmp_path / "out", "npz", real=real())
     with np.load(tmp_path / "out/dataset.npz") as arrays:
-        shapes = {name: (arrays[name].shape, str(arrays[name].dtype)) for name in arrays if name != "class_names"}
+        shapes = {name: (arrays[name].shape, str(arrays[name].dtype)) for name in arrays if "names" not in name}
+        assert arrays["train_names"].tolist() == [f"[{i}]" for i in range(6)] + [f"item-{i}" for i in OK]
     assert shapes == {
         "train_images": ((11, 8, 8, 3), "uint8"),
         "train_labels": ((11, 1), "uint8"),
