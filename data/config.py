@@ -61,8 +61,9 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         le=0.5,
-        description="0: no validation split; else this share of each class of the training images, after the limit, "
-        "that no classifier is trained on: errors on it are for choosing, so that nothing is chosen on the test split.",
+        description="0: no validation split but what the data set has; else this share of each class of the training "
+        "images, after the limit, that no classifier is trained on: errors on it are for choosing, so that nothing is "
+        "chosen on the test split.",
     )
     test_fraction: float = Field(
         0.2,
@@ -72,13 +73,19 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "split. Where it has one, it is not read.",
     )
     train: str = Field(
-        "", description="Name of the training part, a folder, split or array; empty: train, training, or all there is."
+        "",
+        description="Name of the training part, a folder, split or array, or . for all there is; empty: train, "
+        "training, or the only part.",
     )
     test: str = Field(
-        "", description="Name of the test part, such as val to test on what is called so; empty: test or testing."
+        "",
+        description="Name of the test part, such as val to test on what is called so, or none to hold it out of "
+        "train; empty: test or testing.",
     )
     validation: str = Field(
-        "", description="Name of the validation part; empty: val, valid, validation or dev, where it is there."
+        "",
+        description="Name of the validation part, or none to leave it out; empty: val, valid, validation or dev, "
+        "where it is there.",
     )
     image: str = Field("", description="Name of the image column of a table; empty: found by type and usual names.")
     label: str = Field("", description="Name of the label column of a table; empty: found by type and usual names.")

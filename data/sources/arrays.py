@@ -10,7 +10,7 @@ import numpy as np
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.found import Found, Problems, Split, listed
-from latebloom.data.sources.parts import ALL, assign, role_of
+from latebloom.data.sources.parts import ALL, assign, leave_out, role_of
 from latebloom.data.sources.rows import coded
 from latebloom.data.sources.uniform import check_pixels
 from latebloom.data.store import local_file
@@ -42,10 +42,9 @@ def read_npz(path: Path, config: DataConfig, problems: Problems) -> Found:
             for role, part in chosen.items():
                 image, label = parts[part]
                 if not (image and label):
-                    out = "" if role == "train" else f", or leave the part out: --set data.{role}=none"
                     raise ValueError(
                         f"{path} has no array of the {'labels' if image else 'images'} that belong to "
-                        f"{image or label}; it has {listed(archive.files, most=12)}; add or name it{out}"
+                        f"{image or label}; it has {listed(archive.files, most=12)}; add or name it{leave_out(role)}"
                     )
                 labels = _flat_labels(_array(archive, path, label), f"{path} {label}")
                 arrays[role] = image, _array(archive, path, image), f"{path} {part}".removesuffix(f" {ALL}"), labels

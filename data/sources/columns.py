@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from latebloom.data.config import DataConfig
 from latebloom.data.sources.found import listed
 
-__all__ = ["LABEL_NAMES", "PATH_NAMES", "PICTURE_NAMES", "UNLIKELY_LABELS", "choose", "like"]
+__all__ = ["LABEL_NAMES", "PATH_NAMES", "PICTURE_NAMES", "UNLIKELY_LABELS", "choose", "like", "refuse_columns"]
 
 PICTURE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "png", "pixels")
 PATH_NAMES = (
@@ -53,3 +54,14 @@ def choose(what: str, asked: str, ranks: Sequence[Sequence[str]], columns: Mappi
         f"{where} has no column that looks like the {what}; it has {everything or 'no columns'}; name the right one: "
         f"--set data.{what}=COLUMN"
     )
+
+
+def refuse_columns(config: DataConfig, what: str) -> None:
+    """Refuse settings that name columns of a data set that has none.
+
+    Raises:
+        ValueError: `config.image` or `config.label` is set; the message begins with `what` the data set is.
+    """
+    for setting in ("image", "label"):
+        if getattr(config, setting):
+            raise ValueError(f"{what}, so data.{setting} names no column; leave it out")

@@ -9,9 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from latebloom.data.config import DataConfig
+from latebloom.data.sources.arrays import read_npz
+from latebloom.data.sources.columns import refuse_columns
 from latebloom.data.sources.found import Files, Found, Problems, Split, listed
 from latebloom.data.sources.parquet import read_parquet, read_saved
-from latebloom.data.sources.parts import ALL, IMAGE_SUFFIXES, assign, holds_images, is_image, role_of, sharded, visible
+from latebloom.data.sources.parts import (
+    ALL,
+    IMAGE_SUFFIXES,
+    assign,
+    holds_images,
+    is_image,
+    leave_out,
+    role_of,
+    sharded,
+    visible,
+)
+from latebloom.data.sources.shards import TARS, read_shards
+from latebloom.data.sources.tables import read_tables, tables_in
 from latebloom.data.store import in_memory, list_folder
 
 __all__ = ["LAYOUTS", "read_folder"]
@@ -38,7 +52,20 @@ def read_folder(path: Path, config: DataConfig, problems: Problems) -> Found:
     if shards:
         return read_parquet(path, shards, config, problems)
     if holds_images(path):
+        tables = tables_in(path, config)
+        if tables:
+            return read_tables(path, tables, config, problems)
+        refuse_columns(config, f"{path} has folders of images and no table")
         return _class_folders(path, folders, files, config, problems)
+    shards = sharded(path, TARS)
+    if shards:
+        return read_shards(path, shards, config, problems)
+    alone = [file for file in files if file.suffix.lower() == ".npz"]
+    if len(alone) == 1:
+        return read_npz(alone[0], config, problems)
+    tables = tables_in(path, config)  # of images that lie elsewhere
+    if tables:
+        return read_tables(path, tables, config, problems)
     entries = listed([entry.name for entry, _ in list_folder(path)]) or "nothing"
     raise ValueError(f"{path} holds {entries}, and no images, tables or arrays; expected {LAYOUTS}")
 
@@ -52,11 +79,12 @@ def _class_folders(
     if config.train == ALL or (not asked and not config.train and not any(map(role_of, names))):
         chosen = {"train": ALL}
     else:
-        chosen = assign([*names, *asked], config, str(path), problems)
+        outer = {name.split("/")[0] for name in asked}
+        chosen = assign([*(name for name in names if name not in outer), *asked], config, str(path), problems)
         for file in files:
             if is_image(file.name):
                 problems.note(f"{path}: the image {file.name} is in no part, and not used")
-    found = {role: _classes(path / part, role, problems) for role, part in chosen.items()}
+    found = {role: _classes(path, part, role, problems) for role, part in chosen.items()}
     class_names = tuple(found["train"])
     splits = {}
     for role, classes in found.items():
@@ -81,17 +109,17 @@ def _class_folders(
     return class_names, splits
 
 
-def _classes(part: Path, role: str, problems: Problems) -> dict[str, list[Path]]:
-    """The image files in each sub-folder of a part, both sorted by name."""
+def _classes(path: Path, name: str, role: str, problems: Problems) -> dict[str, list[Path]]:
+    """The image files in each sub-folder of the part `name`, both sorted by name."""
+    part = path / name
     folders, files = visible(part)
     loose = [file for file in files if not _is_junk(file)]
     if not folders:
-        out = "" if role == "train" else f", or leave the part out: --set data.{role}=none"
         if not loose:
-            raise ValueError(f"{part} is empty; expected {part}/<class>/<image>{out}")
+            raise ValueError(f"{part} is empty; expected {part}/<class>/<image>{leave_out(role)}")
         raise ValueError(
-            f"{part} holds {loose[0].name} and {len(loose) - 1} other files, but no class folders, so they have no "
-            f"labels; expected {part}/<class>/<image>, or a table of path and label{out}"
+            f"{part} has no class folders, so its files ({listed([file.name for file in loose])}) have no labels; "
+            f"expected {part}/<class>/<image>, or a table of path and label{leave_out(role)}"
         )
     for file in loose:
         problems.add(
@@ -123,17 +151,21 @@ def _classes(part: Path, role: str, problems: Problems) -> dict[str, list[Path]]
             problems.add("empty class", str(folder), f"{folder} holds no images; add some or remove the folder")
     if nested and not classes:
         deeper = [entry.name for entry in visible(nested[0])[0]]
+        advice = "move the class folders up, or give a table of path and label"
+        if len(nested) == 1:
+            below = nested[0].relative_to(path).as_posix()
+            advice = f"give {nested[0]} as the source" if name == ALL else f"set where it is: --set data.{role}={below}"
+        elif name == ALL:
+            advice = f"if it is a part and not a class, name the parts: --set data.train={nested[0].name}"
         raise ValueError(
-            f"{nested[0]} holds the folders {listed(deeper)} and no images: the class folders lie one deeper than "
-            f"{part}/<class>/<image>; give the folder above them as the source"
-            + (f", such as {nested[0]}" if len(nested) == 1 else ", move them up, or give a table of path and label")
+            f"{nested[0]} holds the folders {listed(deeper)} and no images, one folder deeper than the expected "
+            f"{part}/<class>/<image>; {advice}"
         )
     for folder in nested:
         problems.add(
             "folder in a class",
             str(folder),
-            f"{folder} holds folders and no images, so {visible(folder)[0][0]} is a folder inside a class folder; put "
-            f"its images into {folder} itself",
+            f"{visible(folder)[0][0]} is a folder inside a class folder; put its images into {folder} itself",
         )
     if not classes:
         raise ValueError(f"{part} has no class folder with images; expected {part}/<class>/<image>")

@@ -12,10 +12,14 @@ from latebloom.data.config import NAMES, DataConfig
 from latebloom.data.decoding import Decoding
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.arrays import read_npz
+from latebloom.data.sources.columns import refuse_columns
 from latebloom.data.sources.folders import LAYOUTS, read_folder
 from latebloom.data.sources.found import Found, Problems, Split
 from latebloom.data.sources.named import read_named, read_published
 from latebloom.data.sources.parquet import read_parquet
+from latebloom.data.sources.parts import as_asked, part_of
+from latebloom.data.sources.shards import TARS, read_shards
+from latebloom.data.sources.tables import TABLES, read_tables
 from latebloom.data.sources.uniform import check_classes, common_shape, eight_bits, headers, scaled, uniform
 from latebloom.data.store import as_path, is_remote
 
@@ -46,13 +50,14 @@ def load(config: DataConfig) -> Splits:
 
     - `digits`: scikit-learn's 1,797 8x8 greys: 200 train, 800 generator, 797 test (`digits_split`).
     - `cifar10`, `cifar100`: torchvision's; 50,000 train, 10,000 test.
-    - `flowers102`: torchvision's "train" (1,020, ten a class) and "test" (6,149); its "val" is left alone.
+    - `flowers102`: torchvision's "train" (1,020, ten a class), "val" (1,020) as validation and "test" (6,149).
     - `fgvc-aircraft`: torchvision's "trainval" (6,667) and "test" (3,333), labelled by variant.
     - `tiny-imagenet`, `caltech256`, `svhn`, `stanford-cars`: from the folders they are published as, by name or by the
       path of the folder (`named.read_published`). Of these only svhn is downloaded.
-    - the path of an image folder, or of a folder of Hugging Face's parquet files (`folders.read_folder`).
-    - the path of an .npz as MedMNIST's: uint8 images (N, H, W) or (N, H, W, 3), integer labels (N,) or (N, 1), and
-      `class_names` if it has them. Its val_images and val_labels are ignored.
+    - a path: class folders, parquet, tables, arrays or WebDataset shards; docs/layouts.md has all layouts.
+
+    Where there is no test part, `config.test_fraction` of each class of the training part is held out. A validation
+    part of the data set is the validation split; else `config.validation_fraction` of each class is, after the limit.
 
     Image files, and arrays that an image size resizes, are decoded when needed; of each file the header is
     checked here. Grey stays one channel only if all images of the data set are grey. Transparency is laid on white.
@@ -129,13 +134,15 @@ def find(config: DataConfig, problems: Problems) -> Found:
     Raises:
         ValueError: nothing can be read at all: an unknown name or path, or parts or columns that cannot be guessed.
     """
+    if config.source in NAMES:
+        refuse_columns(config, f"{config.source} is no table")
     if config.source == "digits":
-        return _digits()
+        return as_asked(_digits(), config)
     if config.source in NAMES:
         root = as_path(config.root)
         if is_remote(root):
             raise ValueError(f"root {root} is a URL, but data sets with a name need a local folder; give one")
-        return read_named(config.source, root)
+        return as_asked(read_named(config.source, root), config)
     path = as_path(config.source)
     if not path.exists():
         close = difflib.get_close_matches(config.source.lower(), NAMES, 1)
@@ -145,12 +152,17 @@ def find(config: DataConfig, problems: Problems) -> Found:
             f"the names are {', '.join(NAMES)}, and a path may be {LAYOUTS}"
         )
     if path.is_dir():
-        return read_published(path) or read_folder(path, config, problems)
+        published = read_published(path)
+        return as_asked(published, config) if published else read_folder(path, config, problems)
     kind = path.suffix.lower()
     if kind == ".npz":
         return read_npz(path, config, problems)
     if kind == ".parquet":
-        return read_parquet(path, {path.name: [path]}, config, problems)
+        return read_parquet(path, {part_of(path.name): [path]}, config, problems)
+    if kind in TABLES:
+        return read_tables(path, {part_of(path.name): [path]}, config, problems)
+    if path.name.lower().endswith(TARS):
+        return read_shards(path, {part_of(path.name): [path]}, config, problems)
     raise ValueError(f"{path} is a file of a kind that is not understood; expected {LAYOUTS}")
 
 

@@ -5,6 +5,7 @@ file names and assumes consecutive numbers; StanfordCars needs a folder of one f
 the devkit. Both read local folders only.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,8 +98,11 @@ def _recognised(path: Path) -> str:
     if entries.get("train"):
         named = entries.keys() & {"words.txt", "wnids.txt"} or (path / "val" / "val_annotations.txt").is_file()
         return "tiny-imagenet" if entries.get("val") and named else ""
-    if entries.get("256_ObjectCategories") or any(f and _CALTECH_CLASS.fullmatch(n) for n, f in entries.items()):
+    first = next((name for name, is_folder in entries.items() if is_folder and _CALTECH_CLASS.fullmatch(name)), "")
+    if entries.get("256_ObjectCategories"):
         return "caltech256"
+    if first and any(_CALTECH_IMAGE.fullmatch(file.name) for file, _ in list_folder(path / first)):
+        return "caltech256"  # other data sets number their classes so, but not their images
     if entries.keys() & {"train_32x32.mat", "test_32x32.mat"}:
         return "svhn"
     if entries.get("devkit") and entries.get("cars_train"):
@@ -112,7 +116,7 @@ def _torchvision(name: str, root: Path) -> Found:
     known: dict[str, tuple[Any, str, dict[str, bool | str]]] = {
         "cifar10": (datasets.CIFAR10, "cifar-10-batches-py", {"train": True, "test": False}),
         "cifar100": (datasets.CIFAR100, "cifar-100-python", {"train": True, "test": False}),
-        "flowers102": (datasets.Flowers102, "flowers-102", {"train": "train", "test": "test"}),
+        "flowers102": (datasets.Flowers102, "flowers-102", {"train": "train", "validation": "val", "test": "test"}),
         "fgvc-aircraft": (datasets.FGVCAircraft, "fgvc-aircraft-2013b", {"train": "trainval", "test": "test"}),
     }
     make, folder, parts = known[name]
@@ -131,11 +135,12 @@ def _torchvision(name: str, root: Path) -> Found:
         origin = f"{name} {split}"
         if name.startswith("cifar"):
             names = [f"{split}[{row}]" for row in range(len(made.data))]
-            splits[split] = Split(made.data, np.asarray(made.targets), origin, names)
+            splits[split] = Split(made.data, np.asarray(made.targets), origin, names, split)
         else:  # torchvision has no public list of these files
             paths = [Path(file) for file in made._image_files]
             names = [file.relative_to(root).as_posix() for file in paths]
-            splits[split] = Split(Files(paths, [str(file) for file in paths]), np.asarray(made._labels), origin, names)
+            files = Files(paths, [str(file) for file in paths])
+            splits[split] = Split(files, np.asarray(made._labels), origin, names, str(part))
     return tuple(made.classes), splits
 
 
@@ -167,7 +172,7 @@ def _tiny_imagenet(path: Path, origin: str) -> Found:
     labelled = np.repeat(range(len(train)), _sizes(train))
     return _words(path / "words.txt", wnids), {
         "train": _files([f for m in train.values() for f in m], labelled, path, origin, "train"),
-        "test": _files(files, np.array(labels, int), path, origin, "test"),
+        "test": dataclasses.replace(_files(files, np.array(labels, int), path, origin, "test"), part="val"),
     }
 
 

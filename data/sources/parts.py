@@ -7,10 +7,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from latebloom.data.config import DataConfig
-from latebloom.data.sources.found import Problems, listed
+from latebloom.data.sources.found import Found, Problems, listed
 from latebloom.data.store import is_remote, list_folder
 
-__all__ = ["ALL", "IMAGE_SUFFIXES", "assign", "holds_images", "is_image", "part_of", "role_of", "sharded", "visible"]
+__all__ = [
+    "ALL",
+    "IMAGE_SUFFIXES",
+    "as_asked",
+    "assign",
+    "holds_images",
+    "is_image",
+    "joined",
+    "leave_out",
+    "part_of",
+    "role_of",
+    "sharded",
+    "visible",
+]
 
 ALL = "."  # as `data.train`: all there is, whatever it is called
 NONE = "none"  # as `data.test` or `data.validation`: the part is left out
@@ -93,6 +106,37 @@ def assign(found: Sequence[str], config: DataConfig, where: str, problems: Probl
     return chosen
 
 
+def as_asked(found: Found, config: DataConfig) -> Found:
+    """The parts of a data set whose parts are known, with the roles that the config names for them.
+
+    Raises:
+        ValueError: a part that is named is not there, or has two roles.
+    """
+    class_names, splits = found
+    by_name = {split.part or role: split for role, split in splits.items()}
+    asked = {role: getattr(config, role) for role in _USUAL if getattr(config, role)}
+    kept = {role: split for role, split in splits.items() if role not in asked}
+    for role, name in asked.items():
+        if name == NONE and role != "train":
+            continue
+        if name not in by_name:
+            raise ValueError(
+                f"{config.source} has no part {name}, which data.{role} names; its parts are {listed(list(by_name))}"
+            )
+        if list(asked.values()).count(name) > 1:
+            raise ValueError(f"part {name} of {config.source} is named twice; name each part once")
+        kept = {other: split for other, split in kept.items() if split is not by_name[name]}
+        kept[role] = by_name[name]
+    if "train" not in kept:
+        raise ValueError(f"no part of {config.source} is left to train on; name it too: --set data.train=PART")
+    return class_names, kept
+
+
+def leave_out(role: str) -> str:
+    """The advice for a part that cannot be read, where the data set can do without it."""
+    return "" if role == "train" else f", or leave the part out: --set data.{role}={NONE}"
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name ends like an image's."""
     return name.lower().endswith(IMAGE_SUFFIXES)
@@ -117,7 +161,7 @@ def _peek(folder: Path) -> tuple[list[Path], list[Path]]:
     return [folder / e.name for e in first if e.is_dir()], [folder / e.name for e in first if not e.is_dir()]
 
 
-def holds_images(folder: Path, depth: int = 2) -> bool:
+def holds_images(folder: Path, depth: int = 4) -> bool:
     """Whether there are images in a folder, or up to `depth` folders below."""
     folders, files = _peek(folder)
     if any(is_image(file.name) for file in files):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from latebloom.data.sources.found import Files, Found, Problems, Split, listed, numbered
+from latebloom.data.sources.parts import leave_out
 from latebloom.data.store import in_memory
 
 __all__ = ["Rows", "coded", "raw_image", "splits_of"]
@@ -42,8 +43,8 @@ class Rows:
         self.rows.append(row)
         self.own.append(own)
 
-    def keep(self, kept: np.ndarray) -> None:
-        """Leave out the rows that are not `kept`, bool (N,)."""
+    def keep(self, kept: Iterable[object]) -> None:
+        """Leave out the rows that are not `kept`, a truth value a row."""
         self.blobs = list(itertools.compress(self.blobs, kept))
         self.labels = list(itertools.compress(self.labels, kept))
         self.where = list(itertools.compress(self.where, kept))
@@ -143,10 +144,9 @@ def coded(
     for role, (other, part) in labels.items():
         kept[role] = np.array([label in codes for label in part], bool)
         if len(part) and not kept[role].any():
-            or_else = "" if role == "train" else f", or leave the part out: --set data.{role}=none"
             raise ValueError(
                 f"{other}: no label is a class; the first is {part[0]!r}, the classes of {origin} are "
-                f"{listed(names)}; correct the labels{or_else}"
+                f"{listed(names)}; correct the labels{leave_out(role)}"
             )
         for row in np.flatnonzero(~kept[role]).tolist():
             problems.add(

@@ -159,8 +159,6 @@ class CompareConfig(RunConfig, frozen=True, extra="forbid"):
         missing = [name for name in self.named if name not in self.arms]
         if missing:
             raise ValueError(f"named has {', '.join(missing)}, which is not among the arms; name some of the arms")
-        if self.named and not self.data.validation_fraction:
-            raise ValueError("named needs a validation split to choose the other arms by; give validation_fraction too")
         for optimizer in self.optimizers:
             try:
                 FitConfig(**{**dict(self.train), "optimizer": optimizer})

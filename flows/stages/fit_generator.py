@@ -26,6 +26,8 @@ def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, boo
     device_of(config.device)
     check_outside(out, config.data.source)
     splits = load(config.data)
+    for note in splits.notes:
+        say(note)
     data = splits.generator if config.split == "generator" else splits.train
     if data is None:
         raise ValueError(f"{config.data.source} has no images kept apart for a generator; use --split train")

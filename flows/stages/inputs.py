@@ -28,6 +28,10 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
         ValueError: the first thing that is wrong.
     """
     splits = images_of(config)
+    if config.named and not splits.validation:  # it may be a part of the data set, so the config cannot know
+        raise ValueError(
+            "named needs a validation split to choose the other arms by; give data.validation_fraction too"
+        )
     epochs = config.train.total_epochs(len(splits.train))
     early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
     if early and config.slow.separating_epoch > epochs:

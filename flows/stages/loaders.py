@@ -5,6 +5,7 @@ Light to import (docs/architecture.md, Start): the images are read and checked b
 
 import dataclasses
 import functools
+import multiprocessing
 import os
 import threading
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import Splits, load
 from latebloom.flows.config.compare import CompareConfig, RunConfig
 from latebloom.flows.run.processes import team_size
+from latebloom.flows.run.progress import say
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ def _perturb_seed(config: RunConfig) -> int:
 @functools.lru_cache(maxsize=2)
 def _images(data: DataConfig, perturb_config: PerturbConfig, seed: int) -> tuple[Splits, Perturbed | None]:
     splits = load(data)
+    if multiprocessing.parent_process() is None:  # once: the processes that make parts read the images too
+        for note in splits.notes:
+            say(note)
     if perturb_config.noise == perturb_config.imbalance == "none":
         return splits, None
     done = perturb(splits.train, perturb_config, seed)

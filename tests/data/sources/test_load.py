@@ -417,14 +417,15 @@ def test_cifar_is_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
 def test_flowers_and_aircraft_are_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cls: str, train: str
 ) -> None:
-    for number, size in enumerate([(20, 30), (30, 20), (25, 25)]):
+    for number, size in enumerate([(20, 30), (30, 20), (25, 25), (20, 30)]):
         Image.new("RGB", size, (number,) * 3).save(tmp_path / f"{number}.png")
-    files = [str(tmp_path / f"{number}.png") for number in range(3)]
-    fake = Torchvision(images={train: files[:2], "test": files[2:]})
+    files = [str(tmp_path / f"{number}.png") for number in range(4)]
+    fake = Torchvision(images={train: files[:2], "test": files[2:3], "val": files[3:]})
     monkeypatch.setattr(torchvision.datasets, cls, fake)
     with pytest.raises(ValueError, match=r"1\.png is 30x20 while .*0\.png is 20x30; .*--image-size"):
         load(DataConfig(source=name, root=str(tmp_path)))
     splits = load(DataConfig(source=name, root=str(tmp_path), image_size=16))
+    assert (splits.validation is None) == (train == "trainval")
     assert splits.train.image_shape == (16, 16, 3)
     assert splits.train.pixels()[:, 0, 0, 0].tolist() == [0, 1]
     assert splits.train.labels.tolist() == [0, 1]
