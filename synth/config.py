@@ -139,7 +139,9 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Which generator makes the images, and how it is run."""
 
     generator: str = Field(
-        "digits", description="A shipped generator by name, the path of a diffusers folder, or a hub id (owner/name)"
+        "",
+        description="The path or URL of a diffusers folder, a hub id (owner/name), or digits, shipped and taken "
+        "by the data set digits; empty: none, and a command that makes images lists the choices",
     )
     kind: Literal["auto", Kind] = Field(
         "auto",

@@ -38,8 +38,8 @@ class ClassifierConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     model: str = Field(
         "preact-resnet18",
-        description="small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10, vit-s4, torchvision:NAME "
-        "or timm:NAME",
+        description="small-cnn, preact-resnet18, resnet18, resnet20, resnet32, wrn-28-10 or vit-s4, for small images; "
+        "torchvision:NAME or timm:NAME. resnet50 alone is torchvision:resnet50",
     )
     width: int = Field(
         0, ge=0, le=4096, description="Channels of the first layer of our own, tokens' width of vit-s4; 0: as published"

@@ -182,7 +182,7 @@ def _name() -> str:
     if "run" in given:
         return _last(given["run"])
     parts = [_last(given["source"])]
-    if isinstance(given.get("generator"), str):
+    if isinstance(given.get("generator"), str) and given["generator"]:
         parts.append(f"by {_last(given['generator'])}")
     return " ".join([*parts, f"seed {given['seed']}"])
 
@@ -200,7 +200,8 @@ def _place(folder: str, kind: str, config: pydantic.BaseModel) -> str:
     if not folder:
         settings = config.model_dump(mode="json")
         names = [kind, _last(settings["data"]["source"])]
-        names += [_last(settings["generate"]["generator"])] if "generate" in settings else []
+        generator = settings.get("generate", {}).get("generator")
+        names += [_last(generator)] if generator else []
         plain = re.sub(r"[^\w.-]+", "-", "-".join([*names, f"seed{settings['seed']}"]))
         folder = f"{plain}-{digest_json(_decisive(config))[:8]}"
     return _whole(folder)

@@ -7,6 +7,7 @@ from latebloom.data.store import as_path, is_remote
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
+from latebloom.flows.stages.choosing import check_generator_chosen
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import images_of
 from latebloom.flows.stages.run_source import check_source
@@ -37,6 +38,7 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
     if early and config.slow.separating_epoch > epochs:
         raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
     if config.wants_synthetic and kind in GENERATING:
+        check_generator_chosen(config, splits.train)
         kind_of(config.generate)
     # It decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
     for part in (splits.train, splits.test, splits.validation):

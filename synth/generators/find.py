@@ -15,8 +15,10 @@ def generator_folder(name: str, revision: str = "") -> Path:
     """The local folder of a generator: a shipped one by name, a path, or a URL or hub id, which is downloaded.
 
     Raises:
-        ValueError: it is none of these; the message lists the shipped ones.
+        ValueError: none is named, or it is none of these; the message lists the shipped ones.
     """
+    if not name:
+        raise ValueError("no generator is named; set generate.generator to a diffusers folder or a hub id")
     for folder in (_SHIPPED / name, as_path(name)):
         if (folder / "model_index.json").is_file():
             return local_folder(folder)

@@ -62,7 +62,9 @@ def same_class(labels: np.ndarray) -> np.ndarray:
 def digits() -> None:
     train = load(DataConfig(source="digits")).train
     spread, n = Spread.of(train.pixels, len(train)), len(train)
-    generator = load_generator(GenerateConfig(), SampleConfig(grid=100, guidance_scale=1), device=torch.device("cpu"))
+    generator = load_generator(
+        GenerateConfig(generator="digits"), SampleConfig(grid=100, guidance_scale=1), device=torch.device("cpu")
+    )
     for level in LEVELS:
         plan = make_plan(list(requests(np.arange(n), (level,))), train, 100, 0, lambda *_: "")
         drawn = draw(generator, train, plan, batch=BatchSizes(256))

@@ -7,6 +7,7 @@ ConvNeXt and Swin begin with 8x8 patches and end on 1x1. torchvision's dropout (
 (ConvNeXt-T 0.1, Swin-T 0.2) keep their published rates; timm's are set to 0.
 """
 
+import contextlib
 import difflib
 import pickle
 import warnings
@@ -118,7 +119,7 @@ def build(
 
     Args:
         name: `small-cnn`, `preact-resnet18`, `resnet18` (3x3 stem), `resnet20`, `resnet32`, `wrn-28-10`, `vit-s4`,
-            `torchvision:<name>` or `timm:<name>`.
+            `torchvision:<name>` or `timm:<name>`. A name alone that is none of ours is torchvision's, else timm's.
         image_shape: (H, W, C) of the images it will see.
         width: channels of the first layer, for our own; 0 takes the published one.
         weights: path or URL of a state dict: .safetensors, or .pth as torchvision publishes them; of a .pth only the
@@ -133,6 +134,7 @@ def build(
         raise ValueError(
             f"images are {image_width}x{height}, classifiers need {MIN_SIDE} px a side; set image_size to that or more"
         )
+    name = _whole_name(name)
     library, colon, rest = name.partition(":")
     with torch_stream(seed, "model", name):
         if name in _OWN:
@@ -145,18 +147,39 @@ def build(
             make = _torchvision if library == "torchvision" else _timm
             model = make(rest, num_classes, image_shape, weights)
         else:
-            near = difflib.get_close_matches(name, _OWN, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = difflib.get_close_matches(name, [*_OWN, *_torchvision_names()], 3, cutoff=0.75)
+            right = [one if one in _OWN else f"torchvision:{one}" for one in near]
+            hint = f"; near to it: {', '.join(right)}" if right else ""
             names = ", ".join(_OWN)
             raise ValueError(f"no classifier is called {name!r}; use {names}, torchvision:<name> or timm:<name>{hint}")
     _check_forward(model, name, image_shape, num_classes)
     return model
 
 
+def _whole_name(name: str) -> str:
+    """A name as `build` knows it: one that is not ours and that torchvision has, or timm alone, with its library."""
+    if name in _OWN or ":" in name:
+        return name
+    if name in _torchvision_names():
+        return f"torchvision:{name}"
+    with contextlib.suppress(ImportError):
+        import timm
+
+        if timm.is_model(name):
+            return f"timm:{name}"
+    return name
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision.models
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
 def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int], weights: str) -> nn.Module:
     import torchvision.models
 
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = _torchvision_names()
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:8]) + ", ..."
         raise ValueError(f"torchvision has no classifier called {name!r}; near to it: {near}")

@@ -108,7 +108,9 @@ def test_images_of_one_kind_and_a_single_one_have_a_spread() -> None:
 def test_the_shipped_generators_digits_are_near_enough_and_static_is_not() -> None:
     """Every third level of its grid, of 60 references."""
     train = load(DataConfig(source="digits", train_limit=200)).train
-    generator = load_generator(GenerateConfig(), SampleConfig(grid=20, guidance_scale=1), device=torch.device("cpu"))
+    generator = load_generator(
+        GenerateConfig(generator="digits"), SampleConfig(grid=20, guidance_scale=1), device=torch.device("cpu")
+    )
     levels = (2, 5, 8, 10, 14, 16, 20)
     plan = make_plan(list(requests(np.arange(60), levels)), train, 20, 0, lambda *_: "")
     drawn = draw(generator, train, plan, batch=BatchSizes(420))

@@ -198,7 +198,7 @@ def test_a_torchvision_model_of_a_fixed_size_says_so() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "width", "message"),
     [
-        ("smal-cnn", (8, 8, 1), 0, r"no classifier is called 'smal-cnn'; use small-cnn, .*did you mean small-cnn\?"),
+        ("smal-cnn", (8, 8, 1), 0, r"no classifier is called 'smal-cnn'; use small-cnn, .*near to it: small-cnn"),
         (
             "zzz",
             (8, 8, 1),
@@ -458,3 +458,24 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build("timm:resnet18", 3, (32, 32, 3), 0)
+
+
+def test_a_name_that_is_torchvisions_alone_is_understood() -> None:
+    with torch.device("meta"):
+        alone, whole = (build(name, 3, (64, 64, 3), 0) for name in ("resnet34", "torchvision:resnet34"))
+        ours = build("resnet18", 3, (16, 16, 3), 0)
+    assert list(alone.state_dict()) == list(whole.state_dict())
+    assert ours.state_dict()["stem.weight"].shape[2:] == (3, 3)  # the name of ours goes first
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet500", "torchvision:resnet50"),
+        ("preact-resnet-18", "preact-resnet18"),
+        ("vgg16bn", "torchvision:vgg16_bn"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_right_one(name: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"no classifier is called '{name}'; .*near to it: .*{near}"):
+        build(name, 3, (32, 32, 3), 0)
