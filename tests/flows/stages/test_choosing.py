@@ -72,7 +72,7 @@ def test_it_is_said_before_anything_is_trained_or_loaded(tiny: Tiny, monkeypatch
     config = tiny({"generate.generator": ""})
     monkeypatch.setattr(inputs, "kind_of", None)
     for kind in GENERATING:
-        with pytest.raises(UsageError, match="^no generator is named. This would make about "):
+        with pytest.raises(UsageError, match=r"^no generator is named\. This would make about "):
             check_data(config, kind)
     check_data(tiny({"generate.generator": "", "arms": ("original", "upsample-2")}))
 
