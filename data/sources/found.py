@@ -78,13 +78,17 @@ class Problems:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def errors(self) -> list[Problem]:
+        """Those that keep the data set from being loaded."""
+        return [problem for problem in self.found if problem.severity == "error"]
+
     def refuse(self, source: str) -> None:
         """Refuse the data set if there is an error.
 
         Raises:
             ValueError: the first error, how many more there are, and the command that lists them.
         """
-        errors = [problem for problem in self.found if problem.severity == "error"]
+        errors = self.errors()
         if errors:
             more = len(errors) - 1
             rest = f" ({more} more: `latebloom check {source}` lists all)" if more else ""

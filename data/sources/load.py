@@ -5,12 +5,13 @@ A data set that cannot be trained on is refused here, with the file or row, befo
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 
 import numpy as np
 
 from latebloom.data.config import NAMES, DataConfig
 from latebloom.data.decoding import Decoding
-from latebloom.data.images import LabeledImages
+from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.sources.arrays import read_npz
 from latebloom.data.sources.columns import refuse_columns
 from latebloom.data.sources.folders import LAYOUTS, read_folder
@@ -23,7 +24,7 @@ from latebloom.data.sources.tables import TABLES, read_tables
 from latebloom.data.sources.uniform import check_classes, common_shape, eight_bits, headers, scaled, uniform
 from latebloom.data.store import as_path, is_remote
 
-__all__ = ["Splits", "digits_split", "find", "load"]
+__all__ = ["Splits", "digits_split", "find", "load", "splits_of"]
 
 # data.seeds (torch), torchvision, pyarrow and scikit-learn take seconds to import: the function that needs one
 # imports it.
@@ -71,14 +72,32 @@ def load(config: DataConfig) -> Splits:
     rules = scaled(found, Decoding.of(config))
     found = eight_bits(found, rules, problems)
     shape = common_shape(found, headers(found, rules, problems), rules, problems)
+    check_classes(class_names, found, problems)
     problems.refuse(config.source)
-    images = uniform(found, shape, rules)
+    return splits_of(config, class_names, found, uniform(found, shape, rules), problems)
+
+
+def splits_of(
+    config: DataConfig,
+    class_names: tuple[str, ...],
+    found: Mapping[str, Split],
+    images: Mapping[str, np.ndarray | EncodedImages],
+    problems: Problems,
+) -> Splits:
+    """The splits of a data set in which nothing is wrong: what is held out, and what the limits leave.
+
+    Args:
+        images: of each split of `found`, all of one (H, W, C).
+        problems: its notes become those of the splits, with what is held out.
+
+    Raises:
+        ValueError: a limit or a hold-out that these images do not allow.
+    """
     parts = {
         name: LabeledImages(images[name], split.labels, class_names, split.origin, tuple(split.names))
         for name, split in found.items()
     }
     train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
-    check_classes(train)
     _check_names(found)
     if test is None:
         train, test = _split_off(train, config.test_fraction, config.subset_seed, "test")
@@ -115,7 +134,7 @@ def _or_test_on(validation: Split | None) -> str:
     )
 
 
-def _check_names(found: dict[str, Split]) -> None:
+def _check_names(found: Mapping[str, Split]) -> None:
     """Each image has a name of its own."""
     seen: set[str] = set()
     for split in found.values():

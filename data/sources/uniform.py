@@ -7,7 +7,7 @@ import numpy as np
 
 from latebloom.data.config import MIN_SIDE
 from latebloom.data.decoding import BadImage, Decoding, Header, header, to_8_bits, values_of
-from latebloom.data.images import EncodedImages, LabeledImages
+from latebloom.data.images import EncodedImages
 from latebloom.data.sources.found import Files, Problems, Split, listed
 
 __all__ = ["check_classes", "check_pixels", "common_shape", "eight_bits", "headers", "scaled", "uniform"]
@@ -158,16 +158,33 @@ def uniform(
     return images
 
 
-def check_classes(train: LabeledImages) -> None:
-    names, counts = train.class_names, train.class_counts()
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
-        raise ValueError(f"{train.origin}: class names must be unique and not empty, got {listed(twice) or names}")
-    if len(names) < 2:
-        raise ValueError(f"{train.origin} has the single class {listed(names)}; a classifier needs at least 2")
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    if empty:
-        raise ValueError(
-            f"{train.origin} has no image of {len(empty)} of {len(names)} classes ({listed(empty)}); add images or "
-            "remove the class"
+def check_classes(class_names: Sequence[str], found: Mapping[str, Split], problems: Problems) -> None:
+    """Add to `problems` the class names and labels that nothing can be learned from."""
+    origin, train = found["train"].origin, found["train"].labels
+    twice = sorted({name for name in class_names if class_names.count(name) > 1})
+    if twice or "" in class_names:
+        words = f"{origin}: class names must be unique and not empty, got {listed(twice) or tuple(class_names)}"
+        problems.add("class names", origin, words)
+    if len(class_names) < 2:
+        words = f"{origin} has the single class {listed(class_names)}; a classifier needs at least 2"
+        problems.add("single class", origin, words)
+    for part in found.values():
+        bad = np.flatnonzero((part.labels < 0) | (part.labels >= len(class_names)))
+        if len(bad):
+            problems.add(
+                "label outside the classes",
+                part.names[bad[0]],
+                f"{part.origin}: image {bad[0]} has label {part.labels[bad[0]]}, outside 0..{len(class_names) - 1} "
+                f"({len(bad)} such images); correct the labels or name all classes",
+            )
+        if not len(part.labels):
+            problems.add("no images", part.origin, f"{part.origin}: no images at all; give at least one")
+    there = set(train.tolist())
+    empty = [name for label, name in enumerate(class_names) if label not in there]
+    if empty and len(train):
+        problems.add(
+            "class without training images",
+            origin,
+            f"{origin} has no image of {len(empty)} of {len(class_names)} classes ({listed(empty)}); add images or "
+            "remove the class",
         )

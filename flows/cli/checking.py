@@ -1,0 +1,205 @@
+"""`latebloom check`: all that is wrong with a data set, in one list, before anything is trained."""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import shutil
+import textwrap
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import typer
+
+from latebloom.data.sources.found import Problem
+from latebloom.data.sources.survey import Survey, spread, survey
+from latebloom.flows.cli.options import CONFIG, JSON, SET, Command, Options, command_line, source
+from latebloom.flows.cli.parse import nested
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.config.settings import short
+from latebloom.flows.run.progress import meter
+from latebloom.flows.run.resolve import resolve
+
+__all__ = ["add_check_command"]
+
+_SHOWN = 10  # problems of a kind on the terminal; all in JSON
+_ROWS = 20  # classes in the table
+_METERED = 5_000  # files from which their number is shown while they are decoded
+_OPTIONS = Options(CompareConfig, short("image_size", "generator"))
+# What a setting resolves, by kind of problem; an image size resolves several sizes.
+_SETTINGS = {"more than 8 bits": "data.depth=type", "several frames": "data.animated=first"}
+
+
+def add_check_command(app: typer.Typer) -> None:
+    """Register `check`."""
+    app.command("check", cls=Command)(_check)
+
+
+@command_line([source(CompareConfig, needed=True), *_OPTIONS.parameters, CONFIG, SET, JSON])
+def _check(**given: Any) -> int:
+    """Look at every image of a data set and list all that is wrong with it; with --generator, whether that fits it.
+
+    Exit code 1 if there are errors, 0 if there are warnings only. Nothing is trained or written.
+    """
+    settings = nested(given["config"], {"data.source": given["source"], **_OPTIONS.given(given)}, given["set"])
+    config, _ = resolve(None, settings, "compare")
+    # A file with too many pixels is one of the problems; Pillow would warn of it in its own words too.
+    with warnings.catch_warnings(), _metered() as decoded:
+        warnings.simplefilter("ignore")
+        found = survey(config.data, decoded)
+    about = ""
+    if given["generator"] and found.splits:
+        about, problem = _generator(config, found)
+        if problem:
+            found = dataclasses.replace(found, problems=[problem, *found.problems])
+    following = _next(found, given)
+    if given["json"]:
+        print(json.dumps({**found.as_json(), "generator": about or None, "next": following}, indent=2))
+    else:
+        width = min(shutil.get_terminal_size().columns, 120)
+        print("\n".join(_lines(found, about, following, width)))
+    return 1 if found.of("error") else 0
+
+
+@contextlib.contextmanager
+def _metered() -> Iterator[Callable[[int, int], None]]:
+    """Shows how many files are decoded, where they are many."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Any] = []
+
+        def decoded(done: int, total: int) -> None:
+            if total < _METERED:
+                return
+            if not bars:
+                bars.append(stack.enter_context(meter("check", total, "images")))
+            bars[0].add(done - bars[0].done)
+
+        yield decoded
+
+
+def _generator(config: CompareConfig, found: Survey) -> tuple[str, Problem | None]:
+    """A sentence on the generator beside these images, or what is wrong with it."""
+    from latebloom.flows.stages.checks import check_generator
+    from latebloom.flows.stages.loaders import generator_of
+
+    assert found.splits
+    name = config.generate.generator
+    try:
+        check_generator(config, found.splits.train)
+    except (ValueError, OSError) as error:
+        return "", Problem("generator", name, str(error))
+    generator = generator_of(config)
+    work = config.sizes.work_size or generator.size
+    height, width, channels = found.splits.train.image_shape
+    colour = {1: "grey", 3: "colour"}
+    how = f"images of {width}x{height} are made at {work} pixels" if min(height, width) != work else f"both are {work} pixels"
+    turned = "" if channels == generator.channels else f"; it makes {colour[generator.channels]} of {colour[channels]} images"
+    return f"{name} knows all {found.splits.train.num_classes} classes; {how}{turned}", None
+
+
+def _next(found: Survey, given: dict[str, Any]) -> str:
+    """The command to run next."""
+    settings = [*(given["set"] or [])]
+    kinds = {problem.kind for problem in found.of("error")}
+    settings += [setting for kind, setting in _SETTINGS.items() if kind in kinds]
+    size = given["image_size"] or (found.image_size or "")
+    words = ["latebloom", "check" if kinds else "run" if given["generator"] else "select", given["source"]]
+    words += ["--image-size", str(size)] if size else []
+    words += ["--generator", given["generator"]] if given["generator"] else []
+    words += ["--config", given["config"]] if given["config"] else []
+    return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
+
+
+def _lines(found: Survey, about: str, following: str, width: int) -> Iterator[str]:
+    if found.counts:
+        yield from _table(found)
+        yield ""
+        yield from _facts(found, about)
+        yield ""
+    for severity in ("error", "warning"):
+        problems = found.of(severity)
+        if problems:
+            yield f"{len(problems):,} {severity}{'s' * (len(problems) > 1)}"
+            yield ""
+        for kind, members in _by_kind(problems).items():
+            yield f"  {kind}: {len(members):,}"
+            for line in _shown(members, found.source):
+                yield textwrap.fill(
+                    line, width, initial_indent="    ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
+                )
+            yield ""
+    for note in found.notes:
+        yield textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+    if found.notes:
+        yield ""
+    errors = found.of("error")
+    if any(problem.kind not in (*_SETTINGS, "several sizes") for problem in errors):
+        yield "Repair or remove what is listed, then check again:"
+    else:
+        yield "With these settings, check again:" if errors else "Nothing keeps this from being trained on. Next:"
+    yield f"  {following}"
+
+
+def _table(found: Survey) -> Iterator[str]:
+    """Images by class and split; of many classes, their range."""
+    splits = list(found.counts)
+    classes = list(found.counts[splits[0]])
+    rows = [["images", *(f"{sum(found.counts[split].values()):,}" for split in splits)]]
+    if len(classes) <= _ROWS:
+        rows += [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in classes]
+    else:
+        for word, choose in (("smallest class", min), ("largest class", max)):
+            rows.append([word, *(f"{choose(found.counts[split].values()):,}" for split in splits)])
+    header = [f"{len(classes)} classes", *splits]
+    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells)
+
+
+def _facts(found: Survey, about: str) -> Iterator[str]:
+    if found.sizes:
+        sizes = {name: "x".join(map(str, size)) for name, size in spread(found.sizes).items() if name != "distinct"}
+        if len(found.sizes) == 1:
+            yield f"sizes      {sizes['min']}"
+        else:
+            few = f"{sizes['min']} to {sizes['max']}, median {sizes['median']}"
+            yield f"sizes      {few} ({len(found.sizes):,} sizes)"
+    if found.modes:
+        modes = sorted(found.modes.items(), key=lambda item: -item[1])
+        yield "pixels     " + ", ".join(f"{mode} {count:,}" for mode, count in modes)
+    if found.shape:
+        height, width, channels = found.shape
+        yield f"become     {width}x{height}, {'grey' if channels == 1 else 'colour'}"
+    if about:
+        yield f"generator  {about}"
+
+
+def _by_kind(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+    kinds: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        kinds[problem.kind].append(problem)
+    return kinds
+
+
+def _shown(members: Sequence[Problem], root: str) -> Iterator[str]:
+    """The first of a kind: in full, and those with the same words by their names alone."""
+    words: dict[str, list[str]] = defaultdict(list)
+    for problem in members[:_SHOWN]:
+        place, message = problem.where, problem.message
+        tail = message.removeprefix(place) if message.startswith(place) else ""
+        words[tail or message].append(_short(place, root) if tail else "")
+    for tail, places in words.items():
+        first, *others = places
+        yield _short(first + tail, root)
+        if others:
+            yield f"the same: {', '.join(others)}"
+    if len(members) > _SHOWN:
+        yield f"and {len(members) - _SHOWN:,} more; --json lists all"
+
+
+def _short(text: str, root: str) -> str:
+    """Without the path of the data set itself."""
+    return text.replace(f"{root.rstrip('/')}/", "")
