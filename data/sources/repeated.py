@@ -47,7 +47,8 @@ def repeated(parts: Mapping[str, Pictures], class_names: Sequence[str]) -> tuple
         if len(group) > 1:
             _compare(group, parts, class_names, found, copies)
     notes = [
-        f"{split} has {len(pairs)} images that are copies of others in it, such as {pairs[0][1]} of {pairs[0][0]}"
+        f"{split} has {len(pairs)} cop{'ies' if len(pairs) > 1 else 'y'} of its own images, such as {pairs[0][1]} of "
+        f"{pairs[0][0]}"
         for split, pairs in copies.items()
     ]
     return sorted(found, key=lambda problem: problem.kind), notes

@@ -16,7 +16,7 @@ from latebloom.data.sources.load import Splits, find, splits_of
 from latebloom.data.sources.repeated import Pictures, repeated
 from latebloom.data.sources.uniform import check_classes, common_shape, eight_bits, scaled, uniform
 
-__all__ = ["Survey", "survey"]
+__all__ = ["Survey", "spread", "survey"]
 
 _FEW = 100  # images of a split: with fewer, each is more than a point of error
 _CHUNK = 64  # files that a thread decodes at once
@@ -99,7 +99,7 @@ def survey(config: DataConfig, decoded: Callable[[int, int], None] | None = None
     except BadImage as error:
         problems.add(error.kind, config.source, str(error))
     eight = eight_bits(found, rules, problems)
-    headers, digests = _decoded(eight, dataclasses.replace(rules, size=0), problems, decoded)
+    headers, digests = _decoded(found, dataclasses.replace(rules, size=0), problems, decoded)
     shape = common_shape(eight, headers, rules, problems)
     check_classes(class_names, eight, problems)
     splits = None
@@ -241,15 +241,19 @@ def _of_images(sizes: Sizes, modes: Mapping[str, int], size: int) -> list[str]:
     notes = []
     enlarged = sum(count for (width, height), count in sizes.items() if 2 * min(width, height) < size)
     if enlarged:
-        notes.append(f"{enlarged:,} images have a shorter side below {size // 2} pixels and are enlarged to {size}")
+        notes.append(f"{_images(enlarged)} with a shorter side below {size // 2} pixels would be enlarged to {size}")
     cut = sum(
         count for (width, height), count in sizes.items() if size and max(width, height) > 1.5 * min(width, height)
     )
     if cut:
-        notes.append(f"{cut:,} images are longer than 3:2, so the centre square leaves out more than a third of them")
+        notes.append(f"{_images(cut)} longer than 3:2: the centre square leaves out more than a third")
     grey = sum(modes.get(mode, 0) for mode in ("1", "L", "I", "F")) + sum(
         n for mode, n in modes.items() if mode[:4] == "I;16"
     )
     if 0 < grey < sum(modes.values()) and not any(mode.startswith(("uint", "int", "float")) for mode in modes):
-        notes.append(f"{grey:,} images are grey and become colour, as the others are")
+        notes.append(f"{_images(grey)} in grey become colour, as the others are")
     return notes
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"

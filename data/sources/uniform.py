@@ -119,6 +119,7 @@ def common_shape(
     for name, width, height in sizes:
         if min(width, height) < MIN_SIDE:
             problems.add("too small", name, f"{name} is {width}x{height}, smaller than {MIN_SIDE} pixels; remove it")
+    sizes = [one for one in sizes if min(one[1:]) >= MIN_SIDE]
     if rules.size or not sizes:
         return rules.size, rules.size, 1 if grey else 3
     first, width, height = sizes[0]
@@ -128,8 +129,8 @@ def common_shape(
         problems.add(
             "several sizes",
             other,
-            f"{other} is {size[0]}x{size[1]} while {first} is {width}x{height}; give an image size (--image-size) to "
-            "resize and centre-crop all of them",
+            f"{other} is {size[0]}x{size[1]} while {first} is {width}x{height}, as {len(sizes) - len(others)} of "
+            f"{len(sizes)} are; give an image size (--image-size) to resize and centre-crop all of them",
         )
     return height, width, 1 if grey else 3
 

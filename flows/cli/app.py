@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 import latebloom
 from latebloom.data.store import as_path, json_text
+from latebloom.flows.cli.checking import add_check_command
 from latebloom.flows.cli.coresets import add_coreset_command
 from latebloom.flows.cli.datasets import add_dataset_commands
 from latebloom.flows.cli.describe import add_describing_commands
@@ -115,6 +116,7 @@ def _add_stage(stage: str, about: str, names: tuple[str, ...]) -> None:
 
 for _stage, (_about, _names) in _STAGES.items():
     _add_stage(_stage, _about, _names)
+add_check_command(app)
 add_coreset_command(app)
 add_dataset_commands(app)
 add_serving_commands(app)

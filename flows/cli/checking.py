@@ -38,7 +38,7 @@ def add_check_command(app: typer.Typer) -> None:
 
 
 @command_line([source(CompareConfig, needed=True), *_OPTIONS.parameters, CONFIG, SET, JSON])
-def _check(**given: Any) -> int:
+def _check(**given: Any) -> None:
     """Look at every image of a data set and list all that is wrong with it; with --generator, whether that fits it.
 
     Exit code 1 if there are errors, 0 if there are warnings only. Nothing is trained or written.
@@ -60,7 +60,8 @@ def _check(**given: Any) -> int:
     else:
         width = min(shutil.get_terminal_size().columns, 120)
         print("\n".join(_lines(found, about, following, width)))
-    return 1 if found.of("error") else 0
+    if found.of("error"):
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager
@@ -94,8 +95,16 @@ def _generator(config: CompareConfig, found: Survey) -> tuple[str, Problem | Non
     work = config.sizes.work_size or generator.size
     height, width, channels = found.splits.train.image_shape
     colour = {1: "grey", 3: "colour"}
-    how = f"images of {width}x{height} are made at {work} pixels" if min(height, width) != work else f"both are {work} pixels"
-    turned = "" if channels == generator.channels else f"; it makes {colour[generator.channels]} of {colour[channels]} images"
+    how = (
+        f"images of {width}x{height} are made at {work} pixels"
+        if min(height, width) != work
+        else f"both are {work} pixels"
+    )
+    turned = (
+        ""
+        if channels == generator.channels
+        else f"; it makes {colour[generator.channels]} of {colour[channels]} images"
+    )
     return f"{name} knows all {found.splits.train.num_classes} classes; {how}{turned}", None
 
 
@@ -127,7 +136,12 @@ def _lines(found: Survey, about: str, following: str, width: int) -> Iterator[st
             yield f"  {kind}: {len(members):,}"
             for line in _shown(members, found.source):
                 yield textwrap.fill(
-                    line, width, initial_indent="    ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
+                    line,
+                    width,
+                    initial_indent="    ",
+                    subsequent_indent="      ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
                 )
             yield ""
     for note in found.notes:

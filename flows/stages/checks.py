@@ -24,7 +24,7 @@ from latebloom.synth.sizes import Frame, check_channels, work_size_warning
 from latebloom.train.augment.mixing import Mixer
 from latebloom.train.selection.coreset import Coreset
 
-__all__ = ["check_folder", "check_inputs", "open_run"]
+__all__ = ["check_folder", "check_generator", "check_inputs", "open_run"]
 
 
 _OWN_TREES = [f"{name}/**/.*" for name in ("stages", "early", "selection", "retrained")]
@@ -70,7 +70,7 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
             coreset = _coreset_of(config, arm, train) if arm.selector == "file" else None
             Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, coreset)
     if config.wants_synthetic and kind in GENERATING:
-        _check_generator(config, train)
+        check_generator(config, train)
 
 
 def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
@@ -82,7 +82,12 @@ def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Corese
     return coreset
 
 
-def _check_generator(config: CompareConfig, train: LabeledImages) -> None:
+def check_generator(config: CompareConfig, train: LabeledImages) -> None:
+    """Everything that can be wrong with the generator and these images, before any is made.
+
+    Raises:
+        ValueError: the first thing that is.
+    """
     generator = generator_of(config)
     generator.check(train.class_names)
     check_channels(train.image_shape[2], generator.channels)

@@ -3,9 +3,11 @@
 Light to import (docs/architecture.md, Start), so that a wrong input ends a command at once.
 """
 
+from latebloom.data.sources.repeated import TWO_SPLITS, Pictures, repeated
 from latebloom.data.store import as_path, is_remote
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.progress import warn
 from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
 from latebloom.flows.stages.choosing import check_generator_chosen
 from latebloom.flows.stages.context import RunContext
@@ -41,9 +43,12 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
         check_generator_chosen(config, splits.train)
         kind_of(config.generate)
     # It decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
-    for part in (splits.train, splits.test, splits.validation):
-        if part:
-            len(part.sha256)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    pictures = {name: Pictures(part.names, part.labels, part.sha256) for name, part in parts.items() if part}
+    problems, _ = repeated(pictures, splits.train.class_names)
+    if twice := [problem for problem in problems if problem.kind == TWO_SPLITS]:
+        words = f"{len(twice):,} images are in two splits" if len(twice) > 1 else "an image is in two splits"
+        warn(f"{words}; `latebloom check {config.data.source}` lists them. {twice[0].message}")
 
 
 def check_folder(config: CompareConfig, out: str, kind: str) -> None:
