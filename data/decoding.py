@@ -1,4 +1,4 @@
-"""Image files to uint8 pixels, by rules that hold for a whole data set; and pixels to files."""
+"""Image files to uint8 pixels, and pixels to files."""
 
 import contextlib
 import dataclasses
@@ -6,26 +6,14 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from latebloom.data.config import DataConfig
+from latebloom.data.depth import DEFAULT, BadImage, Decoding, check_finite, refuse_deep, to_8_bits
 
-__all__ = [
-    "DEFAULT",
-    "BadImage",
-    "Decoding",
-    "Header",
-    "cut",
-    "decode",
-    "encode_png",
-    "header",
-    "read",
-    "to_8_bits",
-    "values_of",
-]
+__all__ = ["Header", "cut", "decode", "encode_png", "header", "read", "values_of"]
 
 # Pillow's modes of 8 bits a channel, and those of more. No other becomes grey or RGB.
 _GREY_MODES = ("1", "L")
@@ -45,46 +33,6 @@ _TURNS = {
 }
 # The byte order that reads the other of two bytes; N is that of this machine.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_CHUNK = 256  # images of an array that are made 8 bits at once
-
-
-class BadImage(ValueError):
-    """An image that cannot be used.
-
-    Attributes:
-        kind: what is wrong with it, in the words by which problems are counted.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """How the images of a data set become uint8 pixels.
-
-    Attributes:
-        size: if positive, the shorter side is resized to it (bicubic, antialiased) and the centre square is cut out.
-        background: what transparent pixels are laid on.
-        depth: what is done with images of more than 8 bits, as `DataConfig.depth`.
-        scale: with depth "data", the two values that become 0 and 255; what lies beyond them is clipped.
-        animated: what is done with files of several frames or pages.
-    """
-
-    size: int = 0
-    background: Literal["white", "black", "grey"] = "white"
-    depth: Literal["refuse", "type", "data"] = "refuse"
-    scale: tuple[float, float] = (0.0, 1.0)
-    animated: Literal["refuse", "first"] = "refuse"
-
-    @classmethod
-    def of(cls, config: DataConfig) -> Self:
-        """The rules of a config. With depth "data" the scale is still to be found in the training images."""
-        return cls(config.image_size, config.background, config.depth, animated=config.animated)
-
-
-DEFAULT = Decoding()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,67 +122,8 @@ def values_of(blob: bytes | Path, name: str, *, decoding: Decoding) -> tuple[flo
         if not found.deep:
             return None
         values, _ = _deep_values(blob, opened, name, found)
-        _check_finite(values, name)
+        check_finite(values, name)
         return float(values.min()), float(values.max())
-
-
-def to_8_bits(values: np.ndarray, name: str, decoding: Decoding) -> np.ndarray:
-    """Make an array of numbers uint8 by the rules of depth; uint8 stays as it is.
-
-    Args:
-        values: numbers of any type and shape.
-        name: for errors.
-
-    Raises:
-        BadImage: more than 8 bits are to be refused, NaN, or values that the rule does not cover.
-    """
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind not in "iuf":
-        raise BadImage("not numbers", f"{name} is {values.dtype}; expected uint8, 0..255")
-    if decoding.depth == "refuse":
-        _refuse_deep(f"{name} is {values.dtype}")
-    _check_finite(values, name)
-    low, high = _range(values, name, decoding)
-    eight = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), _CHUNK):
-        part = values[start : start + _CHUNK].astype(np.float64)
-        eight[start : start + _CHUNK] = np.clip(np.rint((part - low) * (255 / (high - low))), 0, 255)
-    return eight
-
-
-def _range(values: np.ndarray, name: str, decoding: Decoding) -> tuple[float, float]:
-    """The two values that become 0 and 255."""
-    if decoding.depth == "data":
-        return decoding.scale
-    if values.dtype.kind == "f":
-        if values.size and (values.min() < 0 or values.max() > 1):
-            raise BadImage(
-                "values outside 0..1",
-                f"{name} has floats from {values.min():g} to {values.max():g}; data.depth=type expects 0..1, so scale "
-                "them, or set data.depth=data",
-            )
-        return 0.0, 1.0
-    if values.dtype.kind == "i":
-        raise BadImage(
-            "signed integers",
-            f"{name} is {values.dtype}, a type with a sign, whose range says nothing of the images; set "
-            "data.depth=data, or convert the values to uint8 or uint16",
-        )
-    return 0.0, float(np.iinfo(values.dtype).max)
-
-
-def _refuse_deep(what: str) -> None:
-    raise BadImage(
-        "more than 8 bits",
-        f"{what}, more than 8 bits; set data.depth=type (the range of the type becomes 0..255) or data.depth=data "
-        "(the range of the training images), or convert it",
-    )
-
-
-def _check_finite(values: np.ndarray, name: str) -> None:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise BadImage("NaN pixels", f"{name} has NaN or infinite pixels; repair or remove it")
 
 
 def cut(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -303,7 +192,7 @@ def _header(opened: Image.Image, name: str, rules: Decoding, orientation: int) -
     deep = wide or mode in _DEEP_MODES
     found = _turned(Header(width, height, mode in _GREY_MODES + _DEEP_MODES, mode + ";16" * wide, deep), orientation)
     if deep and rules.depth == "refuse":
-        _refuse_deep(f"{name} has pixel mode {found.mode}")
+        refuse_deep(f"{name} has pixel mode {found.mode}")
     # A camera's JPEG with further pictures in it (MPO) is its first one, the photograph.
     if rules.animated == "refuse" and opened.format != "MPO" and getattr(opened, "is_animated", False):
         raise BadImage(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from latebloom.data.decoding import DEFAULT, Decoding, cut, decode, encode_png
+from latebloom.data.decoding import cut, decode, encode_png
+from latebloom.data.depth import DEFAULT, Decoding
 from latebloom.data.store import digest_bytes
 
 __all__ = ["EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from latebloom.data.config import NAMES, DataConfig
-from latebloom.data.decoding import Decoding
+from latebloom.data.depth import Decoding
 from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.sources.arrays import read_npz
 from latebloom.data.sources.columns import refuse_columns
@@ -61,7 +61,8 @@ def load(config: DataConfig) -> Splits:
     part of the data set is the validation split; else `config.validation_fraction` of each class is, after the limit.
 
     Image files, and arrays that an image size resizes, are decoded when needed; of each file the header is
-    checked here. Grey stays one channel only if all images of the data set are grey. Transparency is laid on white.
+    checked here. Grey stays one channel only if all images of the data set are grey. EXIF orientation is applied;
+    `depth`, `background` and `animated` say what becomes of 16 bits, transparency and frames (docs/checking.md).
     A path may be a URL, such as s3://bucket/folder: then all image files are held in memory, encoded.
 
     Raises:

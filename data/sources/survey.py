@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.config import DataConfig
-from latebloom.data.decoding import BadImage, Decoding, Header, read
+from latebloom.data.decoding import Header, read
+from latebloom.data.depth import BadImage, Decoding
 from latebloom.data.sources.found import Files, Problem, Problems, Split
 from latebloom.data.sources.load import Splits, find, splits_of
 from latebloom.data.sources.repeated import Pictures, repeated

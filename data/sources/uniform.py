@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from latebloom.data.config import MIN_SIDE
-from latebloom.data.decoding import BadImage, Decoding, Header, header, to_8_bits, values_of
+from latebloom.data.decoding import Header, header, values_of
+from latebloom.data.depth import BadImage, Decoding, to_8_bits
 from latebloom.data.images import EncodedImages
 from latebloom.data.sources.found import Files, Problems, Split, listed
 
@@ -104,33 +105,34 @@ def common_shape(
     found: Mapping[str, Split], read: Headers, rules: Decoding, problems: Problems
 ) -> tuple[int, int, int]:
     """(H, W, C) that all images have by the rules; sizes that do not fit are added to `problems`."""
-    sizes: list[tuple[str, int, int]] = []
+    sizes: list[tuple[str, int, int, int]] = []  # name, width, height and how many images
     grey = True
     for split, part in found.items():
         if isinstance(part.images, Files):
             for name, one in zip(part.images.names, read[split], strict=True):
                 if one:
-                    sizes.append((name, one.width, one.height))
+                    sizes.append((name, one.width, one.height, 1))
                     grey = grey and one.grey
         else:
             height, width, channels = part.images.shape[1:]
-            sizes.append((part.origin, width, height))
+            sizes.append((part.origin, width, height, len(part.images)))
             grey = grey and channels == 1
-    for name, width, height in sizes:
+    for name, width, height, _ in sizes:
         if min(width, height) < MIN_SIDE:
             problems.add("too small", name, f"{name} is {width}x{height}, smaller than {MIN_SIDE} pixels; remove it")
-    sizes = [one for one in sizes if min(one[1:]) >= MIN_SIDE]
+    sizes = [one for one in sizes if min(one[1:3]) >= MIN_SIDE]
     if rules.size or not sizes:
         return rules.size, rules.size, 1 if grey else 3
-    first, width, height = sizes[0]
-    others = [one for one in sizes if one[1:] != (width, height)]
+    first, width, height, _ = sizes[0]
+    others = [one for one in sizes if one[1:3] != (width, height)]
     if others:
-        other, *size = others[0]
+        other, *size, _ = others[0]
         problems.add(
             "several sizes",
             other,
-            f"{other} is {size[0]}x{size[1]} while {first} is {width}x{height}, as {len(sizes) - len(others)} of "
-            f"{len(sizes)} are; give an image size (--image-size) to resize and centre-crop all of them",
+            f"{other} is {size[0]}x{size[1]} while {first} is {width}x{height}; of {sum(one[3] for one in sizes):,} "
+            f"images {sum(one[3] for one in others):,} have another size than the first; give an image size "
+            "(--image-size) to resize and centre-crop all of them",
         )
     return height, width, 1 if grey else 3
 

@@ -9,18 +9,20 @@ import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from latebloom.data.sources.found import Problem
-from latebloom.data.sources.survey import Survey, spread, survey
 from latebloom.flows.cli.options import CONFIG, JSON, SET, Command, Options, command_line, source
 from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.config.settings import short
 from latebloom.flows.run.progress import meter
 from latebloom.flows.run.resolve import resolve
+
+if TYPE_CHECKING:  # they load numpy, for which --help does not wait
+    from latebloom.data.sources.found import Problem
+    from latebloom.data.sources.survey import Survey
 
 __all__ = ["add_check_command"]
 
@@ -43,6 +45,8 @@ def _check(**given: Any) -> None:
 
     Exit code 1 if there are errors, 0 if there are warnings only. Nothing is trained or written.
     """
+    from latebloom.data.sources.survey import survey
+
     settings = nested(given["config"], {"data.source": given["source"], **_OPTIONS.given(given)}, given["set"])
     config, _ = resolve(None, settings, "compare")
     # A file with too many pixels is one of the problems; Pillow would warn of it in its own words too.
@@ -80,8 +84,9 @@ def _metered() -> Iterator[Callable[[int, int], None]]:
         yield decoded
 
 
-def _generator(config: CompareConfig, found: Survey) -> tuple[str, Problem | None]:
+def _generator(config: CompareConfig, found: "Survey") -> "tuple[str, Problem | None]":
     """A sentence on the generator beside these images, or what is wrong with it."""
+    from latebloom.data.sources.found import Problem
     from latebloom.flows.stages.checks import check_generator
     from latebloom.flows.stages.loaders import generator_of
 
@@ -108,7 +113,7 @@ def _generator(config: CompareConfig, found: Survey) -> tuple[str, Problem | Non
     return f"{name} knows all {found.splits.train.num_classes} classes; {how}{turned}", None
 
 
-def _next(found: Survey, given: dict[str, Any]) -> str:
+def _next(found: "Survey", given: dict[str, Any]) -> str:
     """The command to run next."""
     settings = [*(given["set"] or [])]
     kinds = {problem.kind for problem in found.of("error")}
@@ -121,7 +126,7 @@ def _next(found: Survey, given: dict[str, Any]) -> str:
     return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
-def _lines(found: Survey, about: str, following: str, width: int) -> Iterator[str]:
+def _lines(found: "Survey", about: str, following: str, width: int) -> Iterator[str]:
     if found.counts:
         yield from _table(found)
         yield ""
@@ -156,7 +161,7 @@ def _lines(found: Survey, about: str, following: str, width: int) -> Iterator[st
     yield f"  {following}"
 
 
-def _table(found: Survey) -> Iterator[str]:
+def _table(found: "Survey") -> Iterator[str]:
     """Images by class and split; of many classes, their range."""
     splits = list(found.counts)
     classes = list(found.counts[splits[0]])
@@ -173,7 +178,9 @@ def _table(found: Survey) -> Iterator[str]:
         yield "  ".join(cells)
 
 
-def _facts(found: Survey, about: str) -> Iterator[str]:
+def _facts(found: "Survey", about: str) -> Iterator[str]:
+    from latebloom.data.sources.survey import spread
+
     if found.sizes:
         sizes = {name: "x".join(map(str, size)) for name, size in spread(found.sizes).items() if name != "distinct"}
         if len(found.sizes) == 1:
@@ -191,14 +198,14 @@ def _facts(found: Survey, about: str) -> Iterator[str]:
         yield f"generator  {about}"
 
 
-def _by_kind(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+def _by_kind(problems: "Sequence[Problem]") -> "dict[str, list[Problem]]":
     kinds: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
         kinds[problem.kind].append(problem)
     return kinds
 
 
-def _shown(members: Sequence[Problem], root: str) -> Iterator[str]:
+def _shown(members: "Sequence[Problem]", root: str) -> Iterator[str]:
     """The first of a kind: in full, and those with the same words by their names alone."""
     words: dict[str, list[str]] = defaultdict(list)
     for problem in members[:_SHOWN]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from latebloom.data.decoding import BadImage, Decoding, cut, decode, encode_png, header, values_of
+from latebloom.data.decoding import cut, decode, encode_png, header, values_of
+from latebloom.data.depth import BadImage, Decoding
 
 
 def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

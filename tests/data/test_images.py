@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latebloom.data.decoding import Decoding
+from latebloom.data.depth import Decoding
 from latebloom.data.images import EncodedImages, LabeledImages, concat, encode_png
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from latebloom.data.config import DataConfig
-from latebloom.data.decoding import Decoding
+from latebloom.data.depth import Decoding
 from latebloom.data.images import EncodedImages, decode, encode_png
 from latebloom.data.sources.load import Splits, digits_split, load
 from latebloom.data.store import digest_bytes
@@ -255,7 +255,10 @@ def test_what_does_not_fit_an_npz_is_named(tmp_path: Path) -> None:
         ({"train_images": pixels(6, 64)}, r"train_images has shape \(6, 64\); expected \(N, H, W\)"),
         ({"train_images": pixels(6, 3, 8, 8)}, r"shape \(6, 3, 8, 8\); expected .* channels last"),
         ({"test_images": pixels(3, 8, 8, 4)}, r"test_images has shape \(3, 8, 8, 4\)"),
-        ({"test_images": pixels(3, 8, 9)}, r"test is 9x8 while .*train is 8x8; give an image size"),
+        (
+            {"test_images": pixels(3, 8, 9)},
+            r"test is 9x8 while .*train is 8x8; of 9 images 3 have another size than the first; give an",
+        ),
         ({"train_images": pixels(6, 7, 8), "test_images": pixels(3, 7, 8)}, "train is 8x7, smaller than 8"),
         (
             {"train_labels": np.zeros((6, 14), np.uint8)},

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latebloom.data.decoding import Decoding, decode, encode_png
+from latebloom.data.decoding import decode, encode_png
+from latebloom.data.depth import Decoding
 from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.states import STATES
 from latebloom.data.store import digest_file, write_json
