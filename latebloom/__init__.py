@@ -10,6 +10,7 @@ Choose:
 
 Read:
     load: a data set by name, path or URL, as `DataConfig` says; a `Splits` of `LabeledImages`.
+    images_from: the same of a data set of torch, torchvision or Hugging Face's datasets.
     LabeledImages: images, labels and class names; also from arrays of your own.
     SyntheticFolder: a synthetic data set on disk or at a URL; its rows, states and images.
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from latebloom.data.images import LabeledImages
     from latebloom.data.config import DataConfig
     from latebloom.data.sources.load import Splits, load
+    from latebloom.data.sources.objects import images_from
     from latebloom.data.synthetic.folder import SyntheticFolder
     from latebloom.data.synthetic.torch_dataset import SyntheticImages
     from latebloom.synth.generate import draw
@@ -64,6 +66,7 @@ __all__ = [
     "SyntheticImages",
     "__version__",
     "draw",
+    "images_from",
     "load",
     "load_generator",
     "make_plan",
@@ -90,6 +93,7 @@ _HOME = {
     "SyntheticFolder": "data.synthetic.folder",
     "SyntheticImages": "data.synthetic.torch_dataset",
     "draw": "synth.generate",
+    "images_from": "data.sources.objects",
     "load": "data.sources.load",
     "load_generator": "synth.generators.load",
     "make_plan": "synth.plan",
