@@ -1,6 +1,7 @@
 """What a reader of a data set found: its splits, not yet checked, and all that is wrong with them."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -91,7 +92,7 @@ class Problems:
         errors = self.errors()
         if errors:
             more = len(errors) - 1
-            rest = f" ({more} more: `latebloom check {source}` lists all)" if more else ""
+            rest = f" ({more} more: `latebloom check {shlex.quote(source)}` lists all)" if more else ""
             raise ValueError(f"{errors[0].message}{rest}")
 
 

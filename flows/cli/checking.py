@@ -21,6 +21,7 @@ from latebloom.flows.run.progress import meter
 from latebloom.flows.run.resolve import resolve
 
 if TYPE_CHECKING:  # they load numpy, for which --help does not wait
+    from latebloom.data.images import LabeledImages
     from latebloom.data.sources.found import Problem
     from latebloom.data.sources.survey import Survey
 
@@ -53,14 +54,14 @@ def _check(**given: Any) -> None:
     with warnings.catch_warnings(), _metered() as decoded:
         warnings.simplefilter("ignore")
         found = survey(config.data, decoded)
-    about = ""
-    if given["generator"] and found.splits:
+    about: dict[str, str] = {}
+    if given["generator"]:
         about, problem = _generator(config, found)
         if problem:
             found = dataclasses.replace(found, problems=[problem, *found.problems])
     following = _next(found, given)
     if given["json"]:
-        print(json.dumps({**found.as_json(), "generator": about or None, "next": following}, indent=2))
+        print(json.dumps({**found.as_json(), "generator": about or None, "next": following or None}, indent=2))
     else:
         width = min(shutil.get_terminal_size().columns, 120)
         print("\n".join(_lines(found, about, following, width)))
@@ -84,37 +85,61 @@ def _metered() -> Iterator[Callable[[int, int], None]]:
         yield decoded
 
 
-def _generator(config: CompareConfig, found: "Survey") -> "tuple[str, Problem | None]":
-    """A sentence on the generator beside these images, or what is wrong with it."""
+def _generator(config: CompareConfig, found: "Survey") -> "tuple[dict[str, str], Problem | None]":
+    """What is worth knowing of the generator beside these images, or what is wrong with it."""
     from latebloom.data.sources.found import Problem
-    from latebloom.flows.stages.checks import check_generator
-    from latebloom.flows.stages.loaders import generator_of
+    from latebloom.synth.generators.find import kind_of
 
-    assert found.splits
     name = config.generate.generator
     try:
+        kind = kind_of(config.generate)
+        if not found.splits:
+            return {"generator": f"{name}, {kind}; compared with the images once these have no errors"}, None
+        from latebloom.flows.stages.checks import check_generator
+        from latebloom.flows.stages.choosing import check_generator_chosen
+
+        check_generator_chosen(config, found.splits.train)
         check_generator(config, found.splits.train)
     except (ValueError, OSError) as error:
-        return "", Problem("generator", name, str(error))
+        return {}, Problem("generator", name, str(error))
+    return _beside(config, kind, found.splits.train), None
+
+
+def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[str, str]:
+    """How a generator that fits these images takes them."""
+    from rich.filesize import decimal
+
+    from latebloom.flows.run.machine import machine
+    from latebloom.flows.stages.loaders import generator_of
+    from latebloom.synth.generators.find import generator_folder
+    from latebloom.synth.prompts import names_of
+
     generator = generator_of(config)
+    height, width, channels = train.image_shape
     work = config.sizes.work_size or generator.size
-    height, width, channels = found.splits.train.image_shape
-    colour = {1: "grey", 3: "colour"}
-    how = (
-        f"images of {width}x{height} are made at {work} pixels"
-        if min(height, width) != work
-        else f"both are {work} pixels"
-    )
-    turned = (
-        ""
-        if channels == generator.channels
-        else f"; it makes {colour[generator.channels]} of {colour[channels]} images"
-    )
-    return f"{name} knows all {found.splits.train.num_classes} classes; {how}{turned}", None
+    said = f"{config.generate.generator}, {kind}, works at {work} pixels"
+    if min(height, width) != work:
+        said += f"; images of {width}x{height} are {'enlarged' if min(height, width) < work else 'made smaller'} for it"
+    if channels != generator.channels:
+        said += "; it makes colour, and the images are grey"
+    if kind == "pixel":
+        classes = f"the same {train.num_classes} in the same order"
+    else:
+        shown = names_of(config.prompts, train.class_names)[:3]
+        template = config.prompts.templates[0]
+        classes = "by prompts: " + ", ".join(f'"{template.replace("{name}", name)}"' for name in shown)
+        classes += ", ..." if train.num_classes > len(shown) else ""
+    folder = generator_folder(config.generate.generator, config.generate.revision)
+    weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    here = machine(config.device)
+    free = f", {decimal(here.free)} of memory free ({here.name})" if here.free else ""
+    return {"generator": said, "classes": classes, "memory": f"{decimal(weights)} of weights{free}"}
 
 
 def _next(found: "Survey", given: dict[str, Any]) -> str:
-    """The command to run next."""
+    """The command to run next; empty where the source cannot be read at all."""
+    if not found.counts:
+        return ""
     settings = [*(given["set"] or [])]
     kinds = {problem.kind for problem in found.of("error")}
     settings += [setting for kind, setting in _SETTINGS.items() if kind in kinds]
@@ -126,11 +151,12 @@ def _next(found: "Survey", given: dict[str, Any]) -> str:
     return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
-def _lines(found: "Survey", about: str, following: str, width: int) -> Iterator[str]:
+def _lines(found: "Survey", about: dict[str, str], following: str, width: int) -> Iterator[str]:
     if found.counts:
         yield from _table(found)
         yield ""
-        yield from _facts(found, about)
+        for line in _facts(found, about):
+            yield _filled(line, width, "", " " * 11)
         yield ""
     for severity in ("error", "warning"):
         problems = found.of(severity)
@@ -140,25 +166,37 @@ def _lines(found: "Survey", about: str, following: str, width: int) -> Iterator[
         for kind, members in _by_kind(problems).items():
             yield f"  {kind}: {len(members):,}"
             for line in _shown(members, found.source):
-                yield textwrap.fill(
-                    line,
-                    width,
-                    initial_indent="    ",
-                    subsequent_indent="      ",
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                )
+                yield _filled(line, width, "    ", "      ")
             yield ""
     for note in found.notes:
-        yield textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+        yield _filled(note, width, "- ", "  ")
     if found.notes:
         yield ""
     errors = found.of("error")
+    if not following:
+        yield "Nothing else was looked at."
+        return
     if any(problem.kind not in (*_SETTINGS, "several sizes") for problem in errors):
         yield "Repair or remove what is listed, then check again:"
     else:
         yield "With these settings, check again:" if errors else "Nothing keeps this from being trained on. Next:"
     yield f"  {following}"
+
+
+def _filled(text: str, width: int, first: str, others: str) -> str:
+    """As lines of this width; a path or an option is never broken."""
+    filled = [
+        textwrap.fill(
+            line,
+            width,
+            initial_indent=others if number else first,
+            subsequent_indent=others,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for number, line in enumerate(text.splitlines())
+    ]
+    return "\n".join(filled)
 
 
 def _table(found: "Survey") -> Iterator[str]:
@@ -178,7 +216,7 @@ def _table(found: "Survey") -> Iterator[str]:
         yield "  ".join(cells)
 
 
-def _facts(found: "Survey", about: str) -> Iterator[str]:
+def _facts(found: "Survey", about: dict[str, str]) -> Iterator[str]:
     from latebloom.data.sources.survey import spread
 
     if found.sizes:
@@ -194,8 +232,8 @@ def _facts(found: "Survey", about: str) -> Iterator[str]:
     if found.shape:
         height, width, channels = found.shape
         yield f"become     {width}x{height}, {'grey' if channels == 1 else 'colour'}"
-    if about:
-        yield f"generator  {about}"
+    for word, said in about.items():
+        yield f"{word:9}  {said}"
 
 
 def _by_kind(problems: "Sequence[Problem]") -> "dict[str, list[Problem]]":

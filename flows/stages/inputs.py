@@ -3,6 +3,8 @@
 Light to import (docs/architecture.md, Start), so that a wrong input ends a command at once.
 """
 
+import shlex
+
 from latebloom.data.sources.repeated import TWO_SPLITS, Pictures, repeated
 from latebloom.data.store import as_path, is_remote
 from latebloom.flows.config.compare import CompareConfig
@@ -48,7 +50,7 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
     problems, _ = repeated(pictures, splits.train.class_names)
     if twice := [problem for problem in problems if problem.kind == TWO_SPLITS]:
         words = f"{len(twice):,} images are in two splits" if len(twice) > 1 else "an image is in two splits"
-        warn(f"{words}; `latebloom check {config.data.source}` lists them. {twice[0].message}")
+        warn(f"{words}; `latebloom check {shlex.quote(config.data.source)}` lists them. {twice[0].message}")
 
 
 def check_folder(config: CompareConfig, out: str, kind: str) -> None:

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latebloom.data.config import DataConfig
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.stages.inputs import check_data
+
 RunCommand = Callable[..., Any]
 
 
@@ -109,9 +113,12 @@ def test_a_generator_is_compared_with_the_classes(run_command: RunCommand, pets:
     outcome = run_command("check", pets, "--generator", generator)
     assert outcome.code == 1
     assert "  generator: 1" in outcome.out
+    assert "class 0 of the data is 'big dog', of generator tiny it is '0'" in " ".join(outcome.out.split())
     outcome = run_command("check", "digits", "--generator", generator)
     assert outcome.code == 0, outcome.out
-    assert "knows all 10 classes" in outcome.out
+    assert f"generator  {generator}, pixel, works at 8 pixels\n" in outcome.out
+    assert "classes    the same 10 in the same order\n" in outcome.out
+    assert "of weights" in outcome.out
     assert outcome.out.endswith(f"  latebloom run digits --generator {generator}\n")
 
 
@@ -122,3 +129,29 @@ def test_nothing_is_written(
     monkeypatch.chdir(tmp_path / "here")
     assert run_command("check", pets).code == 0
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_generator_that_is_not_there_is_named_beside_the_other_problems(
+    run_command: RunCommand, pets: Path, tmp_path: Path
+) -> None:
+    (pets / "train/cat/bad.png").write_text("hello")
+    found = json.loads(run_command("check", pets, "--generator", tmp_path / "nowhere", "--json").out)
+    assert [problem["kind"] for problem in found["problems"]] == ["generator", "not readable"]
+
+
+def test_a_source_that_cannot_be_read_has_no_next_command(run_command: RunCommand, tmp_path: Path) -> None:
+    outcome = run_command("check", tmp_path / "nowhere")
+    assert outcome.code == 1
+    assert "is neither a data set's name nor a path that exists" in " ".join(outcome.out.split())
+    assert outcome.out.endswith("Nothing else was looked at.\n")
+
+
+def test_other_commands_warn_once_of_a_picture_in_two_splits(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(pets / "train/cat/00.png", pets / "test/cat/again.png")
+    config = CompareConfig(data=DataConfig(source=str(pets)))
+    for _ in range(2):
+        check_data(config, "select")
+    assert capsys.readouterr().err == (
+        f"warning: an image is in two splits; `latebloom check {pets}` lists them. test/cat/again.png (test) is the "
+        "same picture as train/cat/00.png (train); remove one, or errors on test are too good\n"
+    )
