@@ -1,9 +1,11 @@
 """Train a pixel generator: a small class-conditional UNet, saved as an ordinary diffusers folder."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +18,12 @@ from latebloom.data.seeds import torch_rng, torch_stream
 from latebloom.data.store import write_bytes, write_json
 from latebloom.synth.config import GeneratorConfig
 from latebloom.synth.generators.diffusers_folder import CARD_FILE
+from latebloom.synth.generators.samples import sample_sheet
 
-__all__ = ["GeneratorFit", "fit_generator", "save_generator"]
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
+__all__ = ["FitMoment", "GeneratorFit", "draw_samples", "fit_generator", "save_generator"]
 
 TRAIN_TIMESTEPS = 1000
 
@@ -30,12 +36,72 @@ class GeneratorFit:
     losses: np.ndarray
 
 
+@dataclasses.dataclass
+class FitMoment:
+    """An unfinished fit between two steps; what `fit_generator` needs to go on from there.
+
+    Attributes:
+        step: optimizer steps done.
+        losses: of all steps, float32 (steps,), 0 for those to come; on the device, as the rest.
+        unet: with the weights that are trained.
+        draws: the generator of all random numbers, whose state goes with a checkpoint.
+    """
+
+    step: int
+    losses: Tensor
+    unet: nn.Module
+    ema: "EMAModel"
+    optimizer: torch.optim.Optimizer
+    draws: torch.Generator
+
+    def loss(self) -> float:
+        """Mean loss of the last 100 steps."""
+        return float(self.losses[max(0, self.step - 100) : self.step].mean())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that decides the steps to come, on the CPU, by name: copies."""
+        found = {"losses": self.losses, "draws": self.draws.get_state(), "step": torch.tensor(self.step)}
+        for (name, weight), averaged in zip(self.unet.named_parameters(), self.ema.shadow_params, strict=True):
+            found |= {f"weight/{name}": weight.detach(), f"averaged/{name}": averaged}
+            found |= {f"{slot}/{name}": value for slot, value in self.optimizer.state[weight].items()}
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to the moment whose `tensors` these are; the config, the images and the seed must be the same."""
+        self.step = self.ema.optimization_step = int(tensors["step"])
+        self.losses.copy_(tensors["losses"])
+        self.draws.set_state(tensors["draws"])
+        for (name, weight), averaged in zip(self.unet.named_parameters(), self.ema.shadow_params, strict=True):
+            weight.data.copy_(tensors[f"weight/{name}"])
+            averaged.data.copy_(tensors[f"averaged/{name}"])
+            slots = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
+            self.optimizer.state[weight] = {
+                slot: value.clone() if slot == "step" else value.to(weight.device, copy=True)
+                for slot, value in slots.items()
+                if slot not in ("weight", "averaged")
+            }
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The UNet with its averaged weights, in eval mode, for the block."""
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        try:
+            yield self.unet.eval()
+        finally:
+            self.ema.restore(self.unet.parameters())
+            self.unet.train()
+
+
 def fit_generator(
     data: LabeledImages,
     config: GeneratorConfig,
     seed: int,
     device: torch.device,
     on_step: Callable[[int, float], None] | None = None,
+    *,
+    on_moment: Callable[[FitMoment], None] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> GeneratorFit:
     """Train a class-conditional `UNet2DModel` with v-prediction on the cosine schedule.
 
@@ -44,6 +110,8 @@ def fit_generator(
 
     Args:
         on_step: called with the number of steps done and the loss of the last, every ten steps and at the end.
+        on_moment: called then too, with what a checkpoint is made of; it must not change it.
+        start: the `FitMoment.tensors` of the same fit: it goes on from there and ends with the same weights.
 
     Raises:
         ValueError: images that are not square, or a size the UNet's levels cannot halve.
@@ -69,7 +137,10 @@ def fit_generator(
     ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     generator = torch_rng(seed, "fit-generator")
     losses = torch.zeros(config.steps, device=device)
-    for step in range(config.steps):
+    moment = FitMoment(0, losses, unet, ema, optimizer, generator)
+    if start is not None:
+        moment.restore(start)
+    for step in range(moment.step, config.steps):
         rows = torch.randint(len(data), (config.batch_size,), generator=generator)
         x0 = _prepare(pixels[rows.numpy()], size, config.flip, generator)  # (B, C, h, w) in [-1, 1]
         noise = torch.randn(x0.shape, generator=generator).to(device)
@@ -94,8 +165,11 @@ def fit_generator(
                 raise FloatingPointError(
                     f"the generator's loss became {value} at step {step + 1}; lower lr ({config.lr})"
                 )
+            moment.step = step + 1
             if on_step:
                 on_step(step + 1, value)
+            if on_moment:
+                on_moment(moment)
     ema.copy_to(unet.parameters())
     return GeneratorFit(unet.cpu().eval(), losses.cpu().numpy())
 
@@ -146,6 +220,14 @@ def _prepare(images: Tensor, size: int, flip: bool, generator: torch.Generator) 
         coin = torch.rand(len(x), generator=generator).to(x.device) < 0.5
         x = torch.where(coin[:, None, None, None], x.flip(3), x)
     return x
+
+
+def draw_samples(unet: nn.Module, data: LabeledImages, seed: int) -> bytes:
+    """A PNG of what the UNet of a fit makes of pure noise: a row a class, the same noise whenever it is drawn."""
+    from diffusers import DDPMScheduler
+
+    alphas_cumprod = DDPMScheduler(**_scheduler_settings()).alphas_cumprod.double().numpy()
+    return sample_sheet(unet, alphas_cumprod, data.class_names, seed)
 
 
 def save_generator(folder: Path, fit: GeneratorFit, data: LabeledImages, config: GeneratorConfig, seed: int) -> None:

@@ -165,7 +165,7 @@ DEPLOYMENTS = (
         deployed.fit_generator,
         "fit-generator",
         "Trains a small class-conditional pixel generator (`UNet2DModel`). **Makes** a diffusers folder. **Costs** a "
-        "minute on two cores with the defaults (digits); it does not resume.",
+        f"minute on two cores with the defaults (digits). {_RESUMES}",
         ("generator",),
     ),
     Deployment(

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ import numpy as np
 import pydantic
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from latebloom.data.images import LabeledImages
 from latebloom.synth.config import GeneratorConfig, SampleConfig
-from latebloom.synth.fit import GeneratorFit, _prepare, fit_generator, save_generator
+from latebloom.synth.fit import FitMoment, GeneratorFit, _prepare, draw_samples, fit_generator, save_generator
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.sample import denoise
 
@@ -264,3 +266,51 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     )
     with pytest.raises(FloatingPointError, match=rf"loss became {value} at step {noticed}; lower lr \(0.002\)"):
         briefly(tiny_images, steps=steps)
+
+
+# Going on
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [10, 20])
+def test_a_fit_that_goes_on_ends_with_the_same_weights_to_the_bit(tiny_images: LabeledImages, at: int) -> None:
+    settings: dict[str, Any] = {"steps": 25, "batch_size": 4, "channels": (8,), "flip": True}
+    whole = briefly(tiny_images, **settings)
+    kept: dict[str, Tensor] = {}
+
+    def stop(moment: FitMoment) -> None:
+        if moment.step == at:
+            kept.update(moment.tensors())
+            with moment.averaged() as unet:  # samples in between change nothing
+                draw_samples(unet, tiny_images, 0)
+            raise Killed
+
+    config = GeneratorConfig(**settings)
+    with pytest.raises(Killed):
+        fit_generator(tiny_images, config, 0, CPU, on_moment=stop)
+    steps: list[int] = []
+    rest = fit_generator(tiny_images, config, 0, CPU, lambda step, _: steps.append(step), start=kept)
+    assert steps == [step for step in (10, 20, 25) if step > at]
+    assert equal(whole, rest)
+    np.testing.assert_array_equal(whole.losses, rest.losses)
+
+
+def test_drawing_samples_in_between_changes_no_weight(tiny_images: LabeledImages) -> None:
+    def draw(moment: FitMoment) -> None:
+        with moment.averaged() as unet:
+            draw_samples(unet, tiny_images, 0)
+
+    config = GeneratorConfig(steps=12, batch_size=4, channels=(8,))
+    assert equal(fit_generator(tiny_images, config, 0, CPU, on_moment=draw), briefly(tiny_images, steps=12))
+
+
+def test_samples_are_a_row_a_class_and_of_the_same_noise(fitted: GeneratorFit, tiny_images: LabeledImages) -> None:
+    png = draw_samples(fitted.unet, tiny_images, 0)
+    with Image.open(io.BytesIO(png)) as sheet:
+        assert sheet.size == (90 + 8 * 34, 3 * 34)
+        pixels = np.asarray(sheet)[:, 90:]
+    assert pixels.std() > 5
+    assert draw_samples(fitted.unet, tiny_images, 0) == png != draw_samples(fitted.unet, tiny_images, 1)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,3 +132,79 @@ def test_the_same_settings_give_the_same_generator_anywhere(tmp_path: Path) -> N
         digests.append(PixelDenoiser.load(tmp_path / name, torch.device("cpu")).digest)
     assert digests[0] == digests[1] != digests[2]
     assert read_json(tmp_path / "a" / "latebloom.json")["seed"] == 0
+
+
+# ------------------------------------------------------------------------------------------------- going on
+
+LONG: dict[str, Any] = {**TINY, "steps": 40}
+
+
+def killed(out: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = RuntimeError) -> None:
+    """Fit with a checkpoint every ten steps, and end it after the second."""
+    for name in ("CHECKPOINT_SECONDS", "CHECKPOINT_TIMES", "SAMPLE_SECONDS"):
+        monkeypatch.setattr(fit_generator, name, 0)
+    real = fit_generator._Unfinished.write_samples
+
+    def write(unfinished: Any, step: int, png: bytes) -> None:
+        real(unfinished, step, png)
+        if step == 20:
+            raise error
+
+    monkeypatch.setattr(fit_generator._Unfinished, "write_samples", write)
+    with pytest.raises(error):
+        fit_and_save(config(generator=LONG), out)
+    monkeypatch.undo()
+
+
+def test_a_killed_fit_goes_on_and_ends_as_one_that_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], story: Story
+) -> None:
+    fit_and_save(config(generator=LONG), tmp_path / "whole")
+    killed(tmp_path / "mine", monkeypatch)
+    partial = tmp_path / "mine.partial"
+    names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
+    assert names[0] == "checkpoint.safetensors"
+    assert names[-1] == "samples/step-000020.png"
+    capsys.readouterr()
+    fit_and_save(config(generator=LONG), tmp_path / "mine")
+    assert "fit generator: goes on at step 20 of 40" in capsys.readouterr().err
+    assert not partial.exists()
+    assert story.contents(tmp_path / "mine") == story.contents(tmp_path / "whole")
+
+
+def test_ctrl_c_says_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed(tmp_path / "mine", monkeypatch, KeyboardInterrupt)
+    lines = capsys.readouterr().err
+    assert "fit generator: stopped after step 20; the same command goes on from step 20" in lines
+    assert "its checkpoint and samples are in" in lines
+
+
+def test_a_checkpoint_of_another_fit_is_refused_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(tmp_path / "mine", monkeypatch)
+    before = (tmp_path / "mine.partial" / "checkpoint.safetensors").read_bytes()
+    for changes in ({"seed": 1}, {"generator": {**LONG, "steps": 41}}, {"data": {"train_limit": 21}}):
+        with pytest.raises(ValueError, match=r"mine\.partial holds an unfinished fit with other settings, images or"):
+            check_fit(config(**{"generator": LONG, **changes}), tmp_path / "mine")
+    assert (tmp_path / "mine.partial" / "checkpoint.safetensors").read_bytes() == before
+    (tmp_path / "mine.partial" / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"is a damaged checkpoint .*; delete it to fit from the start"):
+        check_fit(config(generator=LONG), tmp_path / "mine")
+
+
+def test_what_a_person_put_beside_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(tmp_path / "mine", monkeypatch)
+    (tmp_path / "mine.partial" / "notes.txt").write_text("mine")
+    fit_and_save(config(generator=LONG), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine.partial").iterdir()] == ["notes.txt"]
+
+
+def test_progress_has_loss_and_rate_and_the_end_names_the_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit_and_save(config(generator=LONG), tmp_path / "mine")
+    lines = capsys.readouterr().err.splitlines()
+    assert re.match(r"fit generator  loss \d\.\d{4}  [\d,]+ images/s  40/40 steps  100%", lines[-2])
+    assert lines[-1].endswith("samples.png shows what it makes")
+    assert (tmp_path / "mine" / "samples.png").read_bytes().startswith(b"\x89PNG")
