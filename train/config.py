@@ -299,7 +299,9 @@ class StrongConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="Who gets strong copies: none, all, the examples that a coreset method selects, or those of a file",
     )
     file: str = Field(
-        "", description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote"
+        "",
+        description="For selector=file: path or URL of a coreset-METHOD.npz that latebloom coreset wrote, or of a "
+        ".csv with a column file of image names, and weight if they differ",
     )
     policy: PolicyConfig = Field(PolicyConfig(), description="The strong augmentation")
     coreset: SelectionConfig = Field(

@@ -11,7 +11,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, write_config
 from latebloom.flows.run.progress import warn
 from latebloom.flows.stages.classifiers import new_classifiers
-from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
+from latebloom.flows.stages.coreset_file import as_coreset, on_images, read_selected
 from latebloom.flows.stages.inputs import GENERATING, check_data, check_folder
 from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
 from latebloom.flows.stages.scorers import check_named
@@ -75,11 +75,9 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
 
 def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
     """What an arm has of the coreset in its file; the synthetic images of an arm are not made yet."""
-    selected = read_selected(config.strong.file)
+    selected = on_images(read_selected(config.strong.file), train)
     items: dict[str, int] | None = None if arm.kind == "synthetic" else {}
-    coreset = as_coreset(f"arm {arm.name}", selected, train.labels, np.arange(len(train)), len(train), items)
-    check_images(selected, train)
-    return coreset
+    return as_coreset(f"arm {arm.name}", selected, train.labels, np.arange(len(train)), len(train), items)
 
 
 def check_generator(config: CompareConfig, train: LabeledImages) -> None:

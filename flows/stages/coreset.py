@@ -1,5 +1,7 @@
 """Select a coreset of any data set by any classifier, and measure how well it stands for the whole. No Prefect."""
 
+import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 
 from latebloom.data.images import LabeledImages, concat
 from latebloom.data.seeds import child_seed
-from latebloom.data.store import as_path, digest_file, digest_json, local_file, write_arrays, write_json
+from latebloom.data.store import as_path, digest_file, digest_json, local_file, write_arrays, write_bytes, write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.tools import CoresetRunConfig
 from latebloom.flows.run.folder import RunFolder
@@ -63,10 +65,11 @@ def check_coreset(config: CoresetRunConfig) -> None:
 
 
 def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
-    """Write coreset-METHOD.npz and coreset-METHOD.json into a folder; what the latter says.
+    """Write coreset-METHOD.npz, .csv and .json into a folder; what the latter says.
 
     The .npz has `indices` int64 (B,) into the pool, class after class in the order of selection, their `labels` int64,
-    `weights` float32, the images' `sha256`, and `source`: "real", or the item id of a synthetic image. The pool is
+    `weights` float32, the images' `names` and `sha256`, and `source`: "real", or the item id of a synthetic image. The
+    .csv has the same for people, a line an image: file, class, row, weight, source, sha256. The pool is
     the training images, behind them the usable synthetic ones in the order of their data set. A method that ranks by
     scores adds `scores` float32 (N,) of the whole pool, facility location `owner` int64 (N,): the selected image that
     stands for each.
@@ -87,11 +90,11 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
         "coreset": config.coreset.model_dump(mode="json"),
         "seed": config.seed,
     }
-    stage = folder.stage(coreset_key(method), 2, about)
+    stage = folder.stage(coreset_key(method), 3, {**about, "names": digest_json([*pool.names])})
     if record := stage.done():
         say(f"coreset: {method} was selected before")
         return record.facts
-    file, description = (folder.path / f"coreset-{method}.{suffix}" for suffix in ("npz", "json"))
+    file, lines, description = (folder.path / f"coreset-{method}.{suffix}" for suffix in ("npz", "csv", "json"))
     with stage.making() as outcome:
         begin = time.perf_counter()
         found = [features_of(model, pool) for model in loaded_classifiers(config.as_run, pool, weights)]
@@ -111,8 +114,10 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
             weights=chosen.weights,
             source=sources[chosen.indices],
             sha256=np.array(pool.sha256)[chosen.indices],
+            names=np.array(pool.names)[chosen.indices],
             **{name: array for name, array in of_all.items() if array is not None},
         )
+        write_bytes(lines, _as_csv(pool, chosen, sources).encode())
         outcome.facts = CoresetFacts(
             method=method,
             **about,
@@ -128,8 +133,18 @@ def write_coreset(folder: RunFolder, config: CoresetRunConfig) -> CoresetFacts:
             file=file.name,
         )
         write_json(description, outcome.facts.model_dump(mode="json"))
-        outcome.outputs += [file, description]
+        outcome.outputs += [file, lines, description]
     return outcome.facts
+
+
+def _as_csv(pool: LabeledImages, chosen: Coreset, sources: np.ndarray) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "class", "row", "weight", "source", "sha256"))
+    for row, weight in zip(chosen.indices.tolist(), chosen.weights.tolist(), strict=True):
+        kind = pool.class_names[pool.labels[row]]
+        writer.writerow((pool.names[row], kind, row, f"{weight:.9g}", sources[row], pool.sha256[row]))
+    return text.getvalue()
 
 
 def _pool(config: CoresetRunConfig) -> tuple[LabeledImages, list[str]]:

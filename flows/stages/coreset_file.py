@@ -1,20 +1,24 @@
-"""A coreset from a file: what `latebloom coreset` wrote, as rows of the images that an arm trains on."""
+"""A coreset from a file: what `latebloom coreset` or a person wrote, as rows of the images that an arm trains on."""
 
+import csv
 import dataclasses
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from latebloom.data.images import LabeledImages
+from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path
 from latebloom.train.selection.coreset import Coreset
 
-__all__ = ["SelectedExamples", "as_coreset", "check_images", "read_selected"]
+__all__ = ["SelectedExamples", "as_coreset", "on_images", "read_selected"]
 
 _KINDS = {"indices": "iu", "labels": "iu", "weights": "fiu", "source": "U"}  # NumPy's, of each array
+_LATER = {"sha256": "U", "names": "U"}  # which files of older versions do not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,9 @@ class SelectedExamples:
         weights: float32 (B,), finite, at least 0 and not all 0.
         source: str (B,): "real", or the item id of a synthetic image.
         sha256: str (B,): `LabeledImages.sha256` of the selected images; "" in a file that has none.
+        names: str (B,): of real images, `LabeledImages.names`; "" in a file that has none.
+
+    A table of names has no rows and no labels: they are -1 until `on_images` finds them.
     """
 
     file: str
@@ -36,10 +43,11 @@ class SelectedExamples:
     weights: np.ndarray
     source: np.ndarray
     sha256: np.ndarray
+    names: np.ndarray
 
 
 def read_selected(file: str) -> SelectedExamples:
-    """The selected examples in a file, path or URL.
+    """The selected examples in a file, path or URL: an .npz that `write_coreset` wrote, or a .csv of names.
 
     Raises:
         ValueError: there is none, it is no coreset, or it has weights that cannot be trained with.
@@ -47,18 +55,21 @@ def read_selected(file: str) -> SelectedExamples:
     path = as_path(file)
     if not path.is_file():
         raise ValueError(f"there is no coreset at {path}; give a coreset-METHOD.npz that `latebloom coreset` wrote")
+    if path.suffix.lower() == ".csv":
+        return _listed(path, path.read_bytes())
     content = io.BytesIO(path.read_bytes())
     if not zipfile.is_zipfile(content):
         raise ValueError(f"{path} is not an .npz archive, or it is damaged; give one that `latebloom coreset` wrote")
     content.seek(0)
     try:
         with np.load(content, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in (*_KINDS, "sha256") if name in archive.files}
+            arrays = {name: np.asarray(archive[name]) for name in (*_KINDS, *_LATER) if name in archive.files}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); make it again with `latebloom coreset`") from error
     if "indices" in arrays:
-        arrays.setdefault("sha256", np.full(arrays["indices"].shape, ""))
-    for name, kinds in {**_KINDS, "sha256": "U"}.items():
+        for name in _LATER:
+            arrays.setdefault(name, np.full(arrays["indices"].shape, ""))
+    for name, kinds in {**_KINDS, **_LATER}.items():
         if name not in arrays:
             raise ValueError(f"{path} has no array {name}; expected {', '.join(_KINDS)}, as `latebloom coreset` writes")
         array = arrays[name]
@@ -67,8 +78,14 @@ def read_selected(file: str) -> SelectedExamples:
                 f"{path}: {name} is {array.dtype}{array.shape} beside {arrays['indices'].shape} of indices; expected "
                 "one value an example, as `latebloom coreset` writes"
             )
+    weights = _checked_weights(path, arrays["weights"])
+    indices, labels = (arrays[name].astype(np.int64) for name in ("indices", "labels"))
+    return SelectedExamples(str(path), indices, labels, weights, arrays["source"], arrays["sha256"], arrays["names"])
+
+
+def _checked_weights(path: Path, found: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # refused below
-        weights = arrays["weights"].astype(np.float32)
+        weights = found.astype(np.float32)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise ValueError(
@@ -79,24 +96,92 @@ def read_selected(file: str) -> SelectedExamples:
         raise ValueError(
             f"{path} has {len(weights)} examples, none with a weight above 0, so there is nothing to train on"
         )
-    indices, labels = (arrays[name].astype(np.int64) for name in ("indices", "labels"))
-    return SelectedExamples(str(path), indices, labels, weights, arrays["source"], arrays["sha256"])
+    return weights
 
 
-def check_images(selected: SelectedExamples, train: LabeledImages) -> None:
-    """Refuse examples that are other images here, as where an image was added to a folder before them.
+def _listed(path: Path, content: bytes) -> SelectedExamples:
+    """The examples of a table: a column `file` with names of images, and what else the one of `write_coreset` has."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error}); write it as CSV in UTF-8") from error
+    if not rows or "file" not in rows[0]:
+        found = ", ".join(rows[0]) if rows else "no row"
+        raise ValueError(f"{path} has {found}; expected a column file with names of images, and weight if they differ")
+    weights = []
+    for number, row in enumerate(rows):
+        if not row["file"]:
+            raise ValueError(f"{path}: row {number + 1} has no file; give the name of an image")
+        try:
+            weights.append(float(row.get("weight", 1)))
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}: row {number + 1} has weight {row['weight']!r}; expected a number") from None
+    unknown = np.full(len(rows), -1)
+    kept = _checked_weights(path, np.array(weights))
+    source, digests = (np.array([row.get(*of) or of[1] for row in rows]) for of in (("source", "real"), ("sha256", "")))
+    return SelectedExamples(str(path), unknown, unknown, kept, source, digests, np.array([row["file"] for row in rows]))
+
+
+def on_images(selected: SelectedExamples, train: LabeledImages) -> SelectedExamples:
+    """The examples with the rows that their images have in `train`, which may stand in another order by now.
+
+    An image is found by its pixels where the file has their digests, and else by its name; names settle which of equal
+    images is meant. Examples of which the file has neither stay the rows that they were.
 
     Raises:
-        ValueError: of another data set.
+        ValueError: images that are not among these; the message has the first.
     """
-    here = np.array(train.sha256)
-    known = np.flatnonzero((selected.source == "real") & (selected.sha256 != ""))
-    differ = known[here[selected.indices[known]] != selected.sha256[known]]
-    if len(differ):
+    indices, labels = selected.indices.copy(), selected.labels.copy()
+    real = np.flatnonzero(selected.source == "real")
+    here: dict[str, list[int]] = {}
+    for row, digest in enumerate(train.sha256):
+        here.setdefault(digest, []).append(row)
+    by_name = _rows_by_name({str(selected.names[place]) for place in real}, train.names)
+    absent = []
+    for place in real.tolist():
+        name, digest, row = str(selected.names[place]), str(selected.sha256[place]), int(indices[place])
+        if digest:
+            rows = here.get(digest, [])
+            if row in rows and name in ("", train.names[row]):
+                continue
+            # Of equal images the one of this name, or else of this label.
+            rows = sorted(rows, key=lambda row: (train.names[row] != name, train.labels[row] != labels[place], row))
+        elif name:
+            rows = by_name.get(name, [])
+            if len(rows) > 1:
+                found = listed([train.names[row] for row in rows])
+                raise ValueError(f"{selected.file}: {name!r} names {len(rows)} images: {found}; give more of the name")
+        else:
+            continue
+        if not rows:
+            absent.append(place)
+            continue
+        indices[place] = rows[0]
+        if labels[place] < 0:
+            labels[place] = train.labels[rows[0]]
+    if absent:
+        one = absent[0]
+        image = repr(str(selected.names[one])) if selected.names[one] else f"image {indices[one]}"
         raise ValueError(
-            f"{selected.file} is of another data set: its example {differ[0]} is another image than image "
-            f"{selected.indices[differ[0]]} here ({len(differ)} such examples)"
+            f"{selected.file} is of another data set: its example {one}, {image}, is not among the {len(train)} "
+            f"training images ({len(absent)} such examples)"
         )
+    return dataclasses.replace(selected, indices=indices, labels=labels)
+
+
+def _rows_by_name(wanted: set[str], names: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of the images that have each wanted name; where none has it whole, of those that end so after a `/`."""
+    whole: dict[str, list[int]] = {}
+    ends: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name in wanted:
+            whole.setdefault(name, []).append(row)
+        end = name.partition("/")[2]
+        while end:
+            if end in wanted:
+                ends.setdefault(end, []).append(row)
+            end = end.partition("/")[2]
+    return ends | whole
 
 
 def as_coreset(

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latebloom.data.images import LabeledImages
 from latebloom.data.store import digest_file, read_json, write_arrays
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import parse_arm
@@ -22,7 +24,7 @@ from latebloom.flows.run.resolve import resolve, resolve_coreset
 from latebloom.flows.stages import checks, fitting, training
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.coreset import CoresetRunConfig, check_coreset, write_coreset
-from latebloom.flows.stages.coreset_file import as_coreset, check_images, read_selected
+from latebloom.flows.stages.coreset_file import SelectedExamples, as_coreset, on_images, read_selected
 from latebloom.flows.stages.loaders import images_of
 from latebloom.train.augment.mixing import Mixer
 from latebloom.train.selection.coreset import Coreset
@@ -327,15 +329,96 @@ def test_other_pictures_at_the_same_rows_are_refused(tiny: Tiny, picked: Path, t
     """An image that is added to a folder shifts those behind it, and labels may fit all the same."""
     train = images_of(tiny()).train
     picks = picks_of(picked)
-    check_images(read_selected(str(picked)), train)
+    assert on_images(read_selected(str(picked)), train).indices.tolist() == picks["indices"].tolist()
     assert picks["sha256"].tolist() == [train.sha256[row] for row in picks["indices"]]
+    assert picks["names"].tolist() == [train.names[row] for row in picks["indices"]]
     others = picks["sha256"].copy()
     others[2] = "0" * 64
     file = changed(picked, tmp_path / "p.npz", sha256=others)
-    with pytest.raises(ValueError, match=rf"its example 2 is another image than image {picks['indices'][2]} here \(1 "):
-        check_images(read_selected(str(file)), train)
-    untold = changed(picked, tmp_path / "q.npz", sha256=np.full(len(others), ""))
-    check_images(read_selected(str(untold)), train)
+    with pytest.raises(ValueError, match=rf"its example 2, '{re.escape(picks['names'][2])}', is not among the 60 tr"):
+        on_images(read_selected(str(file)), train)
+    unnamed = changed(picked, tmp_path / "u.npz", sha256=others, names=np.full(len(others), ""))
+    with pytest.raises(ValueError, match=rf"its example 2, image {picks['indices'][2]}, is not among the 60 training"):
+        on_images(read_selected(str(unnamed)), train)
+    nothing = np.full(len(others), "")
+    untold = changed(picked, tmp_path / "q.npz", sha256=nothing, names=nothing)
+    assert on_images(read_selected(str(untold)), train).indices.tolist() == picks["indices"].tolist()
+
+
+# -------------------------------------------------------------------------------------------------------------- names
+
+
+def four(names: tuple[str, ...], values: tuple[int, ...]) -> LabeledImages:
+    """Grey 1x1 images of these values and names, labelled 0, 1, 0, 1."""
+    images = np.array(values, np.uint8).reshape(-1, 1, 1, 1)
+    return LabeledImages(images, np.arange(len(values)) % 2, ("a", "b"), "four", names)
+
+
+def of_rows(data: LabeledImages, rows: list[int], tmp_path: Path) -> SelectedExamples:
+    """The examples of a file that has these rows of `data`."""
+    write_arrays(
+        tmp_path / "p.npz",
+        indices=np.array(rows),
+        labels=data.labels[rows],
+        weights=np.ones(len(rows)),
+        source=np.full(len(rows), "real"),
+        sha256=np.array(data.sha256)[rows],
+        names=np.array(data.names)[rows],
+    )
+    return read_selected(str(tmp_path / "p.npz"))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "rows"),
+    [
+        (("a/1", "b/1", "a/2", "b/2"), (1, 2, 3, 4), [1, 2]),  # nothing moved
+        (("a/0", "b/0", "a/1", "b/1", "a/2"), (9, 8, 1, 2, 3), [3, 4]),  # two images came in before them
+        (("a/x", "b/x", "a/y", "b/y"), (3, 4, 1, 2), [3, 0]),  # renamed and moved
+        (("a/1", "b/1", "a/2", "b/2"), (2, 1, 2, 3), [0, 3]),  # by the pixels, whatever has the name now
+        (("a/0", "b/1", "a/2", "b/2"), (2, 2, 3, 3), [1, 2]),  # of equal images those of the name
+    ],
+)
+def test_a_coreset_finds_its_images_after_they_moved(
+    names: tuple[str, ...], values: tuple[int, ...], rows: list[int], tmp_path: Path
+) -> None:
+    selected = of_rows(four(("a/1", "b/1", "a/2", "b/2"), (1, 2, 3, 4)), [1, 2], tmp_path)
+    assert on_images(selected, four(names, values)).indices.tolist() == rows
+
+
+def test_a_table_of_names_is_a_coreset(tmp_path: Path) -> None:
+    data = four(("train/a/1.png", "train/b/1.png", "train/a/2.png", "train/b/2.png"), (1, 2, 3, 4))
+    (tmp_path / "mine.csv").write_text("file,weight\ntrain/b/2.png,3\na/2.png,0.5\n")
+    selected = on_images(read_selected(str(tmp_path / "mine.csv")), data)
+    assert (selected.indices.tolist(), selected.weights.tolist()) == ([3, 2], [3, 0.5])
+    given = as_coreset("arm", selected, data.labels, np.arange(4), 4, {})
+    assert (given.indices.tolist(), given.weights.tolist()) == ([3, 2], [3, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name\n1.png\n", "has name; expected a column file"),
+        ("file\n", "has no row; expected a column file"),
+        ("file\n1.png\n", "'1.png' names 2 images: train/a/1.png, train/b/1.png; give more of the name"),
+        ("file\na/1.png\na/3.png\n", "example 1, 'a/3.png', is not among the 4 training images"),
+        ("file,weight\na/1.png,much\n", "row 1 has weight 'much'; expected a number"),
+        ("file,weight\na/1.png,1\n,1\n", "row 2 has no file"),
+        ("file,weight\na/1.png,-1\n", "example 0 has weight -1.0"),
+        ("file\n\xe4", "cannot be read as a table"),
+    ],
+)
+def test_a_table_that_names_no_image_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    data = four(("train/a/1.png", "train/b/1.png", "train/a/2.png", "train/b/2.png"), (1, 2, 3, 4))
+    (tmp_path / "mine.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        on_images(read_selected(str(tmp_path / "mine.csv")), data)
+
+
+def test_the_table_that_is_written_is_the_coreset_too(tiny: Tiny, picked: Path) -> None:
+    train, table = images_of(tiny()).train, read_selected(str(picked.with_suffix(".csv")))
+    first, second = on_images(read_selected(str(picked)), train), on_images(table, train)
+    for name in ("indices", "labels", "weights", "source", "sha256", "names"):
+        assert getattr(first, name).tolist() == getattr(second, name).tolist()
 
 
 def test_another_data_set_is_refused_before_anything_is_written(
