@@ -47,6 +47,8 @@ def read_npz(path: Path, config: DataConfig, problems: Problems) -> Found:
                         f"{image or label}; it has {listed(archive.files, most=12)}; add or name it{leave_out(role)}"
                     )
                 labels = _flat_labels(_array(archive, path, label), f"{path} {label}")
+                if role == "validation" and not len(labels):
+                    continue  # as `latebloom export` writes it where there is none
                 arrays[role] = image, _array(archive, path, image), f"{path} {part}".removesuffix(f" {ALL}"), labels
             given = next((_array(archive, path, name) for name in _NAMES if name in archive.files), None)
     for image, images, _, labels in arrays.values():

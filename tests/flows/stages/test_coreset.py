@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_picks_are_rows_with_labels_and_weights_class_after_class(trained: SimpleNamespace) -> None:
     arrays, train = arrays_of(trained.run, "craig"), load(trained.config.data).train
     indices, labels = arrays["indices"], arrays["labels"]
-    assert set(arrays) == {"indices", "labels", "weights", "source", "sha256", "owner"}
+    assert set(arrays) == {"indices", "labels", "weights", "source", "sha256", "names", "owner"}
     assert len(indices) == len(set(indices.tolist())) == 12  # a fifth of 60
     assert labels.tolist() == train.labels[indices].tolist() == sorted(labels.tolist())
     assert set(arrays["source"].tolist()) == {"real"}

@@ -469,11 +469,13 @@ def test_the_option_is_the_setting(picked: Path, run_command: RunCommand, fake_f
     found: list[CompareConfig] = []
     fake_flows.retrain = lambda config, _: found.append(config)
     limits = ("--train-limit", "60", "--test-limit", "50", "--seeds", "1", "--batch-size", "4", "--json")
-    words = ("retrain", "digits", "--out", tmp_path / "run", *limits)
-    shown = run_command(*words, "--coreset", picked)
+    words = ("retrain", "digits", *limits, "--out")
+    shown = run_command(*words, tmp_path / "run", "--coreset", picked)
     assert shown.code == 0, shown.err
     settings = (f"strong.file={picked}", "strong.main=coreset", "strong.copies=0")
-    shown = run_command(*words, "--arms", "original+file", *(word for one in settings for word in ("--set", one)))
+    shown = run_command(
+        *words, tmp_path / "other", "--arms", "original+file", *(word for one in settings for word in ("--set", one))
+    )
     assert shown.code == 0, shown.err
     assert found[0] == found[1]
     assert found[0].strong.file == str(picked)
