@@ -89,11 +89,11 @@ def _class_folders(
     splits = {}
     for role, classes in found.items():
         for name in [name for name in classes if name not in class_names]:
-            where = path / chosen[role] / name
+            where = _place(path, chosen[role]) / name
             problems.add(
                 "class without training images",
                 str(where),
-                f"{where} is a class that {path / chosen['train']} does not have; its classes are "
+                f"{where} is a class that {_place(path, chosen['train'])} does not have; its classes are "
                 f"{listed(class_names)}; rename or remove it",
             )
             del classes[name]
@@ -102,16 +102,20 @@ def _class_folders(
         splits[role] = Split(
             Files(in_memory(members), [str(file) for file in members]),
             labels.astype(np.int64),
-            str(path / chosen[role]),
+            str(_place(path, chosen[role])),
             [file.relative_to(path).as_posix() for file in members],
             chosen[role].removesuffix(ALL),
         )
     return class_names, splits
 
 
+def _place(path: Path, part: str) -> Path:
+    return path if part == ALL else path / part
+
+
 def _classes(path: Path, name: str, role: str, problems: Problems) -> dict[str, list[Path]]:
     """The image files in each sub-folder of the part `name`, both sorted by name."""
-    part = path / name
+    part = _place(path, name)
     folders, files = visible(part)
     loose = [file for file in files if not _is_junk(file)]
     if not folders:

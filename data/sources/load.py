@@ -103,7 +103,7 @@ def splits_of(
     if test is None:
         train, test = _split_off(train, config.test_fraction, config.subset_seed, "test")
         problems.note(
-            f"{train.origin} has no test part: {len(test)} images, {config.test_fraction:.0%} of each class, are held "
+            f"{config.source} has no test part: {len(test)} images, {config.test_fraction:.0%} of each class, are held "
             f"out as the test split (data.test_fraction)" + _or_test_on(found.get("validation"))
         )
     train = _limited(train, config.train_limit, config.subset_seed, "train")

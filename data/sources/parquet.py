@@ -86,7 +86,7 @@ def _read(
     class_names: dict[Path, tuple[str, ...]] = {}
     root = path if path.is_dir() else path.parent
     for role, part in assign(list(shards), config, str(path), problems).items():
-        parts[role] = rows = Rows(part, f"{path} {part}".strip())
+        parts[role] = rows = Rows(part, f"{path} {part}" if len(shards) > 1 else str(path))
         for file in shards[part]:
             chosen: list[str] = []
 

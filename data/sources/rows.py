@@ -56,7 +56,8 @@ def splits_of(parts: dict[str, Rows], given: tuple[str, ...], problems: Problems
     """The splits of the parts, which are called `train`, `test` and `validation`.
 
     Labels that are texts are numbered by the sorted texts of the training part. An image is called by its own name
-    where each has one that no other has, else by its file and row.
+    where each has one that no other of its part has, with the part before it where another part has the same; else by
+    its file and row.
 
     Args:
         parts: as a reader gathered them; rows whose label is no class are taken out of them.
@@ -74,14 +75,13 @@ def splits_of(parts: dict[str, Rows], given: tuple[str, ...], problems: Problems
     )
     for role, rows in parts.items():
         rows.keep(kept[role])
-    everywhere = [name for rows in parts.values() for name in rows.own]
-    owned = all(map(_is_name, everywhere)) and len(set(everywhere)) == len(everywhere)
+    names = _names(parts)
     return class_names, {
         role: Split(
             Files(in_memory_all(rows.blobs), rows.where),
             codes[role],
             rows.origin,
-            rows.own if owned else rows.rows,
+            names[role],
             rows.part,
         )
         for role, rows in parts.items()
@@ -95,6 +95,18 @@ def in_memory_all(blobs: list[bytes | Path]) -> Sequence[bytes | Path]:
         fetched = iter(in_memory(files))
         return [blob if isinstance(blob, bytes) else next(fetched) for blob in blobs]
     return in_memory(files)
+
+
+def _names(parts: dict[str, Rows]) -> dict[str, list[str]]:
+    """What each image is called, by part."""
+    if not all(_is_name(name) for rows in parts.values() for name in rows.own):
+        return {role: rows.rows for role, rows in parts.items()}
+    own = {role: rows.own for role, rows in parts.items()}
+    in_parts = {role: [f"{rows.part or role}/{name}" for name in rows.own] for role, rows in parts.items()}
+    for names in (own, in_parts):
+        if len({name for part in names.values() for name in part}) == sum(map(len, names.values())):
+            return names
+    return {role: rows.rows for role, rows in parts.items()}
 
 
 def _is_name(name: str) -> bool:

@@ -40,7 +40,7 @@ def read_shards(path: Path, shards: dict[str, list[Path]], config: DataConfig, p
     root = path if path.is_dir() else path.parent
     parts: dict[str, Rows] = {}
     for role, part in assign(list(shards), config, str(path), problems).items():
-        parts[role] = rows = Rows(part, f"{path} {part}".removesuffix(f" {ALL}"))
+        parts[role] = rows = Rows(part, f"{path} {part}" if len(shards) > 1 else str(path))
         for file in shards[part]:
             inside = file.relative_to(root).as_posix()
             for row, (key, members) in enumerate(_samples(file)):
@@ -53,7 +53,7 @@ def read_shards(path: Path, shards: dict[str, list[Path]], config: DataConfig, p
                     problems.add(
                         "no label",
                         where,
-                        f"{where} has {listed(list(members))} and no label in a .cls or .json; add it",
+                        f"{where} has {listed(list(members))} and no label in a .cls or .json; add or drop it",
                     )
                 else:
                     rows.add(members[image], label, where, f"{inside}[{row}]", f"{key}.{image}")

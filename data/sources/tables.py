@@ -96,7 +96,7 @@ def read_tables(path: Path, tables: dict[str, list[Path]], config: DataConfig, p
         tables = {ALL: list(joined(tables))}
     if len(tables) == 1:  # which may have all parts in it
         ((name, files),) = tables.items()
-        whole = Rows(name, f"{path} {name}".removesuffix(f" {ALL}"))
+        whole = Rows(name, str(path))
         splits: list[str] = []
         for file in files:
             splits += _add(whole, file, root, config, problems)

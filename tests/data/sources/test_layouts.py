@@ -492,7 +492,8 @@ part is used as the validation split; to test on it, `--set data.test=val`.
 of a .json in WebDataset shards.
 
 **Names.** An image is called by its path in the data set, or by the name that its row has for it (`path`, the key of a
-sample) where no other image has the same, else by its file and row: `data/train-00000.parquet[17]`.
+sample), with the part before it where two parts have the same name: `train/cat/1690.jpg`. Where rows have no names, or
+two of a part the same, by file and row: `data/train-00000.parquet[17]`.
 
 **Labels.** Texts are classes in sorted order. Integers count from 0, or from 1 where no label is 0. A label that the
 training part does not have, a row without an image and a file that cannot be read are errors; `latebloom check SOURCE`
