@@ -15,6 +15,7 @@ Read:
     SyntheticFolder: a synthetic data set on disk or at a URL; its rows, states and images.
 
 Generate:
+    synthesize: variants of some images as a synthetic data set on disk; an interrupted call goes on.
     requests, make_plan: which variants to make, and the table with a seed and a prompt for each.
     load_generator: a diffusion model from a folder, a URL or the hub.
     draw: the images of a plan.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from latebloom.data.sources.objects import images_from
     from latebloom.data.synthetic.folder import SyntheticFolder
     from latebloom.data.synthetic.torch_dataset import SyntheticImages
+    from latebloom.flows.stages.from_python import synthesize
     from latebloom.synth.generate import draw
     from latebloom.synth.config import GenerateConfig, SampleConfig, SizeConfig
     from latebloom.synth.generators.load import load_generator
@@ -75,6 +77,7 @@ __all__ = [
     "select_coreset",
     "select_slow",
     "separating_epoch",
+    "synthesize",
 ]
 
 _HOME = {
@@ -102,6 +105,7 @@ _HOME = {
     "select_coreset": "train.selection.coreset",
     "select_slow": "train.selection.slow",
     "separating_epoch": "train.selection.slow",
+    "synthesize": "flows.stages.from_python",
 }
 
 

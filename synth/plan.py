@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow as pa
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import child_seed
 
-__all__ = ["PLAN_SCHEMA", "Forecast", "Request", "forecast", "item_id", "make_plan", "requests"]
+__all__ = ["PLAN_SCHEMA", "Forecast", "Request", "deciding", "forecast", "item_id", "make_plan", "requests"]
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -87,6 +88,11 @@ def make_plan(
         "prompt": [prompt(label, image_seed) for label, image_seed in zip(labels, seeds, strict=True)],
     }
     return pa.table(columns, schema=PLAN_SCHEMA)
+
+
+def deciding(rows: pa.Table) -> dict[str, list[Any]]:
+    """The columns of rows of a plan that decide images: all but the names of the references."""
+    return {name: rows[name].to_pylist() for name in rows.column_names if name != "source_name"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.origin import check_there
 from latebloom.flows.run.records import EARLY, PLAN, SELECT, EarlyFacts, PlanFacts, SelectFacts
 from latebloom.flows.stages import loaders
-from latebloom.synth.plan import PLAN_SCHEMA
+from latebloom.synth.plan import PLAN_SCHEMA, deciding
 from latebloom.train.config import SlowMethod as Method
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ class RunContext:
     @cached_property
     def plan_digest(self) -> str:
         """Digest of the plan but for the names of its references, which decide no image."""
-        return digest_json(_deciding(self.plan))
+        return digest_json(deciding(self.plan))
 
     def part_key(self, number: int) -> str:
         """Digest of all that decides the images of a part and their scores; the states follow from the scores."""
         if number not in self._keys:
-            rows = _deciding(self.parts[number])
+            rows = deciding(self.parts[number])
             scored = {"scores": 2, "scorers": self.scorer_digests}
             self._keys[number] = digest_json({"made": self.made, "rows": rows, **scored})
         return self._keys[number]
@@ -158,10 +158,6 @@ class RunContext:
         from latebloom.flows.stages import scorers
 
         return scorers.scorers_of(self.config, self.reference)
-
-
-def _deciding(rows: pa.Table) -> dict[str, list[Any]]:
-    return {name: rows[name].to_pylist() for name in rows.column_names if name != "source_name"}
 
 
 def selection_path(run: RunFolder, method: Method, number: int) -> Path:

@@ -183,7 +183,8 @@ def finish_synthetic(folder: RunFolder, config: CompareConfig) -> str:
     """
     run = kept_context(folder, config)
     class_names = run.splits.train.class_names
-    records = as_of_now(run, [_finished_part(run, number) for number in range(len(run.parts))])
+    records = [_finished_part(run, number) for number in range(len(run.parts))]
+    records = as_of_now(run.synthetic, records, config.quality, run.plan, class_names)
     left_out = [item for record in records for item in record.failures]
     digest = run.synthetic.write_manifest({**_about(run), "left_out": left_out}, class_names, records)
     if not left_out:

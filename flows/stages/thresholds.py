@@ -6,22 +6,26 @@ import numpy as np
 import pyarrow as pa
 
 from latebloom.data.store import read_table
-from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord
-from latebloom.flows.stages.context import RunContext
+from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord, SyntheticFolder
 from latebloom.synth.config import QualityConfig
 from latebloom.synth.scoring.quality import Scores, duplicate_distances, states
 
 __all__ = ["as_of_now"]
 
 
-def as_of_now(run: RunContext, records: list[PartRecord]) -> list[PartRecord]:
+def as_of_now(
+    folder: SyntheticFolder,
+    records: list[PartRecord],
+    quality: QualityConfig,
+    plan: pa.Table,
+    class_names: tuple[str, ...],
+) -> list[PartRecord]:
     """The records of all parts, in order, after those are written again that changed.
 
     States and duplicate distances follow the thresholds of now, names of references the plan of now.
     """
     if not records:
         return []
-    folder = run.synthetic
     names = [field.name for field in dataclasses.fields(Scores)]
     tables = [
         read_table(
@@ -31,8 +35,8 @@ def as_of_now(run: RunContext, records: list[PartRecord]) -> list[PartRecord]:
         )
         for number in range(len(records))
     ]
-    now, distances = _states_of(pa.concat_tables(tables), names, run.config.quality)
-    called = dict(zip(run.plan["item_id"].to_pylist(), run.plan["source_name"].to_pylist(), strict=True))
+    now, distances = _states_of(pa.concat_tables(tables), names, quality)
+    called = dict(zip(plan["item_id"].to_pylist(), plan["source_name"].to_pylist(), strict=True))
     result, start = [], 0
     for number, (record, before) in enumerate(zip(records, tables, strict=True)):
         rows = slice(start, start + before.num_rows)
@@ -55,7 +59,7 @@ def as_of_now(run: RunContext, records: list[PartRecord]) -> list[PartRecord]:
             folder.write_part(
                 number,
                 part,
-                run.splits.train.class_names,
+                class_names,
                 record.key,
                 made=record.made,
                 failures=record.failures,
