@@ -77,6 +77,8 @@ def synthesize(
         ValueError: a row or level that does not exist, or anything the generator or the thresholds refuse.
         RuntimeError: some images could not be made; all others are kept, and the same call tries those again.
     """
+    if part_size < 1:
+        raise ValueError(f"part_size is {part_size}, expected images a part, 1 or more")
     config = GenerateConfig(generator=generator) if isinstance(generator, str) else generator
     kind = kind_of(config)
     if kind == "diffusemix":
