@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import SGDClassifier
 from torch.utils.data import Dataset
 
 import latebloom
@@ -28,7 +28,9 @@ class Digits(Dataset[tuple[Image.Image, int]]):
 
 dataset = Digits()
 flat, labels = dataset.bunch.data[: len(dataset)] / 16, dataset.bunch.target[: len(dataset)]
-model = LogisticRegression(max_iter=3).fit(flat, labels)  # stands for your own model after a few epochs
+model = SGDClassifier(loss="log_loss", random_state=0)  # stands for your own model
+for _ in range(3):  # epochs
+    model.partial_fit(flat, labels, classes=range(10))
 
 images = latebloom.images_from(dataset)
 slow = latebloom.select_slow(model.decision_function(flat), images.labels)

@@ -27,7 +27,8 @@ from latebloom.synth.config import (
     SizeConfig,
 )
 from latebloom.synth.generate import Scorers, describe, draw
-from latebloom.synth.generators.load import kind_of, load_generator
+from latebloom.synth.generators.find import kind_of
+from latebloom.synth.generators.load import load_generator
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import deciding, make_plan, requests
 from latebloom.synth.prompts import names_of, prompt_of
