@@ -13,13 +13,15 @@ import pyarrow as pa
 import latebloom
 from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import numpy_rng
-from latebloom.flows.config.command import command_of
+from latebloom.data.sources.load import Splits
+from latebloom.flows.config.command import changed_settings, command_of
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import selections, validation
 from latebloom.flows.report.details import confusions, generation_costs, generation_sentences, predictions
-from latebloom.flows.report.page import Cluster, ContactRow, Pictures, write_report
+from latebloom.flows.report.page import Cluster, ContactRow, Example, Flagged, Pictures, write_report
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
-from latebloom.flows.report.slow import slow_list
+from latebloom.flows.report.scores import flagged_rows, score_histograms
+from latebloom.flows.report.slow import listing_of
 from latebloom.flows.report.statistics import class_errors
 from latebloom.flows.report.verdicts import compare, sentences
 from latebloom.flows.run.folder import Record, RunFolder
@@ -45,6 +47,7 @@ __all__ = ["write"]
 PACKAGES = ("torch", "torchvision", "diffusers", "prefect", "scikit-learn", "scipy", "numpy", "pillow", "pyarrow")
 EXAMPLES = 24
 CONTACT_ROWS = 12
+FLAGGED = 8  # variants of a state
 
 
 def write(folder: RunFolder, config: CompareConfig) -> Path:
@@ -89,7 +92,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
             "source": config.data.source,
             "train": len(train),
             "test": len(test),
-            **_held_out(run.splits.validation),
+            **_held_out(run.splits),
             "classes": list(train.class_names),
             "image_shape": list(train.image_shape),
             **_harder(config, train),
@@ -129,12 +132,15 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         selectors=dataclasses.asdict(selectors),
         validation=validated,
         early_share=_early_share(run.early.facts) if has_slow else None,
+        scores=score_histograms(table, _quality(run)) if table is not None else [],
+        changed=[list(one) for one in changed_settings(config)],
     )
     pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
     pictures = dataclasses.replace(
         pictures,
         selected=selections.pictures_of(run, selectors),
-        slow_list=slow_list(run, slow_sets, table) if has_slow else None,
+        listing=listing_of(run, table) if has_slow else None,
+        flagged=_flagged(run, table) if table is not None else [],
     )
     return write_report(run.path, report, pictures)
 
@@ -162,8 +168,11 @@ def _synthetic(run: RunContext, made: Record[GenerateFacts], table: pa.Table) ->
     }
 
 
-def _held_out(split: LabeledImages | None) -> dict[str, Any]:
-    return {"validation": len(split), "validation_digest": split.digest} if split else {}
+def _held_out(splits: Splits) -> dict[str, Any]:
+    """The validation split, and what was assumed of the data set, where there are such."""
+    split = splits.validation
+    found: dict[str, Any] = {"validation": len(split), "validation_digest": split.digest} if split else {}
+    return found | ({"assumed": list(splits.notes)} if splits.notes else {})
 
 
 def _harder(config: CompareConfig, train: LabeledImages) -> dict[str, Any]:
@@ -336,9 +345,10 @@ def _pictures(run: RunContext, slow: np.ndarray, table: pa.Table | None) -> Pict
     def draw(rows: np.ndarray, count: int) -> np.ndarray:
         return np.sort(rng.permutation(rows)[:count])
 
-    def examples(rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    def examples(rows: np.ndarray) -> list[Example]:
         return [
-            (train.class_names[train.labels[row]], image) for row, image in zip(rows, train.pixels(rows), strict=True)
+            Example(train.class_names[train.labels[row]], image, train.names[row])
+            for row, image in zip(rows, train.pixels(rows), strict=True)
         ]
 
     contact = []
@@ -351,9 +361,37 @@ def _pictures(run: RunContext, slow: np.ndarray, table: pa.Table | None) -> Pict
                 (f"{item['level_steps']} of {item['level_grid']}", item["state"], image)
                 for item, image in zip(mine.drop_columns(["image"]).to_pylist(), images, strict=True)
             ]
-            caption = f"{train.class_names[train.labels[row]]}, row {row}"
-            contact.append(ContactRow(caption, train.pixels(np.array([row]))[0], variants))
+            (reference,) = examples(np.array([row]))
+            contact.append(ContactRow(reference.caption, reference.pixels, variants, name=reference.name))
     return Pictures(examples(draw(slow, EXAMPLES)), examples(draw(fast, EXAMPLES)), contact, _clusters(run))
+
+
+def _quality(run: RunContext) -> dict[str, Any]:
+    """The thresholds that the states of the synthetic set are by."""
+    quality: dict[str, Any] = run.synthetic.manifest()["about"]["quality"]
+    return quality
+
+
+def _flagged(run: RunContext, table: pa.Table) -> list[Flagged]:
+    """The variants of each state that is not ok which miss its thresholds by most, beside their references."""
+    train, found = run.splits.train, []
+    counts = dict(zip(*np.unique(np.array(table["state"].to_pylist()), return_counts=True), strict=True))
+    for state, rows in flagged_rows(table, _quality(run), FLAGGED).items():
+        own = table.take([row for row, _ in rows])
+        sources = own["source_index"].to_numpy()
+        references, variants = train.pixels(sources), run.synthetic.images(own, train).pixels()
+        levels = zip(own["level_steps"].to_pylist(), own["level_grid"].to_pylist(), strict=True)
+        pairs = [
+            (
+                Example(train.class_names[train.labels[source]], reference, train.names[source]),
+                Example(", ".join(filter(None, (f"{steps} of {grid}", missed))), variant, item),
+            )
+            for source, reference, variant, (steps, grid), (_, missed), item in zip(
+                sources, references, variants, levels, rows, own["item_id"].to_pylist(), strict=True
+            )
+        ]
+        found.append(Flagged(state, int(counts[state]), pairs))
+    return found
 
 
 def _clusters(run: RunContext) -> list[Cluster]:

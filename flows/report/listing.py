@@ -13,18 +13,18 @@ from markupsafe import Markup
 from latebloom.data.states import OTHER_COLOUR, STATES
 from latebloom.flows.report.sprites import ACROSS, FOLDER, Sheets, drop_others, shown_size, write_sheets
 
-__all__ = ["MOST", "SlowList", "colour_of", "in_script", "write_list"]
+__all__ = ["MOST", "Listing", "colour_of", "in_script", "write_list"]
 
 MOST = 50_000  # images in a page: a browser keeps a line of text for each
 _LONGEST = 64  # side of a picture, CSS pixels
-_BELOW = 26  # CSS pixels of a row that its picture does not take: the state of a variant, and space
+_BELOW = 30  # CSS pixels of a row that its picture does not take: the state of a variant, and space
 
 Pixels = Callable[[int, int], np.ndarray]  # first and end: uint8 (n, H, W, C)
 
 
 @dataclasses.dataclass(frozen=True)
-class SlowList:
-    """Every image that some seed chose, those of the highest early loss first.
+class Listing:
+    """Every image that some seed calls slow, those of most seeds first, then those of the highest early loss.
 
     Attributes:
         total: how many there are; the lists have at most `MOST`.
@@ -34,7 +34,7 @@ class SlowList:
         labels, predicted: int (n,), its class and what the mean of the early classifiers takes it for.
         losses: float (n,), mean early cross-entropy over seeds, nats.
         probability: float (n,), of its class, mean over seeds.
-        votes: bool (n, seeds), which seeds chose it.
+        votes: bool (n, V), who calls it slow: a column for each of the V `voters`.
         levels: headings of the columns of variants, shallowest first; a level that an image has twice is there twice.
         variants: int (m, 3) ascending: image, column, and state as a place in `states`.
         states: names of the states.
@@ -51,6 +51,7 @@ class SlowList:
     losses: np.ndarray
     probability: np.ndarray
     votes: np.ndarray
+    voters: Sequence[str]
     levels: Sequence[str]
     variants: np.ndarray
     states: Sequence[str]
@@ -58,7 +59,7 @@ class SlowList:
     variant_pictures: Pixels
 
 
-def write_list(folder: Path, found: SlowList | None) -> dict[str, Any]:
+def write_list(folder: Path, found: Listing | None) -> dict[str, Any]:
     """Write the pictures of the list into `folder` and take those of an earlier report away.
 
     Returns:
@@ -85,6 +86,7 @@ def write_list(folder: Path, found: SlowList | None) -> dict[str, Any]:
         "losses": _rounded(found.losses),
         "probability": _rounded(found.probability),
         "votes": ["".join("1" if vote else "0" for vote in seeds) for seeds in found.votes.tolist()],
+        "voters": list(found.voters),
         "levels": list(found.levels),
         "states": [[state.replace("_", " "), colour_of(state)] for state in found.states],
         "variants": [pairs[end - count : end] for count, end in zip(counts.tolist(), ends.tolist(), strict=True)],

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import io
-import json
+import itertools
 import math
 import re
 from collections import Counter
@@ -19,16 +19,27 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
+from latebloom.data.names import shortened
 from latebloom.data.states import STATES
 from latebloom.data.store import write_bytes, write_json
+from latebloom.flows.config.command import dotted
 from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, final_charts, sweep_charts
-from latebloom.flows.report.listing import SlowList, colour_of, in_script, write_list
+from latebloom.flows.report.histograms import histogram_svg
+from latebloom.flows.report.listing import Listing, colour_of, in_script, write_list
 from latebloom.flows.report.results import Confusion, Report
 from latebloom.flows.report.sprites import shown_size
-from latebloom.flows.report.table import comparison_table, how_to_read, in_order, percent, report_table, seconds
+from latebloom.flows.report.table import (
+    comparison_table,
+    errors_by_class,
+    how_to_read,
+    in_order,
+    percent,
+    report_table,
+    seconds,
+)
 from latebloom.flows.report.validation import as_arms, validation_table
 
-__all__ = ["Cluster", "ContactRow", "Pictures", "contact_sheet", "shortened", "write_report"]
+__all__ = ["Cluster", "ContactRow", "Example", "Flagged", "Pictures", "contact_sheet", "write_report"]
 
 # What a dict of the report calls a thing, and what a person would.
 NAMES = {
@@ -48,6 +59,29 @@ CLUSTER_POINTS = 12_000  # drawn on the whole page; a class shows at most 300 of
 
 
 @dataclasses.dataclass(frozen=True)
+class Example:
+    """A picture with its caption, and the name of its file, which stands below."""
+
+    caption: str
+    pixels: np.ndarray  # uint8 (H, W, C)
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flagged:
+    """Variants of one state that keeps them out of training, each beside its reference.
+
+    Attributes:
+        images: how many have this state; some of them are shown.
+        pairs: the reference, and the variant.
+    """
+
+    state: str
+    images: int
+    pairs: list[tuple[Example, Example]]
+
+
+@dataclasses.dataclass(frozen=True)
 class ContactRow:
     """One reference and its variants."""
 
@@ -55,6 +89,7 @@ class ContactRow:
     reference: np.ndarray  # uint8 (H, W, C)
     variants: list[tuple[str, str, np.ndarray]]  # level "8 of 20", state, uint8 (H, W, C); deepest level last
     notes: dict[str, str] = dataclasses.field(default_factory=dict)  # by column: what to write below its image
+    name: str = ""  # of the reference's file, below the caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +105,13 @@ class Cluster:
 class Pictures:
     """What the report shows beside the numbers. Any of the lists may be empty."""
 
-    slow: list[tuple[str, np.ndarray]]  # caption, uint8 (H, W, C)
-    fast: list[tuple[str, np.ndarray]]
+    slow: list[Example]
+    fast: list[Example]
     contact: list[ContactRow]
     clusters: list[Cluster]
-    selected: list[tuple[str, list[tuple[str, np.ndarray]]]] = dataclasses.field(default_factory=list)  # title, slow's
-    slow_list: SlowList | None = None
+    selected: list[tuple[str, list[Example]]] = dataclasses.field(default_factory=list)  # by title
+    flagged: list[Flagged] = dataclasses.field(default_factory=list)
+    listing: Listing | None = None
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
@@ -136,7 +172,7 @@ def write_report(folder: Path, report: Report, pictures: Pictures) -> Path:
     else:
         sheet.unlink(missing_ok=True)  # of an earlier report in the same folder
     page = folder / "report.html"
-    listed = write_list(folder, pictures.slow_list)
+    listed = write_list(folder, pictures.listing)
     table = "slow.csv" if (folder / "slow.csv").is_file() else ""
     write_bytes(page, _html(report, pictures, listed, table).encode())
     return page
@@ -172,6 +208,7 @@ def _html(report: Report, pictures: Pictures, listed: dict[str, Any], table: str
     pair_header, *pairs = comparison_table(report)
     shown = min(300, max(40, CLUSTER_POINTS // max(1, len(pictures.clusters))))
     states = {state for level in report.levels for state in level.states} | {"ok"}
+    scored = _in_order({state for one in report.scores for state in one.counts})
     return template.render(
         report=report,
         pictures=pictures,
@@ -181,7 +218,6 @@ def _html(report: Report, pictures: Pictures, listed: dict[str, Any], table: str
         pair_header=pair_header,
         pairs=list(zip(pairs, [one.significant for one in report.comparisons], strict=True)),
         has_seen_images=any(one.images_low is not None for one in report.comparisons),
-        by_class=[arm for arm in in_order(report) if arm.class_errors],
         confusions=[(one, _shades(one)) for one in report.confusions],
         command=_in_lines(report.command),
         arm_charts=arm_charts(report.arms),
@@ -195,7 +231,7 @@ def _html(report: Report, pictures: Pictures, listed: dict[str, Any], table: str
         contact=[(row, _cells(row, columns)) for row in pictures.contact],
         colour_of=colour_of,
         slow=listed,
-        slow_total=pictures.slow_list.total if pictures.slow_list else 0,
+        slow_total=pictures.listing.total if pictures.listing else 0,
         slow_csv=table,
         slow_data=in_script(listed),
         slow_script=Markup(script),
@@ -207,9 +243,18 @@ def _html(report: Report, pictures: Pictures, listed: dict[str, Any], table: str
         cluster_points=shown,
         has_frechet=any(level.frechet is not None for level in report.levels),
         has_fid=any(level.fid is not None for level in report.levels),
-        states=[state for state in STATES if state in states] + sorted(states - set(STATES)),
-        config=json.dumps(report.config, indent=2, sort_keys=True, ensure_ascii=False),
+        states=_in_order(states),
+        scored_states=scored,
+        state_words={name: state.words for name, state in STATES.items()},
+        histograms=[(one, histogram_svg(one, scored)) for one in report.scores],
+        errors_by_class=errors_by_class(report),
+        settings=list(dotted(report.config)),
     )
+
+
+def _in_order(states: set[str]) -> list[str]:
+    """States as they are checked, those of another version last."""
+    return [state for state in STATES if state in states] + sorted(states - set(STATES))
 
 
 def _shades(confusion: Confusion) -> list[list[int]]:
@@ -218,14 +263,6 @@ def _shades(confusion: Confusion) -> list[list[int]]:
         [0 if row == column else min(80, round(400 * images / (sum(line) or 1))) for column, images in enumerate(line)]
         for row, line in enumerate(confusion.matrix)
     ]
-
-
-def shortened(text: str, most: int) -> str:
-    """`text`, cut in the middle where it has more than `most` letters: folder and number are at the ends of a name."""
-    if len(text) <= most:
-        return text
-    head = (most - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
 
 
 def _in_lines(command: str) -> str:
@@ -259,8 +296,9 @@ def contact_sheet(
     label_height = 24 + (line_height if any(row.notes for row in rows) else 0)  # below an image: its note, its state
     font = _font(11)
     columns = columns or _columns(rows)
-    title, *captions = [_fit(text, font, 200) for text in (title, *(row.caption for row in rows))]
-    left = pad + math.ceil(max(font.getlength(text) for text in (title, *captions))) + pad
+    title = _fit(title, font, 200)
+    captions = [[_fit(text, font, 200) for text in (row.caption, row.name) if text] for row in rows]
+    left = pad + math.ceil(max(font.getlength(text) for text in (title, *itertools.chain(*captions)))) + pad
     grid = [[("", "ok", row.reference), *_cells(row, columns)] for row in rows]
     tiles = [[None if found is None else _scaled(found[2], cell) for found in line] for line in grid]
     tile_height = max(tile.height for line in tiles for tile in line if tile is not None)
@@ -274,7 +312,9 @@ def contact_sheet(
         draw.text((middle, pad), _fit(heading, font, cell), "#57606a", font, anchor="mt")
     for line, (row, caption, found_line, tile_line) in enumerate(zip(rows, captions, grid, tiles, strict=True)):
         top = head + line * (tile_height + label_height)
-        draw.text((pad, top + tile_height / 2), caption, "#1f2328", font, anchor="lm")
+        for below, text in enumerate(caption):
+            middle = top + tile_height / 2 + (below - (len(caption) - 1) / 2) * line_height
+            draw.text((pad, middle), text, "#57606a" if below else "#1f2328", font, anchor="lm")
         for place, (found, tile) in enumerate(zip(found_line, tile_line, strict=True)):
             if found is None or tile is None:
                 continue
@@ -289,7 +329,7 @@ def contact_sheet(
             middle = left + place * (cell + pad) + cell / 2
             for below, (text, colour) in enumerate(labels):
                 height = top + tile_height + 5 + below * line_height
-                draw.text((middle, height), _fit(text, font, cell), colour, font, "mt")
+                draw.text((middle, height), _fit(text, font, cell + pad), colour, font, "mt")
             sheet.paste(tile, (x, y))
     return sheet
 
@@ -358,9 +398,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """`text` on one line, cut with an ellipsis where it is wider than `width` pixels."""
+    """`text` on one line, cut in the middle where it is wider than `width` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    too_many = bisect.bisect_right(range(len(text)), width, key=lambda letters: font.getlength(text[:letters] + "…"))
-    return text[: max(0, too_many - 1)] + "…"
+    too_many = bisect.bisect_right(range(1, len(text)), width, key=lambda most: font.getlength(shortened(text, most)))
+    return shortened(text, max(1, too_many))

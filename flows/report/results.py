@@ -17,8 +17,10 @@ __all__ = [
     "Confusion",
     "GenerationCost",
     "LevelResult",
+    "Limit",
     "Name",
     "Report",
+    "ScoreHistogram",
     "SeedSelection",
     "StageCost",
     "ValidationResult",
@@ -55,6 +57,35 @@ class LevelResult:
     reference_distance: float  # mean, in grey levels
     frechet: float | None = None  # distance to the training images in the reference classifier; None: too few images
     fid: float | None = None  # the same in Inception's features, where it was measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A threshold at a score: its setting in `quality`, its value, and whether it is on."""
+
+    name: str
+    value: float
+    on: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreHistogram:
+    """How a score of the synthetic images is distributed.
+
+    Attributes:
+        score: its column, or two as a ratio, `a / b`.
+        edges: of the bins, one more than there are.
+        counts: by state, images in each bin; the last has all above too.
+        missing: images that have no such score.
+        beyond: images above the last edge.
+    """
+
+    score: str
+    edges: list[float]
+    counts: dict[str, list[int]]
+    limits: list[Limit]
+    missing: int
+    beyond: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +268,7 @@ class Report:
         jaccard: mean overlap of the slow sets of two seeds, None with one seed or a shared set; `jaccard_chance` the
             same for random sets of their sizes.
         selectors: what methods selected and by how much they agree: `Selected` of selections.py, as plain values.
+        changed: of each setting that is not its default, [dotted name, value, default].
         class_slow: per class, [name, images, slow images (mean over seeds), mean loss fast, mean loss slow].
     """
 
@@ -267,6 +299,8 @@ class Report:
     selectors: dict[str, Any] = dataclasses.field(default_factory=dict)
     early_share: float | None = None
     validation: list[ValidationResult] = dataclasses.field(default_factory=list)
+    scores: list[ScoreHistogram] = dataclasses.field(default_factory=list)
+    changed: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":
@@ -282,7 +316,11 @@ class Report:
             "validation": ValidationResult,
         }
         made = {name: [kind(**item) for item in value.get(name, [])] for name, kind in nested.items()}
-        return cls(**{**value, **made})
+        scores = [
+            ScoreHistogram(**{**item, "limits": [Limit(**limit) for limit in item["limits"]]})
+            for item in value.get("scores", [])
+        ]
+        return cls(**{**value, **made, "scores": scores})
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from latebloom.flows.config.arms import METHODS, Arm
+from latebloom.flows.report.page import Example
 from latebloom.flows.run.records import retrain_key
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.rounds import Rounds, read_rounds
@@ -178,8 +179,8 @@ def usage(arm: str, optimizer: str, rounds: Sequence[Rounds], sizes: Sequence[in
     )
 
 
-def pictures_of(run: RunContext, found: Selected) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:
-    """Galleries of the first seed and optimizer: title, and (caption, uint8 (H, W, C)) of each image, all of them real.
+def pictures_of(run: RunContext, found: Selected) -> list[tuple[str, list[Example]]]:
+    """Galleries of the first seed and optimizer: title, and the images, all of them real.
 
     Of each arm that selects: what it selected most often, what it never selected, and the most loaded selected images
     of its last round, each before those for which it stands.
@@ -210,11 +211,11 @@ def pictures_of(run: RunContext, found: Selected) -> list[tuple[str, list[tuple[
     return [(title, images) for title, images in galleries if images]
 
 
-def _captioned(run: RunContext, rows: np.ndarray, notes: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+def _captioned(run: RunContext, rows: np.ndarray, notes: Sequence[str]) -> list[Example]:
     train = run.splits.train
     if not len(rows):
         return []
     return [
-        (", ".join(filter(None, (train.class_names[train.labels[row]], note))), image)
+        Example(", ".join(filter(None, (train.class_names[train.labels[row]], note))), image, train.names[row])
         for row, note, image in zip(rows, notes, train.pixels(rows), strict=True)
     ]

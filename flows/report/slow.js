@@ -23,7 +23,7 @@
     predicted: (i) => className(list.predicted[i]),
     votes: (i) => votes[i],
   };
-  let sorted = {key: "loss", up: false};
+  let sorted = {key: "votes", up: false};
   let shown = [...Array(total).keys()]; // the images in the table, in its order
   let drawn = "";
 
@@ -86,8 +86,8 @@
     cell(list.probability[i] === null ? "–" : list.probability[i].toFixed(3));
     const taken = className(list.predicted[i]);
     cell(make("span", shortened(taken, 20), taken), list.predicted[i] === list.labels[i] ? "text" : "text wrong");
-    const by = [...list.votes[i]].map((vote, seed) => (vote === "1" ? seed : -1)).filter((seed) => seed >= 0);
-    cell(make("span", `${votes[i]} of ${list.votes[i].length}`, `seeds ${by.join(", ")}`));
+    const by = list.voters.filter((_, seed) => list.votes[i][seed] === "1");
+    cell(make("span", `${votes[i]} of ${list.voters.length}`, by.join(", ")));
     const variants = list.levels.map(() => null);
     let place = list.starts[i];
     for (const [column, state] of list.variants[i]) variants[column] = [place++, list.states[state]];

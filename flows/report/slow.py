@@ -1,50 +1,41 @@
-"""The slow images in full: what the early classifiers found of each, and its variants."""
-
-from collections.abc import Sequence
+"""The slow images of a run as the page lists them: what the early classifiers found of each, and its variants."""
 
 import numpy as np
 import pyarrow as pa
 
-from latebloom.flows.report.listing import MOST, SlowList
+from latebloom.flows.report.listing import MOST, Listing
 from latebloom.flows.stages.context import RunContext
-from latebloom.train.evaluate import softmax
+from latebloom.flows.stages.slow_list import slow_list
 
-__all__ = ["slow_list"]
+__all__ = ["listing_of"]
 
 
-def slow_list(run: RunContext, slow_sets: Sequence[np.ndarray], table: pa.Table | None) -> SlowList:
-    """The list of a finished run.
+def listing_of(run: RunContext, table: pa.Table | None) -> Listing:
+    """Every image that some seed calls slow, in the order of slow.csv.
 
     Args:
-        slow_sets: by seed, the rows that it chose.
         table: the synthetic data set, where there is one.
     """
-    train = run.splits.train
-    chosen = np.zeros((len(train), len(slow_sets)), bool)
-    mean_losses, mean_probability = np.zeros(len(train)), np.zeros((len(train), train.num_classes))
-    for seed, rows in enumerate(slow_sets):
-        chosen[rows, seed] = True
-        logits, losses = run.early_arrays(seed, "logits", "losses")
-        mean_losses += losses / len(slow_sets)
-        mean_probability += softmax(logits) / len(slow_sets)
-    every = np.flatnonzero(chosen.any(1))
-    rows = every[np.lexsort((every, -mean_losses[every]))][:MOST]
+    train, found = run.splits.train, slow_list(run)
+    every = found.order[found.counts[found.order] > 0]
+    rows = every[:MOST]
     levels, variants, order, states = _variants(rows, table)
 
     def variant_pictures(start: int, end: int) -> np.ndarray:
         assert table is not None
         return run.synthetic.images(table.take(order[start:end]), train).pixels()
 
-    return SlowList(
+    return Listing(
         total=len(every),
-        class_names=train.class_names,
-        names=[train.names[row] for row in rows],
+        class_names=found.class_names,
+        names=[found.names[row] for row in rows],
         rows=rows,
-        labels=train.labels[rows],
-        predicted=mean_probability[rows].argmax(1),
-        losses=mean_losses[rows],
-        probability=mean_probability[rows, train.labels[rows]],
-        votes=chosen[rows],
+        labels=found.labels[rows],
+        predicted=found.predicted[rows],
+        losses=found.losses[rows],
+        probability=found.probabilities[rows, found.labels[rows]],
+        votes=found.votes[:, rows].T,
+        voters=[voter.replace("_", " ") for voter in found.voters],
         levels=levels,
         variants=variants,
         states=states,

@@ -1,10 +1,25 @@
 """The tables of a report as text: the arms, and every comparison."""
 
+from typing import NamedTuple
+
 from latebloom.flows.report.charts import ORIGINAL, by_optimizer
 from latebloom.flows.report.results import ArmResult, Report, in_percent, interval, p_value
 from latebloom.flows.report.statistics import LEAST_SEEDS
 
-__all__ = ["comparison_table", "how_to_read", "in_order", "percent", "report_table", "seconds"]
+__all__ = ["comparison_table", "errors_by_class", "how_to_read", "in_order", "percent", "report_table", "seconds"]
+
+
+class ClassCell(NamedTuple):
+    """Test error of an arm on a class in percent, and its difference to that of `original` in points; None: none."""
+
+    error: str
+    difference: float | None
+
+    @property
+    def shade(self) -> int:
+        """How strongly the cell is coloured, 0 to 60 %: fully at 10 points."""
+        return min(60, round(6 * abs(self.difference or 0)))
+
 
 HEADER = [
     *("arm", "optimizer", "test error, %", "n, seeds", "difference, points", "95 %, over seeds", "p, adjusted"),
@@ -40,6 +55,31 @@ def comparison_table(report: Report) -> list[list[str]]:
         names = [f"{one.arm} {one.optimizer}", f"{one.rival} {one.rival_optimizer}"]
         rows.append([*names, _marked(one.difference, one.significant), *ends, _p(one.p), _p(one.p_holm)])
     return rows
+
+
+def errors_by_class(report: Report) -> list[tuple[str, list[str], list[list[ClassCell]]]]:
+    """By optimizer: the arms that kept their predictions, and for each class the cells of these arms."""
+    tables = []
+    for optimizer, arms in by_optimizer([arm for arm in report.arms if arm.class_errors]).items():
+        original = next((arm.class_errors for arm in arms if arm.arm == ORIGINAL), None)
+        rows = [
+            [
+                ClassCell(
+                    error=percent(arm.class_errors[label]),
+                    difference=_class_difference(arm.class_errors[label], original[label])
+                    if original and arm.arm != ORIGINAL
+                    else None,
+                )
+                for arm in arms
+            ]
+            for label in range(len(arms[0].class_errors))
+        ]
+        tables.append((optimizer, [arm.arm for arm in arms], rows))
+    return tables
+
+
+def _class_difference(error: float | None, original: float | None) -> float | None:
+    return None if error is None or original is None else round(100 * (error - original), 2) + 0.0
 
 
 def how_to_read(report: Report) -> str:

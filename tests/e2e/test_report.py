@@ -8,7 +8,7 @@ import pytest
 from listed import listed
 from reports import HOSTILE, NOTHING, report
 
-from latebloom.flows.report.listing import SlowList
+from latebloom.flows.report.listing import Listing
 from latebloom.flows.report.page import write_report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -22,8 +22,8 @@ def opened(page, tmp_path):
     page.on("console", lambda message: said.append(message.text))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
 
-    def open_(found: SlowList):
-        page.goto(write_report(tmp_path, report(), dataclasses.replace(NOTHING, slow_list=found)).as_uri())
+    def open_(found: Listing):
+        page.goto(write_report(tmp_path, report(), dataclasses.replace(NOTHING, listing=found)).as_uri())
         return page
 
     yield open_
@@ -67,7 +67,7 @@ def test_pictures_are_loaded_from_beside_the_page(opened) -> None:
 
 
 def test_a_page_without_its_pictures_says_what_is_missing(page, tmp_path: Path) -> None:
-    whole = write_report(tmp_path, report(), dataclasses.replace(NOTHING, slow_list=listed(10)))
+    whole = write_report(tmp_path, report(), dataclasses.replace(NOTHING, listing=listed(10)))
     (tmp_path / "alone").mkdir()
     page.goto(Path(shutil.copy(whole, tmp_path / "alone")).as_uri())
     page.wait_for_selector("#slow-list .missing")

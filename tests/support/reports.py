@@ -11,7 +11,9 @@ from latebloom.flows.report.results import (
     Confusion,
     GenerationCost,
     LevelResult,
+    Limit,
     Report,
+    ScoreHistogram,
     SeedSelection,
     StageCost,
 )
@@ -82,7 +84,18 @@ def report(**changes: Any) -> Report:
         ],
         generation=[GenerationCost("ours-2", 341.4, 10.0, 820, 24.0)],
         command='latebloom compare digits --set seeds=10 --set \'arms=["original","ours-2"]\'',
-        config={"seed": 0},
+        config={"seed": 0, "train": {"lr": 0.1}, "arms": ["original"]},
+        changed=[["seeds", 10, 5]],
+        scores=[
+            ScoreHistogram(
+                "label_probability / reference_label_probability",
+                [0.0, 1.0, 2.0, 3.0],
+                {"ok": [10, 5, 0], "off_label": [2, 0, 1]},
+                [Limit("min_label_ratio", 0.6, True)],
+                *(7, 1),
+            ),
+            ScoreHistogram("contrast", [0.0, 50.0], {"ok": [18]}, [Limit("min_contrast", 2.0, False)], 0, 0),
+        ],
         versions={"python": "3.12"},
     )
     return dataclasses.replace(full, **changes)

@@ -295,20 +295,20 @@ def test_the_pictures_are_of_the_first_seeds_slow_and_fast_images(reported: Simp
     pictures = gather._pictures(run, slow, table)
     is_slow = {train.pixels(np.array([row]))[0].tobytes() for row in slow}
     assert len(pictures.slow) == len(pictures.fast) == 24
-    assert all(image.tobytes() in is_slow for _, image in pictures.slow)
-    assert not any(image.tobytes() in is_slow for _, image in pictures.fast)
+    assert all(one.pixels.tobytes() in is_slow for one in pictures.slow)
+    assert not any(one.pixels.tobytes() in is_slow for one in pictures.fast)
     assert len(pictures.contact) == 12
     for row in pictures.contact:
-        name, _, number = row.caption.partition(", row ")
-        assert int(number) in slow
-        assert name == train.class_names[train.labels[int(number)]]
-        assert row.reference.tobytes() == train.pixels(np.array([int(number)]))[0].tobytes()
+        number = train.names.index(row.name)
+        assert number in slow
+        assert row.caption == train.class_names[train.labels[number]]
+        assert row.reference.tobytes() == train.pixels(np.array([number]))[0].tobytes()
         assert [level for level, _, _ in row.variants] == ["3 of 10", "5 of 10", "10 of 10"]
         for level, state, image in row.variants:
             (item,) = (
                 item
                 for item in table.to_pylist()
-                if item["source_index"] == int(number) and f"{item['level_steps']} of 10" == level
+                if item["source_index"] == number and f"{item['level_steps']} of 10" == level
             )
             assert state == item["state"]
             assert image.shape == (8, 8, 1)

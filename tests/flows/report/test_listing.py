@@ -10,13 +10,13 @@ from listed import listed
 from PIL import Image
 from reports import HOSTILE, NOTHING, Page, report
 
-from latebloom.flows.report.listing import SlowList, in_script, write_list
-from latebloom.flows.report.page import shortened, write_report
+from latebloom.flows.report.listing import Listing, in_script, write_list
+from latebloom.flows.report.page import write_report
 from latebloom.flows.report.sprites import shown_size, write_sheets
 
 
-def written(folder: Path, found: SlowList) -> str:
-    return write_report(folder, report(), dataclasses.replace(NOTHING, slow_list=found)).read_text("utf-8")
+def written(folder: Path, found: Listing) -> str:
+    return write_report(folder, report(), dataclasses.replace(NOTHING, listing=found)).read_text("utf-8")
 
 
 def data(html: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_the_table_of_select_is_linked_where_it_is_there(tmp_path: Path) -> None
 def test_a_list_that_is_cut_says_so(tmp_path: Path) -> None:
     html = written(tmp_path, dataclasses.replace(listed(3), total=1234))
     assert "All slow images (1,234)" in html
-    assert "The 3 of the highest loss are listed." in html
+    assert "The 3 first of them are listed." in html
 
 
 # ------------------------------------------------------------------------------------------------------- the page
@@ -135,13 +135,6 @@ def test_ten_thousand_images_are_a_page_of_a_megabyte_and_few_files(tmp_path: Pa
     html = written(tmp_path, listed(10_000))
     assert len(html) < 1_500_000
     assert len(list((tmp_path / "report").iterdir())) == 25 + 50
-
-
-def test_a_long_name_is_cut_in_the_middle() -> None:
-    assert [shortened(text, 10) for text in ("short.png", "train/cats", "train/big cat/004.png")] == [
-        *("short.png", "train/cats"),
-        "trai…4.png",
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------ the files

@@ -19,6 +19,8 @@ from latebloom.flows.report.charts import arm_charts, cluster_svg, early_chart, 
 from latebloom.flows.report.page import (
     Cluster,
     ContactRow,
+    Example,
+    Flagged,
     Pictures,
     contact_sheet,
     write_report,
@@ -27,7 +29,9 @@ from latebloom.flows.report.results import (
     Confusion,
     GenerationCost,
     LevelResult,
+    Limit,
     Report,
+    ScoreHistogram,
     StageCost,
 )
 from latebloom.flows.report.table import how_to_read, report_table
@@ -60,6 +64,8 @@ def least() -> Report:
         generation=[],
         command="latebloom compare digits",
         config={},
+        changed=[],
+        scores=[],
         versions={},
     )
 
@@ -72,7 +78,12 @@ def pictures() -> Pictures:
     rng = np.random.default_rng(0)
     contact = [ContactRow("zero, row 3", flat(RED), [("8 of 20", "ok", flat(GREEN)), ("16 of 20", "flat", flat(BLUE))])]
     clusters = [Cluster("zero", rng.normal(size=(20, 2)), np.arange(20) % 3 == 0)]
-    return Pictures([("slow one", flat((7,), 8, 8))], [("fast one", flat(GOLD, 64, 48))], contact, clusters)
+    return Pictures(
+        [Example("slow one", flat((7,), 8, 8), "train/a/7.png")],
+        [Example("fast one", flat(GOLD, 64, 48))],
+        contact,
+        clusters,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +217,13 @@ def test_the_page_shows_every_section_with_its_numbers(full: Path) -> None:
         "early 31.2 812 run",
         "generate 412 1,400 skipped",
         "original (10.00 %)",  # last training error
-        '{ "seed": 0 }',
-        "0 4.50 4.50 1 12.00 12.00",  # classes by arms
+        "All settings (3) seed 0 train.lr 0.1",
+        "seeds 10 5",  # setting, value, default
+        "0 4.50 4.50 +0.00 1 12.00 12.00 +0.00",  # classes by arms, with the difference to original
+        "fast one",
+        "slow one train/a/7.png",
+        "label probability / reference label probability 0.6 0 ≥ 3 min_label_ratio 0.6; 7 without a value",
+        "min_contrast is off",
         "0 95.5 4.5 1 12.0 88.0",
         "one zero 7.2",  # too many classes for a matrix
         "ours-2 341 10.0 820 24.0 2.4",
@@ -273,19 +289,23 @@ def test_nothing_in_the_input_becomes_markup(tmp_path: Path) -> None:
         generation=[GenerationCost(HOSTILE, 1.0, 1.0, 1, 1.0)],
         command=HOSTILE,
         config={HOSTILE: HOSTILE},
+        changed=[[HOSTILE, HOSTILE, HOSTILE]],
+        scores=[ScoreHistogram(HOSTILE, [0.0, 1.0], {HOSTILE: [1]}, [Limit(HOSTILE, 0.5, True)], 1, 1)],
         versions={HOSTILE: HOSTILE},
     )
     shown = Pictures(
-        [(HOSTILE, image)],
-        [(HOSTILE, image)],
-        [ContactRow(HOSTILE, image, [("8 of 20", HOSTILE, image)])],
+        [Example(HOSTILE, image, HOSTILE)],
+        [Example(HOSTILE, image, HOSTILE)],
+        [ContactRow(HOSTILE, image, [("8 of 20", HOSTILE, image)], name=HOSTILE)],
         [Cluster(HOSTILE, np.zeros((2, 2)), np.array([True, False]))],
+        [(HOSTILE, [Example(HOSTILE, image, HOSTILE)])],
+        [Flagged(HOSTILE, 1, [(Example(HOSTILE, image, HOSTILE), Example(HOSTILE, image, HOSTILE))])],
     )
     page = Page(written(tmp_path, values, shown))
     assert {tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "form", "link")} == set()
     assert [sorted(attributes) for tag, attributes in page.tags if tag == "img"] == [
         ["alt", "height", "src", "width"]
-    ] * 4
+    ] * 6
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.texts.count(HOSTILE) >= 20
     named = [attributes.get("aria-label") or attributes.get("title") for _, attributes in page.tags]
@@ -296,7 +316,7 @@ def test_nothing_in_the_input_becomes_markup(tmp_path: Path) -> None:
 
 def test_an_arm_name_is_text_in_its_chart_too(tmp_path: Path) -> None:
     page = Page(written(tmp_path, report(arms=[arm("original"), arm("<b>&$x^2$")])))
-    assert page.texts.count("<b>&$x^2$") == 2  # in the table and beside its row of the chart; $ starts no formula
+    assert page.texts.count("<b>&$x^2$") == 3  # in two tables and beside its row of the chart; $ starts no formula
     assert [text for text in page.texts if text.startswith("<b>&$x^2$ (")]  # and in the legend
     assert "b" not in {tag for tag, _ in page.tags}
 
@@ -323,7 +343,7 @@ def test_every_chart_takes_its_colours_from_the_page(full: Path) -> None:
     svgs = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(svgs) > 4
     assert not [svg for svg in svgs if re.search(r"#[0-9a-f]{6}\b", svg.replace("xlink:href", ""))]
-    used = set(re.findall(r"var\((--[a-z0-9]+)\)", html))
+    used = set(re.findall(r"var\((--[a-z0-9]+)\)", html)) - {"--s0", "--s1"}  # of states, which have their own
     for scheme in re.findall(r":root \{(.*?)\}", html, re.S):  # light and dark
         assert used - {"--state", "--row"} <= set(re.findall(r"(--[a-z0-9-]+):", scheme))
 
@@ -332,7 +352,7 @@ def test_every_chart_takes_its_colours_from_the_page(full: Path) -> None:
 def test_the_page_carries_the_very_pixels(tmp_path: Path, pixels: np.ndarray) -> None:
     pixels = pixels.copy()
     pixels[0, 1] = 99
-    (source,) = Page(written(tmp_path, least(), Pictures([("x", pixels)], [], [], []))).images
+    (source,) = Page(written(tmp_path, least(), Pictures([Example("x", pixels)], [], [], []))).images
     with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))) as image:
         assert image.mode == ("L" if pixels.shape[2] == 1 else "RGB")
         np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
@@ -345,7 +365,7 @@ def test_the_page_carries_the_very_pixels(tmp_path: Path, pixels: np.ndarray) ->
 def test_an_image_is_shown_at_a_whole_multiple_or_fitted(
     tmp_path: Path, height: int, width: int, shown: tuple[str, str]
 ) -> None:
-    page = Page(written(tmp_path, least(), Pictures([("x", flat(RED, height, width))], [], [], [])))
+    page = Page(written(tmp_path, least(), Pictures([Example("x", flat(RED, height, width))], [], [], [])))
     ((_, attributes),) = [tag for tag in page.tags if tag[0] == "img"]
     assert (attributes["width"], attributes["height"]) == shown
 
@@ -354,7 +374,7 @@ def test_a_hundred_classes_and_large_images_stay_a_page_one_can_mail(tmp_path: P
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
     clusters = [Cluster(f"class {n}", rng.normal(size=(1000, 2)), np.arange(1000) % 2 == 0) for n in range(100)]
-    html = written(tmp_path, least(), Pictures([("x", noise)] * 24, [("x", noise)] * 24, [], clusters))
+    html = written(tmp_path, least(), Pictures([Example("x", noise)] * 24, [Example("x", noise)] * 24, [], clusters))
     assert len(html) < 2_000_000
     assert all(f'<figcaption title="class {n}">class {n}</figcaption>' in html for n in range(100))
     assert "The other 80 classes" in html
@@ -404,7 +424,7 @@ def test_a_value_that_json_has_no_word_for_is_named(tmp_path: Path, changes: dic
 
 def test_a_picture_that_is_not_uint8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"got float64\(8, 8, 3\)"):
-        write_report(tmp_path, report(), Pictures([("x", np.zeros((8, 8, 3)))], [], [], []))
+        write_report(tmp_path, report(), Pictures([Example("x", np.zeros((8, 8, 3)))], [], [], []))
 
 
 def test_the_report_needs_neither_prefect_nor_pyplot() -> None:
