@@ -316,6 +316,13 @@ def test_one_frame_is_an_image() -> None:
         assert decode(file(Image.new("RGB", (9, 9)), kind, save_all=True), "x").shape == (9, 9, 3)
 
 
+def test_a_photograph_with_further_pictures_in_it_is_its_first() -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("white", "black"))
+    blob = file(first, "MPO", save_all=True, append_images=[second])
+    assert header(blob, "x").width == 16
+    assert decode(blob, "x").min() > 250
+
+
 # Too large
 
 
