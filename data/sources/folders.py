@@ -61,7 +61,12 @@ def read_folder(path: Path, config: DataConfig, problems: Problems) -> Found:
     if shards:
         return read_shards(path, shards, config, problems)
     alone = [file for file in files if file.suffix.lower() == ".npz"]
-    if len(alone) == 1:
+    if len(alone) > 1:
+        raise ValueError(
+            f"{path} has {len(alone)} .npz files: {listed([file.name for file in alone])}; give one that has all parts "
+            f"as the source, such as {alone[0]}"
+        )
+    if alone:
         return read_npz(alone[0], config, problems)
     tables = tables_in(path, config)  # of images that lie elsewhere
     if tables:

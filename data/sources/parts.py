@@ -39,7 +39,7 @@ IMAGE_SUFFIXES = (
 )
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found")
 _SUFFIX = re.compile(r"\.(parquet|arrow|csv|tsv|jsonl|tar|tar\.gz|tgz)$", re.IGNORECASE)
-_SHARD = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
+_SHARD = re.compile(r"(^|[-_.])\d+([-_.]of[-_.]\d+)?$")
 _PEEK = 50  # entries of a folder that say what it holds: a class may have a million
 
 

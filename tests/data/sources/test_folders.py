@@ -1,18 +1,13 @@
 import io
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from latebloom.data.config import DataConfig
-from latebloom.data.sources.found import numbered
-from latebloom.data.sources.load import Splits, load
+from latebloom.data.sources.found import Problems
+from latebloom.data.sources.load import Splits, find, load
 
 CIFAR10 = Path(__file__).parents[4] / "shared" / "cifar10"
 
@@ -182,181 +177,65 @@ def test_a_test_part_alone_is_no_data_set(tmp_path: Path) -> None:
     refused(tmp_path, r"has the parts test, and none of them is called train; .*--set data\.train=test")
 
 
-# Parquet
+def test_all_that_is_wrong_with_a_folder_is_found_at_once(tmp_path: Path) -> None:
+    faults = {
+        "train/loose.png",
+        "train/cat/c.npy",
+        "train/cat/kitten/a.png",
+        "train/empty/x.txt",
+        "train/deep/er/a.png",
+    }
+    put(tmp_path, tree() | dict.fromkeys(faults | {"test/fox/a.png"}, picture()))
+    problems = Problems()
+    names, splits = find(DataConfig(source=str(tmp_path)), problems)
+    assert names == ("cat", "dog")
+    assert list(splits["train"].names) == ["train/cat/a.png", "train/cat/b.png", "train/dog/a.png"]
+    assert list(splits["test"].names) == ["test/cat/a.png", "test/dog/a.png", "test/dog/b.png"]
+    assert sorted((one.kind, Path(one.where).relative_to(tmp_path).as_posix()) for one in problems.found) == [
+        ("class without training images", "test/fox"),
+        ("empty class", "train/empty"),
+        ("folder in a class", "train/cat/kitten"),
+        ("folder in a class", "train/deep"),
+        ("in no class", "train/loose.png"),
+        ("not an image", "train/cat/c.npy"),
+    ]
+    refused(tmp_path, r"\(5 more: `latebloom check .*` lists all\)")
 
 
-Rows = list[tuple[bytes | None, int | None]]
+def test_class_folders_may_be_numbered_as_those_of_caltech(tmp_path: Path) -> None:
+    names = [f"{kind}/Bird_{number:04}_{number}.png" for kind in ("001.Albatross", "002.Auk") for number in range(5)]
+    splits = read(put(tmp_path, {name: picture(value) for value, name in enumerate(names)}))
+    assert splits.train.class_names == ("001.Albatross", "002.Auk")
+    assert (len(splits.train), len(splits.test)) == (8, 2)
 
 
-def shard(
-    path: Path,
-    rows: Rows,
-    *,
-    names: list[str] | None = None,
-    image: str = "image",
-    label: str = "label",
-    change: Callable[[pa.Table], pa.Table] = lambda table: table,
-) -> None:
-    """A file as the datasets library writes it."""
-    images = pa.array(
-        [{"bytes": blob, "path": "x.png"} for blob, _ in rows],
-        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    )
-    table = change(pa.table({image: images, label: pa.array([number for _, number in rows], pa.int64())}))
-    if names is not None:
-        features = {image: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": names}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
-
-
-def shards(folder: Path, train: Rows | None = None, **settings: Any) -> Path:
-    """Train has the pictures 1 (label 1) and 2 (label 0), test has 3 (label 1)."""
-    shard(folder / "train.parquet", train or [(picture(1), 1), (picture(2), 0)], **settings)
-    shard(folder / "test.parquet", [(picture(3), 1)], **settings)
-    return folder
-
-
-def test_parquet_files_are_read(tmp_path: Path) -> None:
-    for number, (settings, names) in enumerate(
-        [
-            ({"names": ["cat", "dog"]}, ("cat", "dog")),
-            ({}, ("0", "1")),
-            ({"image": "img", "label": "labels"}, ("0", "1")),
-            ({"image": "img", "label": "fine", "names": ["cat", "dog"]}, ("cat", "dog")),
-        ]
-    ):
-        splits = read(shards(tmp_path / str(number), **settings))
-        assert splits.train.class_names == splits.test.class_names == names
-        assert splits.train.pixels()[:, 0, 0, 0].tolist() == [1, 2]
-        assert splits.train.labels.tolist() == [1, 0]
-        assert splits.test.pixels()[:, 0, 0, 0].tolist() == [3]
-        assert splits.test.labels.tolist() == [1]
-
-
-def test_shards_in_a_data_folder_are_joined_in_order(tmp_path: Path) -> None:
-    for number, rows in ((1, [(picture(3), 0)]), (0, [(picture(1), 0), (picture(2), 1)])):
-        shard(tmp_path / "data" / f"train-0000{number}-of-00002.parquet", rows)
-    shard(tmp_path / "data" / "test-00000-of-00001.parquet", [(picture(4), 0)])
-    shard(tmp_path / "data" / "validation-00000-of-00001.parquet", [(picture(5), 0)])
+def test_the_hold_out_is_stratified_and_drawn_by_the_seed(tmp_path: Path) -> None:
+    names = [f"{kind}/{number}.png" for kind, count in (("cat", 20), ("dog", 10)) for number in range(count)]
+    put(tmp_path, {name: picture(value) for value, name in enumerate(names)})
     splits = read(tmp_path)
-    assert splits.train.pixels()[:, 0, 0, 0].tolist() == [1, 2, 3]
-    assert splits.train.labels.tolist() == [0, 1, 0]
-    assert len(splits.test) == 1
-
-
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_a_plain_binary_image_column_is_read(tmp_path: Path, kind: pa.DataType) -> None:
-    def plain(table: pa.Table) -> pa.Table:
-        blobs = [row["bytes"] for row in table["image"].to_pylist()]
-        return pa.table({"image": pa.array(blobs, kind), "label": table["label"].cast(pa.uint8())})
-
-    assert read(shards(tmp_path, change=plain)).train.pixels()[:, 0, 0, 0].tolist() == [1, 2]
-
-
-def with_column(name: str, values: Callable[[int], list[Any]]) -> Callable[[pa.Table], pa.Table]:
-    return lambda table: table.append_column(name, pa.array(values(len(table))))
-
-
-def test_other_columns_do_not_matter_beside_image_and_label(tmp_path: Path) -> None:
-    for name, values in (("id", range), ("mask", lambda n: [b""] * n), ("note", lambda n: [None] * n)):
-        splits = read(shards(tmp_path / name, change=with_column(name, lambda n, v=values: list(v(n)))))
-        assert splits.train.labels.tolist() == [1, 0]
-
-
-def test_what_does_not_fit_parquet_is_named(tmp_path: Path) -> None:
-    for number, (settings, words) in enumerate(
-        [
-            (
-                {"train": [(picture(), 0), (None, 1)]},
-                r"row 1 of .*train\.parquet has no image but the path x\.png, .* no such file",
-            ),
-            (
-                {"train": [(picture(), None), (picture(), 1)]},
-                r"row 0 of .*train\.parquet has no label; give it one or drop",
-            ),
-            ({"train": [(picture(), 0), (b"?", 1)]}, r"row 1 of .*train\.parquet cannot be read as an image"),
-            ({"train": [(picture(), 0), (picture(size=(9, 9)), 1)]}, r"row 1 of .* is 9x9 while row 0 of .* is 8x8"),
-            (
-                {"train": [(picture(), 0), (picture(), -1)]},
-                r"row 1 of .* has label -1, but the classes .* are 0, 1; correct",
-            ),
-            (
-                {"train": [(picture(), 0), (picture(), 2)], "names": ["a", "b"]},
-                r"row 1 of .* has label 2, but the classes .* are a, b",
-            ),
-            (
-                {"train": [(picture(), 0), (picture(), 2**40)]},
-                r"label 1099511627776 but only 3 images; number the classes",
-            ),
-            (
-                {"train": [(picture(), 0), (picture(), 2)]},
-                r"has no image of 1 of 3 classes \(1\); add images or remove",
-            ),
-            ({"names": ["cat", "cat"]}, "class names must be unique and not empty, got cat"),
-            ({"names": ["cat", ""]}, "class names must be unique and not empty"),
-            (
-                {"change": lambda table: table.drop(["image"])},
-                r"no column that looks like the image; it has label \(int64\); .*--set data\.image=COLUMN",
-            ),
-            ({"change": lambda table: table.drop(["label"])}, "no column that looks like the label; it has image"),
-            (
-                {"label": "fine", "change": with_column("coarse", lambda n: [0] * n)},
-                r"has 2 columns that may be the label: fine, coarse; .*--set data\.label=fine ",
-            ),
-            (
-                {"image": "a", "change": with_column("b", lambda n: [b""] * n)},
-                "has 2 columns that may be the image: a, b; .*--set data.image=a",
-            ),
-        ]
-    ):
-        refused(shards(tmp_path / str(number), **settings), words)
-
-
-def test_parts_that_name_their_classes_differently_are_refused(tmp_path: Path) -> None:
-    shards(tmp_path, names=["cat", "dog"])
-    shard(tmp_path / "test.parquet", [(picture(), 1)], names=["dog", "cat"])
-    refused(tmp_path, r"test\.parquet names its classes dog, cat, but .*train\.parquet cat, dog; write all")
-    shard(tmp_path / "test.parquet", [(picture(), 1)])
-    refused(tmp_path, r"test\.parquet names its classes not at all, but .*train\.parquet cat, dog")
-
-
-def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
-    for content in [b"", b"PAR1 and no more", b"version https://git-lfs.github.com/spec/v1\n"]:
-        shards(tmp_path)
-        (tmp_path / "train.parquet").write_bytes(content)
-        refused(tmp_path, r"train\.parquet cannot be read as parquet")
-
-
-def test_a_parquet_file_cut_short_is_named(tmp_path: Path) -> None:
-    shards(tmp_path)
-    whole = (tmp_path / "test.parquet").read_bytes()
-    (tmp_path / "test.parquet").write_bytes(whole[:-20])
-    refused(tmp_path, r"test\.parquet cannot be read as parquet")
-
-
-def test_metadata_that_is_not_json_is_named(tmp_path: Path) -> None:
-    refused(
-        shards(tmp_path, change=lambda table: table.replace_schema_metadata({"huggingface": "{"})),
-        r"train\.parquet cannot be read as parquet",
+    assert (splits.train.class_counts().tolist(), splits.test.class_counts().tolist()) == ([16, 8], [4, 2])
+    assert sorted(splits.train.names + splits.test.names) == sorted(names)
+    assert read(tmp_path).test.digest == splits.test.digest
+    assert read(tmp_path, train_limit=10, validation_fraction=0.2).test.digest == splits.test.digest
+    assert read(tmp_path, subset_seed=1).test.digest != splits.test.digest
+    assert set(read(tmp_path, test_fraction=0.1).test.names) < set(splits.test.names)
+    words = (
+        f"{tmp_path} has no test part: 6 images, 20% of each class, are held out as the test split (data.test_fraction)"
     )
+    assert splits.notes == (words,)
 
 
-def test_a_part_without_rows_is_named(tmp_path: Path) -> None:
-    shards(tmp_path)
-    shard(tmp_path / "test.parquet", [])
-    refused(tmp_path, f"{tmp_path} test: no images at all")
-
-
-def test_numbered_counts_from_zero_to_the_largest_label() -> None:
-    assert numbered("x", [np.array([0, 2]), np.array([1])]) == ("0", "1", "2")
-
-
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10 as parquet in ../shared/cifar10")
-def test_cifar10_is_read() -> None:
-    splits = read(CIFAR10, train_limit=20, test_limit=10)
-    assert splits.train.class_names[:4] == ("airplane", "automobile", "bird", "cat")
-    assert splits.train.class_counts().tolist() == [2] * 10
-    assert splits.test.class_counts().tolist() == [1] * 10
-    assert splits.train.pixels().shape == (20, 32, 32, 3)
-    assert splits.train.pixels().std() > 40  # pictures, not blanks
+def test_a_validation_part_and_a_fraction_exclude_each_other(tmp_path: Path) -> None:
+    put(tmp_path, tree() | {"val/cat/a.png": picture(7), "val/dog/a.png": picture(8)})
+    splits = read(tmp_path)
+    assert splits.validation is not None
+    assert splits.validation.pixels()[:, 0, 0, 0].tolist() == [7, 8]
+    assert splits.notes == (f"{tmp_path / 'val'}: its 2 images are the validation split",)
+    refused(
+        tmp_path,
+        r"validation_fraction is 0\.5, but .*/val is a validation split already; leave out data\.validation_fraction",
+        validation_fraction=0.5,
+    )
+    both = read(tmp_path, validation_fraction=0.5, validation="none")
+    assert both.validation is not None
+    assert both.validation.names in (("train/cat/a.png",), ("train/cat/b.png",))
