@@ -18,9 +18,10 @@ from latebloom.flows.config.command import changed_settings, command_of
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import selections, validation
 from latebloom.flows.report.details import confusions, generation_costs, generation_sentences, predictions
-from latebloom.flows.report.page import Cluster, ContactRow, Example, Flagged, Pictures, write_report
+from latebloom.flows.report.page import Pictures, write_report
+from latebloom.flows.report.pictures import drawn, flagged
 from latebloom.flows.report.results import LevelResult, Name, Report, SeedSelection, StageCost, arm_results
-from latebloom.flows.report.scores import flagged_rows, score_histograms
+from latebloom.flows.report.scores import score_histograms
 from latebloom.flows.report.slow import listing_of
 from latebloom.flows.report.statistics import class_errors
 from latebloom.flows.report.verdicts import compare, sentences
@@ -39,15 +40,11 @@ from latebloom.flows.stages import dropped
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.fidelity import frechet_by_level, inception_by_level
 from latebloom.flows.stages.loaders import perturbed
-from latebloom.train.evaluate import softmax
 from latebloom.train.selection.slow import jaccard
 
 __all__ = ["write"]
 
 PACKAGES = ("torch", "torchvision", "diffusers", "prefect", "scikit-learn", "scipy", "numpy", "pillow", "pyarrow")
-EXAMPLES = 24
-CONTACT_ROWS = 12
-FLAGGED = 8  # variants of a state
 
 
 def write(folder: RunFolder, config: CompareConfig) -> Path:
@@ -67,6 +64,8 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
     retrained = {names: trained[names] for names in arms}
     made = folder.record(GENERATE) if config.wants_synthetic else None
     table = run.synthetic.rows() if made else None
+    # The thresholds that the states of the synthetic set are by.
+    quality: dict[str, Any] = run.synthetic.manifest()["about"]["quality"] if made else {}
     seconds_per_call = made.seconds / max(1, made.facts.denoiser_calls) if made else 0.0
     slow_sets = [run.selected("cluster", number) for number in range(config.seeds)] if has_slow else []
     predicted = predictions(run, arms)
@@ -132,15 +131,15 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         selectors=dataclasses.asdict(selectors),
         validation=validated,
         early_share=_early_share(run.early.facts) if has_slow else None,
-        scores=score_histograms(table, _quality(run)) if table is not None else [],
+        scores=score_histograms(table, quality) if table is not None else [],
         changed=[list(one) for one in changed_settings(config)],
     )
-    pictures = _pictures(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
+    pictures = drawn(run, slow_sets[0], table) if has_slow else Pictures([], [], [], [])
     pictures = dataclasses.replace(
         pictures,
         selected=selections.pictures_of(run, selectors),
         listing=listing_of(run, table) if has_slow else None,
-        flagged=_flagged(run, table) if table is not None else [],
+        flagged=flagged(run, table, quality) if table is not None else [],
     )
     return write_report(run.path, report, pictures)
 
@@ -335,77 +334,3 @@ def _by_level(table: pa.Table) -> list[LevelResult]:
             )
         )
     return results
-
-
-def _pictures(run: RunContext, slow: np.ndarray, table: pa.Table | None) -> Pictures:
-    """Pictures of the first seed: a draw of slow and fast examples, references with their variants, the clusters."""
-    train, rng = run.splits.train, numpy_rng(run.config.seed, "report pictures")
-    fast = np.setdiff1d(np.arange(len(train)), slow)
-
-    def draw(rows: np.ndarray, count: int) -> np.ndarray:
-        return np.sort(rng.permutation(rows)[:count])
-
-    def examples(rows: np.ndarray) -> list[Example]:
-        return [
-            Example(train.class_names[train.labels[row]], image, train.names[row])
-            for row, image in zip(rows, train.pixels(rows), strict=True)
-        ]
-
-    contact = []
-    if table is not None:
-        sources = np.array(table["source_index"].to_pylist())
-        for row in draw(np.intersect1d(slow, sources), CONTACT_ROWS):
-            mine = table.take(np.flatnonzero(sources == row)).sort_by([("level_steps", "ascending")])
-            images = run.synthetic.images(mine, train).pixels()
-            variants = [
-                (f"{item['level_steps']} of {item['level_grid']}", item["state"], image)
-                for item, image in zip(mine.drop_columns(["image"]).to_pylist(), images, strict=True)
-            ]
-            (reference,) = examples(np.array([row]))
-            contact.append(ContactRow(reference.caption, reference.pixels, variants, name=reference.name))
-    return Pictures(examples(draw(slow, EXAMPLES)), examples(draw(fast, EXAMPLES)), contact, _clusters(run))
-
-
-def _quality(run: RunContext) -> dict[str, Any]:
-    """The thresholds that the states of the synthetic set are by."""
-    quality: dict[str, Any] = run.synthetic.manifest()["about"]["quality"]
-    return quality
-
-
-def _flagged(run: RunContext, table: pa.Table) -> list[Flagged]:
-    """The variants of each state that is not ok which miss its thresholds by most, beside their references."""
-    train, found = run.splits.train, []
-    counts = dict(zip(*np.unique(np.array(table["state"].to_pylist()), return_counts=True), strict=True))
-    for state, rows in flagged_rows(table, _quality(run), FLAGGED).items():
-        own = table.take([row for row, _ in rows])
-        sources = own["source_index"].to_numpy()
-        references, variants = train.pixels(sources), run.synthetic.images(own, train).pixels()
-        levels = zip(own["level_steps"].to_pylist(), own["level_grid"].to_pylist(), strict=True)
-        pairs = [
-            (
-                Example(train.class_names[train.labels[source]], reference, train.names[source]),
-                Example(", ".join(filter(None, (f"{steps} of {grid}", missed))), variant, item),
-            )
-            for source, reference, variant, (steps, grid), (_, missed), item in zip(
-                sources, references, variants, levels, rows, own["item_id"].to_pylist(), strict=True
-            )
-        ]
-        found.append(Flagged(state, int(counts[state]), pairs))
-    return found
-
-
-def _clusters(run: RunContext) -> list[Cluster]:
-    """The first seed's early outputs (softmax) of each class in the plane of their first two principal components."""
-    from sklearn.decomposition import PCA
-
-    train = run.splits.train
-    (logits,) = run.early_arrays(0, "logits")
-    probabilities, cluster = softmax(logits), run.selection("cluster", 0)["cluster"]
-    clusters = []
-    for label, name in enumerate(train.class_names):
-        rows = np.flatnonzero(train.labels == label)
-        if len(rows) < 3:
-            continue
-        points = PCA(2, random_state=0).fit_transform(probabilities[rows])
-        clusters.append(Cluster(name, points, cluster[rows] == 1))
-    return clusters

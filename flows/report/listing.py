@@ -31,9 +31,9 @@ class Listing:
         class_names: by label.
         names: of each image, the name that its owner knows it by.
         rows: int (n,), its place in the training images.
-        labels, predicted: int (n,), its class and what the mean of the early classifiers takes it for.
-        losses: float (n,), mean early cross-entropy over seeds, nats.
-        probability: float (n,), of its class, mean over seeds.
+        labels, predicted: int (n,), its class and what the mean of the early classifiers takes it for; -1: not known.
+        losses: float (n,), mean early cross-entropy over seeds, nats; NaN: not known.
+        probability: float (n,), of its class, mean over seeds; NaN: not known.
         votes: bool (n, V), who calls it slow: a column for each of the V `voters`.
         levels: headings of the columns of variants, shallowest first; a level that an image has twice is there twice.
         variants: int (m, 3) ascending: image, column, and state as a place in `states`.

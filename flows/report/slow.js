@@ -10,7 +10,7 @@
   const total = list.names.length;
   const votes = list.votes.map((seeds) => seeds.split("1").length - 1);
   const compare = new Intl.Collator(undefined, {numeric: true}).compare;
-  const className = (label) => list.classes[label];
+  const className = (label) => (label < 0 ? "–" : list.classes[label]); // below 0: not known
   const texts = list.names.map((name, i) => `${name}\n${className(list.labels[i])}`.toLowerCase());
 
   // What a column sorts by, of image i; the first click sorts names upwards and numbers downwards.
@@ -85,7 +85,8 @@
     cell(list.losses[i] === null ? "–" : list.losses[i].toFixed(3));
     cell(list.probability[i] === null ? "–" : list.probability[i].toFixed(3));
     const taken = className(list.predicted[i]);
-    cell(make("span", shortened(taken, 20), taken), list.predicted[i] === list.labels[i] ? "text" : "text wrong");
+    const wrong = ![list.labels[i], -1].includes(list.predicted[i]);
+    cell(make("span", shortened(taken, 20), taken), wrong ? "text wrong" : "text");
     const by = list.voters.filter((_, seed) => list.votes[i][seed] === "1");
     cell(make("span", `${votes[i]} of ${list.voters.length}`, by.join(", ")));
     const variants = list.levels.map(() => null);

@@ -16,6 +16,7 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.report.details import confusions
+from latebloom.flows.report.pictures import drawn
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.records import EARLY, GENERATE, PLAN, SELECT, EarlyFacts, retrain_key
 from latebloom.flows.stages import planning
@@ -292,7 +293,7 @@ def test_the_pictures_are_of_the_first_seeds_slow_and_fast_images(reported: Simp
     run = RunContext(reported.run, reported.config)
     slow = run.selected("cluster", 0)
     table = SyntheticFolder(reported.run.path / "synthetic").rows()
-    pictures = gather._pictures(run, slow, table)
+    pictures = drawn(run, slow, table)
     is_slow = {train.pixels(np.array([row]))[0].tobytes() for row in slow}
     assert len(pictures.slow) == len(pictures.fast) == 24
     assert all(one.pixels.tobytes() in is_slow for one in pictures.slow)

@@ -67,8 +67,10 @@ def test_a_run_without_variants_has_a_list_without_them(tmp_path: Path) -> None:
 
 
 def test_a_value_that_is_not_there_is_null(tmp_path: Path) -> None:
-    found = dataclasses.replace(listed(2), losses=np.array([np.nan, 0.5]))
-    assert data(written(tmp_path, found))["losses"] == [None, 0.5]
+    found = dataclasses.replace(listed(2), losses=np.array([np.nan, 0.5]), predicted=np.array([-1, 1]))
+    html = written(tmp_path, found)
+    assert data(html)["losses"] == [None, 0.5]
+    assert "train/cat/00000.png cat 0 – 0.000 – 1 of 2" in " ".join(" ".join(Page(html).texts).split())
 
 
 def test_a_run_without_slow_images_has_no_list_and_no_script(tmp_path: Path) -> None:
