@@ -14,6 +14,7 @@ from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.coreset_file import as_coreset, on_images, read_selected
 from latebloom.flows.stages.inputs import GENERATING, check_data, check_folder
 from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
+from latebloom.flows.stages.memory import check_generator_memory, check_step_memory
 from latebloom.flows.stages.scorers import check_named
 from latebloom.flows.stages.scout import check_scout
 from latebloom.synth.config import PromptConfig
@@ -63,7 +64,9 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
     check_data(config, kind)
     train = images_of(config).train
     device_of(config.device)
-    new_classifiers(config, train, count=1)
+    (model,) = new_classifiers(config, train, count=1)
+    if kind != "report":
+        check_step_memory(config, train, model)
     check_scout(config, train)
     for arm in config.parsed_arms:
         if arm.selector != "none":  # its budget or its coreset, and its policy
@@ -86,6 +89,7 @@ def check_generator(config: CompareConfig, train: LabeledImages) -> None:
     Raises:
         ValueError: the first thing that is.
     """
+    check_generator_memory(config)
     generator = generator_of(config)
     generator.check(train.class_names)
     check_channels(train.image_shape[2], generator.channels)
