@@ -54,8 +54,8 @@ def main() -> None:
         measured = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0])
         print(
             f"{model} {side} px {optimizer}: estimated {estimate.per_image / 1e6:.2f} MB an image, measured "
-            f"{measured:.2f}, ratio {estimate.per_image / 1e6 / measured:.2f}; peaks {[round(one) for one in peaks]} MB "
-            f"at batches {sizes}; fixed {estimate.fixed / 1e6:.0f} MB",
+            f"{measured:.2f}, ratio {estimate.per_image / 1e6 / measured:.2f}; "
+            f"peaks {[round(one) for one in peaks]} MB at batches {sizes}; fixed {estimate.fixed / 1e6:.0f} MB",
             flush=True,
         )
 
