@@ -5,17 +5,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.found import listed
 
-__all__ = ["LABEL_NAMES", "PATH_NAMES", "PICTURE_NAMES", "UNLIKELY_LABELS", "choose", "like", "refuse_columns"]
+__all__ = [
+    "LABEL_NAMES",
+    "PATH_NAMES",
+    "PICTURE_NAMES",
+    "ROW_NAMES",
+    "UNLIKELY_LABELS",
+    "choose",
+    "like",
+    "refuse_columns",
+]
 
 PICTURE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "png", "pixels")
 PATH_NAMES = (
     *("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "image_file"),
     *("image", "img", "images", "image_name", "picture", "photo"),
 )
-LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "y", "label_name", "species")
+ROW_NAMES = ("file_name", "filename", "path", "file_path", "image_path", "file", "__key__", "key", "image_id")
+LABEL_NAMES = ("label", "labels", "cls", "class", "class_name", "target", "category", "y", "label_name", "species")
 UNLIKELY_LABELS = (
     *("id", "idx", "index", "image_id", "width", "height", "url", "text", "caption", "split", "md5", "sha256", "hash"),
-    *("__index_level_0__", "filename", "file_name", "path", "file"),
+    *("__index_level_0__", "__key__", "__url__", "key", "filename", "file_name", "path", "file"),
 )
 
 

@@ -25,7 +25,7 @@ from latebloom.data.sources.parts import (
     visible,
 )
 from latebloom.data.sources.shards import TARS, read_shards
-from latebloom.data.sources.tables import read_tables, tables_in
+from latebloom.data.sources.tables import IMAGE_FOLDERS, read_tables, tables_in
 from latebloom.data.store import in_memory, list_folder
 
 __all__ = ["LAYOUTS", "read_folder"]
@@ -175,6 +175,11 @@ def _classes(path: Path, name: str, role: str, problems: Problems) -> dict[str, 
             "folder in a class",
             str(folder),
             f"{visible(folder)[0][0]} is a folder inside a class folder; put its images into {folder} itself",
+        )
+    if len(classes) == 1 and next(iter(classes)).lower() in IMAGE_FOLDERS:
+        raise ValueError(
+            f"{part} has all images in the one folder {next(iter(classes))}, so they have no labels; expected "
+            f"{part}/<class>/<image>, or a table of path and label (.csv, .tsv or .jsonl) beside that folder"
         )
     if not classes:
         raise ValueError(f"{part} has no class folder with images; expected {part}/<class>/<image>")

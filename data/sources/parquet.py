@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from latebloom.data.config import DataConfig
-from latebloom.data.sources.columns import LABEL_NAMES, PATH_NAMES, PICTURE_NAMES, UNLIKELY_LABELS, choose, like
+from latebloom.data.sources.columns import (
+    LABEL_NAMES,
+    PATH_NAMES,
+    PICTURE_NAMES,
+    ROW_NAMES,
+    UNLIKELY_LABELS,
+    choose,
+    like,
+)
 from latebloom.data.sources.found import Found, Problems, listed
 from latebloom.data.sources.parts import ALL, assign, joined
 from latebloom.data.sources.rows import Rows, raw_image, splits_of
@@ -100,9 +108,10 @@ def _read(
             except (pyarrow.ArrowException, OSError, json.JSONDecodeError) as error:
                 kind = file.suffix.lstrip(".")
                 raise ValueError(f"{file} cannot be read as {kind} ({error}); write or download it again") from error
-            image, label = chosen
+            image, label, *named = chosen
             class_names[file] = tuple(_features(features).get(label, {}).get("names", ()))
-            _add(rows, table, image, label, file, root, problems)
+            own = table[named[0]].to_pylist() if named else [None] * len(table)
+            _add(rows, table, image, label, own, file, root, problems)
     first = shards[parts["train"].part][0]
     for file, given in class_names.items():
         if given != class_names[first]:
@@ -120,7 +129,7 @@ def _features(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _columns(schema: Any, file: Path, config: DataConfig) -> list[str]:
-    """The names of the image and the label column."""
+    """The names of the image and the label column, and of a column that has a name for each image, if there is one."""
     from pyarrow import types
 
     kinds = {field.name: _plain(field.type) for field in schema}
@@ -159,7 +168,7 @@ def _columns(schema: Any, file: Path, config: DataConfig) -> list[str]:
             f"{file} has {kinds[label]} in its label column {label}; expected an integer, a text or a boolean, one "
             "label an image"
         )
-    return [image, label]
+    return [image, label, *[name for name in like(texts, ROW_NAMES) if name not in (image, label)][:1]]
 
 
 def _plain(kind: Any) -> Any:
@@ -181,18 +190,27 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _add(rows: Rows, table: Any, image: str, label: str, file: Path, root: Path, problems: Problems) -> None:
-    """Add the rows of one file."""
+def _add(
+    rows: Rows,
+    table: Any,
+    image: str,
+    label: str,
+    names: Sequence[str | None],
+    file: Path,
+    root: Path,
+    problems: Problems,
+) -> None:
+    """Add the rows of one file; `names` are those of a column of names."""
     inside = file.relative_to(root).as_posix()
-    columns = zip(_blobs(table[image], file, root), _labels(table[label]), strict=True)
-    for row, ((blob, own), code) in enumerate(columns):
+    columns = zip(_blobs(table[image], file, root), _labels(table[label]), names, strict=True)
+    for row, ((blob, own), code, name) in enumerate(columns):
         where = f"row {row} of {file}"
         if isinstance(blob, str):
             problems.add("no image", where, f"{where} {blob}")
         elif code is None:
             problems.add("no label", where, f"{where} has no {label}; give it one or drop the row")
         else:
-            rows.add(blob, code, where, f"{inside}[{row}]", own)
+            rows.add(blob, code, where, f"{inside}[{row}]", name or own)
 
 
 def _labels(column: Any) -> Sequence[int | str | None]:

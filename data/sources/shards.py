@@ -109,7 +109,7 @@ def _label(members: dict[str, bytes], config: DataConfig, file: Path) -> int | s
         return _typed(str(values))
     simple = {key: "" for key, value in values.items() if isinstance(value, str | int)}
     likely = [key for key in simple if key.lower() not in UNLIKELY_LABELS]
-    ranks = ([key for key in simple if key == "label"], like(simple, ("cls", *LABEL_NAMES)), likely)
+    ranks = ([key for key in simple if key == "label"], like(simple, LABEL_NAMES), likely)
     value = values[choose("label", config.label, ranks, dict.fromkeys(values, ""), f"the .json of {file}")]
     return str(value) if isinstance(value, bool) else value
 

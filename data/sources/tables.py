@@ -24,12 +24,12 @@ from latebloom.data.sources.parts import (
 from latebloom.data.sources.rows import Rows, splits_of
 from latebloom.data.store import is_remote
 
-__all__ = ["TABLES", "read_tables", "tables_in"]
+__all__ = ["IMAGE_FOLDERS", "TABLES", "read_tables", "tables_in"]
 
 TABLES = (".csv", ".tsv", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "part", "usage")
-_IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 
 
 def tables_in(path: Path, config: DataConfig) -> dict[str, list[Path]]:
@@ -54,7 +54,7 @@ def tables_in(path: Path, config: DataConfig) -> dict[str, list[Path]]:
 
 def _has_classes(part: Path) -> bool:
     folders, files = visible(part)
-    if any(is_image(file.name) for file in files) or any(folder.name.lower() in _IMAGE_FOLDERS for folder in folders):
+    if any(is_image(file.name) for file in files) or any(folder.name.lower() in IMAGE_FOLDERS for folder in folders):
         return False
     return sum(holds_images(folder, 0) for folder in folders) > 1
 

@@ -182,3 +182,9 @@ def tiny_imagenet(root: Path) -> None:
 
 def pictures(*parts: str, number: int = 2) -> Callable[[Path], None]:
     return lambda root: put(root, *(name for part in parts for name in classes(part, number)))
+
+
+def unlabelled(root: Path) -> None:
+    put(root, *PICTURES)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "list.txt").write_text("a1 1\n")

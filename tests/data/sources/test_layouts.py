@@ -86,6 +86,10 @@ CASES: dict[str, list[Case]] = {
             made.pictures("train/all", "test/all"),
         ),
         Case(
+            "`images/*` and `annotations/*.txt`",
+            made.unlabelled,
+        ),
+        Case(
             "`archive/train/CLASS/*`, one folder down",
             made.pictures("archive/train", "archive/test"),
         ),

@@ -334,6 +334,14 @@ def test_rows_are_called_as_they_call_themselves_where_that_is_one_name_each(tmp
         assert (*splits.train.names, *splits.test.names) == names
 
 
+def test_a_column_may_have_the_names(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        more = {"__key__": [f"{part}_{row}" for row in range(2)], "json": ["{}", "{}"]}
+        pq.write_table(pa.table({"jpg": [picture(1), picture(2)], "cls": [1, 0], **more}), tmp_path / f"{part}.parquet")
+    splits = read(tmp_path)
+    assert (splits.train.names, splits.train.labels.tolist()) == (("train_0", "train_1"), [1, 0])
+
+
 def test_files_may_be_shards_of_one_part_whatever_they_are_called(tmp_path: Path) -> None:
     for number in range(2):
         write(tmp_path / f"part-{number}.parquet", [picture(value) for value in range(10)], [0, 1] * 5)
