@@ -16,7 +16,8 @@ from latebloom.flows.artifacts.show import shown_progress
 from latebloom.flows.config.compare import CompareConfig, RunConfig, one_setting
 from latebloom.flows.run.budget import Budget, Deadline, Unfinished
 from latebloom.flows.run.folder import RunFolder
-from latebloom.flows.run.progress import meter
+from latebloom.flows.run.processes import noted
+from latebloom.flows.run.progress import meter, say
 from latebloom.flows.runners.engine import as_completed, flow, scheduled_start
 from latebloom.flows.runners.locks import held
 from latebloom.flows.runners.parts import make_numbered, make_parts
@@ -193,7 +194,9 @@ def _retrain(run: Path, config: CompareConfig) -> None:
     else:
         # One after the other before any process starts: each check reads the whole synthetic data set.
         todo = [arm for arm in arms if not arm_is_done(RunFolder(run), config, *arm)]
-        with meter("retrain", len(arms), "arms", len(arms) - len(todo)) as bar:
+        with meter("retrain", len(arms), "arms", len(arms) - len(todo)) as bar, noted(bar.note):
+            if todo:
+                say(f"retrain: {len(todo)} of {len(arms)} arms to train, in {config.workers} processes that now start")
             # The process pool behind the task takes as many at a time as the config says.
             for future in as_completed([tasks.retrain_arm.submit(run, config, *arm) for arm in todo]):
                 future.result()

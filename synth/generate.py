@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from latebloom.data.images import LabeledImages, cut, decode, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
 from latebloom.synth.config import QualityConfig, SizeConfig
+from latebloom.synth.making import Keeper, Progress
 from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import (
@@ -73,6 +75,7 @@ class Drawn:
         attempts: int64 (n,), 0, or 1 for a retry.
         failures: by row, what went wrong with it.
         errors: what the generator raised for all images of a work size.
+        first_use: seconds that first steps took longer than later ones: compilation, which is no cost of an image.
     """
 
     images: list[np.ndarray | None]
@@ -83,6 +86,7 @@ class Drawn:
     attempts: np.ndarray
     failures: dict[int, str] = dataclasses.field(default_factory=dict)
     errors: list[Exception] = dataclasses.field(default_factory=list)
+    first_use: float = 0.0
 
 
 def draw(
@@ -91,8 +95,9 @@ def draw(
     plan: pa.Table,
     sizes: SizeConfig = SizeConfig(),
     batch: BatchSizes | None = None,
-    on_images: Callable[[int], None] | None = None,
+    on_images: Callable[[float], None] | None = None,
     known: pa.Table | None = None,
+    keep: Callable[[pa.Table], None] | None = None,
 ) -> Drawn:
     """Draw the images of `plan` (rows of `PLAN_SCHEMA`): the work of the device.
 
@@ -104,8 +109,11 @@ def draw(
     Args:
         data: the images that `source_index` points into.
         batch: how many images are drawn together at most; None: 64.
-        on_images: called with the number of images finished, after each batch; first with that of the known ones.
+        on_images: called with how many images were added, after each denoiser step with the share of the batch that
+            it is; first with the number of the known ones. Their sum is the number of images finished.
         known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before; they are not drawn again.
+        keep: gets rows of images that are final, in the columns that `known` needs, every few seconds and where the
+            drawing is ended from outside.
 
     Raises:
         MemoryError: not even one image fits.
@@ -122,18 +130,44 @@ def draw(
     if on_images and len(todo) < count:
         on_images(count - len(todo))
     references = _References(generator, data, plan["source_index"].to_numpy(), sizes, batch, drawn)
-    for rows in references.groups():
-        _draw_rows(generator, references, wanted, np.intersect1d(rows, todo), batch, drawn, on_images)
-    again = np.array([row for row in todo.tolist() if _failed(drawn.images[row], drawn.finite[row])], np.int64)
-    if len(again):
-        seeds[again] = [child_seed(int(seed), "retry") for seed in seeds[again]]
-        drawn.attempts[again] = 1
-        retry = dataclasses.replace(wanted, seeds=seeds.tolist())
+    progress, keeper = (
+        Progress(on_images, generator.digest),
+        Keeper(keep and functools.partial(_keep, plan, drawn, keep)),
+    )
+    try:
         for rows in references.groups():
-            _draw_rows(generator, references, retry, np.intersect1d(rows, again), batch, drawn, None)
+            _draw_rows(generator, references, wanted, np.intersect1d(rows, todo), batch, drawn, progress, keeper)
+        again = np.array([row for row in todo.tolist() if _failed(drawn.images[row], drawn.finite[row])], np.int64)
+        if len(again):
+            keeper.forget(again)
+            seeds[again] = [child_seed(int(seed), "retry") for seed in seeds[again]]
+            drawn.attempts[again] = 1
+            retry, silent = dataclasses.replace(wanted, seeds=seeds.tolist()), Progress(None, generator.digest)
+            for rows in references.groups():
+                _draw_rows(generator, references, retry, np.intersect1d(rows, again), batch, drawn, silent, keeper)
+    except BaseException:
+        keeper.flush()
+        raise
     if drawn.errors and all(image is None for image in drawn.images):
         raise drawn.errors[0]
-    return drawn
+    return dataclasses.replace(drawn, first_use=progress.first_use)
+
+
+def _keep(plan: pa.Table, drawn: Drawn, keep: Callable[[pa.Table], None], rows: np.ndarray) -> None:
+    """Hand on images as rows that `_recall` takes, but for those that will be drawn once more."""
+    final = [
+        row for row in rows.tolist() if drawn.attempts[row] or not _failed(drawn.images[row], bool(drawn.finite[row]))
+    ]
+    if not final:
+        return
+    some = plan.take(np.array(final))
+    names = some["item_id"].to_pylist()
+    columns: dict[str, Any] = {name: some[name] for name in some.column_names if name in SYNTHETIC_SCHEMA.names}
+    columns["image"] = [
+        {"bytes": drawn.blobs[row], "path": f"{name}.png"} for row, name in zip(final, names, strict=True)
+    ]
+    columns |= {"seed": drawn.seeds[final], "attempt": drawn.attempts[final], "finite": drawn.finite[final]}
+    keep(pa.table(columns, schema=pa.schema([SYNTHETIC_SCHEMA.field(name) for name in columns])))
 
 
 def _wanted(plan: pa.Table) -> Wanted:
@@ -231,17 +265,21 @@ def _draw_rows(
     rows: np.ndarray,
     batch: BatchSizes,
     drawn: Drawn,
-    on_images: Callable[[int], None] | None,
+    progress: Progress,
+    keeper: Keeper,
 ) -> None:
     """Draw rows of one work size into `drawn`."""
     if not len(rows):
         return
-    calls = np.array([generator.level(int(level)).calls for level in wanted.levels[rows]])
-    rows = rows[np.argsort(-calls, kind="stable")]
+    calls = dict.fromkeys(rows.tolist(), 0)
+    for level in np.unique(wanted.levels[rows]).tolist():
+        calls |= dict.fromkeys(rows[wanted.levels[rows] == level].tolist(), generator.level(level).calls)
+    rows = np.array(sorted(rows.tolist(), key=lambda row: -calls[row]), np.int64)
     key = f"make {_name(references.frame(int(rows[0])).bucket)}"
 
     def make(some: np.ndarray) -> Made:
-        return generator.make(references.of(some), wanted.take(some))
+        with progress.batch(key, len(some), sum(calls[row] for row in some.tolist())):
+            return generator.make(references.of(some), wanted.take(some))
 
     def finish(row: int, image: np.ndarray) -> None:
         drawn.images[row] = back = references.frame(row).back(image[None], references.channels)[0]
@@ -253,9 +291,10 @@ def _draw_rows(
         with _size_apart(drawn, rows, broken):
             for chosen, made in in_batches(rows, make, batch, key, broken):
                 drawn.finite[chosen] = made.finite
-                finished += [pool.submit(finish, *item) for item in zip(chosen.tolist(), made.images, strict=True)]
-                if on_images:
-                    on_images(len(chosen))
+                packed = [pool.submit(finish, *item) for item in zip(chosen.tolist(), made.images, strict=True)]
+                finished += packed
+                progress.finished(len(chosen))
+                keeper.add(chosen, packed)
         for future in finished:
             future.result()
     drawn.failures.update(broken)

@@ -20,6 +20,7 @@ from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.states import STATES
 from latebloom.data.store import (
     atomic_path,
+    digest_bytes,
     digest_file,
     digest_json,
     read_json,
@@ -206,6 +207,19 @@ class SyntheticFolder:
                 )
                 file.unlink()
         return sum(len(found) for found in self._cached_items(made).values())
+
+    def keep(self, made: str, rows: pa.Table) -> Path:
+        """Put images of a part in the making into the cache, where `cached` finds them; the file.
+
+        Args:
+            rows: some columns of `SYNTHETIC_SCHEMA`.
+        """
+        content = pa.BufferOutputStream()
+        pq.write_table(rows, content)
+        blob = content.getvalue().to_pybytes()
+        file = self.path / ".cache" / f"{made[:16]}-{digest_bytes(blob)}.parquet"
+        write_bytes(file, blob)
+        return file
 
     def cached(self, made: str, items: Collection[str]) -> pa.Table:
         """Rows in the cache that were made under `made`, with some item ids (`SYNTHETIC_SCHEMA`), in no order."""

@@ -63,7 +63,7 @@ class ArtifactMeter(Meter):
         super().__init__(title, total, unit, done, in_parts)
         self._key = _key("progress", title.partition(",")[0])  # what follows the comma is which of several
         self._artifact: UUID | None = None
-        self._said = (done, 0)
+        self._said: tuple[float, int] = (done, 0)
         self._show()
         self._closed = threading.Event()
         # In the context of the run: its settings, and its id for an artifact that could not be made at once.
@@ -86,7 +86,7 @@ class ArtifactMeter(Meter):
             self._say()
         self._show()
 
-    def _now(self) -> tuple[int, int]:
+    def _now(self) -> tuple[float, int]:
         return self.done, sum(self.counts.values())
 
     def _say(self) -> None:

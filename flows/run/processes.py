@@ -19,7 +19,16 @@ from typing import Any, TypeVar
 
 from latebloom.flows.run.errors import annotate
 
-__all__ = ["Devices", "classifier_processes", "devices", "leads", "team_size"]
+__all__ = [
+    "Devices",
+    "classifier_processes",
+    "devices",
+    "leads",
+    "noted",
+    "send_note",
+    "sends_notes",
+    "team_size",
+]
 
 T = TypeVar("T")
 
@@ -35,6 +44,8 @@ def leads() -> bool:
 
 
 _ONE_POOL = threading.Lock()
+Note = Callable[[str, str], None]  # gets what a process is at, and how far it is
+_listeners: list[Note] = []
 
 
 def classifier_processes(workers: int) -> ProcessPoolExecutor:
@@ -50,7 +61,29 @@ def classifier_processes(workers: int) -> ProcessPoolExecutor:
 def classifier_pool(workers: int) -> ProcessPoolExecutor:
     """The pool of `classifier_processes`, which asks for it one thread at a time."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(workers,))
+    received, notes = context.Pipe(duplex=False)  # a pipe, as in `Devices`
+    threading.Thread(target=_hand_on, args=(received,), daemon=True).start()
+    start = (workers, None, None, notes)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=start)
+
+
+def _hand_on(received: Any) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            name, words = received.recv()
+            for listener in list(_listeners):
+                with suppress(Exception):  # else the processes would wait at a full pipe for ever
+                    listener(name, words)
+
+
+@contextmanager
+def noted(listener: Note) -> Iterator[None]:
+    """Within the block `listener` gets what the processes of `classifier_processes` say of their work."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 class Devices:
@@ -63,7 +96,7 @@ class Devices:
         apart: a single process is another one too.
     """
 
-    def __init__(self, count: int, gpus: int, on_images: Callable[[int], None], apart: bool = False) -> None:
+    def __init__(self, count: int, gpus: int, on_images: Callable[[float], None], apart: bool = False) -> None:
         self._gpus, self._count, self._on_images = gpus, count, on_images
         self._here = count == 1 and not apart
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -167,7 +200,7 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 
 
 @contextmanager
-def devices(count: int, gpus: int, on_images: Callable[[int], None], apart: bool = False) -> Iterator[Devices]:
+def devices(count: int, gpus: int, on_images: Callable[[float], None], apart: bool = False) -> Iterator[Devices]:
     """`Devices` that are closed at the end of the block, and stopped where it ends with an error or Ctrl-C."""
     opened = Devices(count, gpus, on_images, apart)
     try:
@@ -180,15 +213,27 @@ def devices(count: int, gpus: int, on_images: Callable[[int], None], apart: bool
 
 
 _reports: Any = None  # the pipe of this process, when it is one of `Devices`
+_notes: Any = None  # the same, when it trains classifiers
+
+
+def sends_notes() -> bool:
+    """Whether this process trains beside others and says to the one that started it how far it is."""
+    return _notes is not None
+
+
+def send_note(name: str, words: str) -> None:
+    """Say to the process that started this one how far something is; empty words: it has ended."""
+    with suppress(OSError):  # that process has ended
+        _notes.send((name, words))
 
 
 def _reporting(function: Callable[..., T], args: tuple[Any, ...]) -> T:
     return annotate(function, *args, _reports.send)
 
 
-def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None) -> None:
-    global _reports
-    _reports = reports
+def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None, notes: Any = None) -> None:
+    global _reports, _notes
+    _reports, _notes = reports, notes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal; the parent ends this one
     if gpu is not None:
         # Before torch looks for GPUs. A list that the person gave is cut down, not replaced.

@@ -67,7 +67,7 @@ def slots(name: str, count: int, timeout_seconds: float | None = None) -> Abstra
     return limits.slots(name, count, timeout_seconds)
 
 
-def _uncounted(_images: int) -> None:
+def _uncounted(_images: float) -> None:
     """Images are counted where the job is, by finished parts."""
 
 

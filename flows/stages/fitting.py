@@ -14,7 +14,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.store import as_path, digest_file, digest_json
 from latebloom.flows.config.compare import ClassifierConfig
 from latebloom.flows.run.processes import leads
-from latebloom.flows.run.progress import Meter, meter, say, warn
+from latebloom.flows.run.progress import meter, say, warn
 from latebloom.flows.stages.knee import KneeSearch
 from latebloom.train.augment.mixing import Mixer, StrongConfig
 from latebloom.train.loop.checkpoint import load_fit, save_fit
@@ -130,6 +130,7 @@ def fit_all(
     redraw: StrongConfig | None = None,
     validation: Validation | None = None,
     logs: Logs | None = None,
+    first_use: list[float] | None = None,
 ) -> list[History]:
     """Train the classifiers of all seeds where they are, going on from the checkpoints in `folder`.
 
@@ -139,6 +140,7 @@ def fit_all(
         search: where the first that are trained stop, at most at `stop_epoch`; the others stop at the epoch found.
         redraw: without mixers, whose rounds keep their weak augmentation; None: it is drawn each epoch.
         validation: measures each one's error after each of its epochs.
+        first_use: gets the seconds that first steps took longer than others.
     """
     together = classifier.model == "small-cnn" and not fit_config.compile
     histories: list[History] = []
@@ -188,7 +190,8 @@ def fit_all(
             if logs:
                 logs.begin(m, len(start.histories[place].loss) if start else 0)
         with meter(label, last, "steps", start.step if start else 0) as bar:
-            saver = _Saver(file, mine, digest, bar, 0 if together else last)
+            saver = _Saver(file, mine, digest, 0 if together else last)
+            each = _Each(saver, group, mixing, logs, searching)
             histories += fit(
                 mine,
                 data,
@@ -201,26 +204,28 @@ def fit_all(
                 stop_epoch=stop_epoch,
                 validation=validation,
                 start=start,
-                on_epoch=_Each(saver, group, mixing, logs, searching),
+                on_epoch=each,
+                on_step=bar.reach,
             )
+            if first_use is not None:
+                first_use.append(each.first_use)
     for file in files if leads() else []:
         file.unlink(missing_ok=True)
     return histories
 
 
 class _Saver:
-    """Writes a checkpoint every half minute, at the end of an epoch, and moves the bar.
+    """Writes a checkpoint every half minute, at the end of an epoch.
 
     Where others are trained after these models, also at `last`, their last step (0: none are), or where they stop
     before.
     """
 
-    def __init__(self, file: Path, models: list[nn.Module], key: str, bar: Meter, last: int) -> None:
-        self.file, self.models, self.key, self.bar, self.last_step = file, models, key, bar, last
+    def __init__(self, file: Path, models: list[nn.Module], key: str, last: int) -> None:
+        self.file, self.models, self.key, self.last_step = file, models, key, last
         self.last = time.monotonic()
 
     def __call__(self, state: FitState, stops: bool) -> None:
-        self.bar.add(state.step - self.bar.done)
         last = self.last_step and (stops or state.step == self.last_step)
         if time.monotonic() - self.last >= CHECKPOINT_SECONDS or last:
             save_fit(self.file, self.models, state, self.key)
@@ -234,8 +239,10 @@ class _Each:
         self, saver: _Saver, group: list[int], mixers: list[Mixer] | None, logs: Logs | None, search: KneeSearch | None
     ) -> None:
         self.saver, self.group, self.mixers, self.logs, self.search = saver, group, mixers, logs, search
+        self.first_use = 0.0
 
     def __call__(self, state: FitState) -> bool:
+        self.first_use = state.first_use
         for place, number in enumerate(self.group):
             if self.logs:
                 self.logs.write(number, state.histories[place], self.mixers[place] if self.mixers else None)

@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -58,7 +59,7 @@ def open_parts(folder: RunFolder, config: CompareConfig) -> PartsToMake:
         # What is there is no data set any more until the last part is.
         (run.synthetic.path / "manifest.json").unlink(missing_ok=True)
         if cached := run.synthetic.cache_parts(run.made, kept):
-            line += f"; {cached:,} images of an earlier plan are used again where they fit"
+            line += f"; {cached:,} images made before are used again where they fit"
     say(line)
     return PartsToMake(todo, run.plan.num_rows, images_done)
 
@@ -94,12 +95,12 @@ def part_keys(folder: RunFolder, config: CompareConfig) -> list[str]:
 
 
 def make_one_part(
-    folder: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
+    folder: RunFolder, config: CompareConfig, number: int, on_images: Callable[[float], None]
 ) -> PartRecord:
     """Make one part of the synthetic data set, or what is missing of it.
 
     Args:
-        on_images: gets the number of images finished, after each batch.
+        on_images: gets how many images were added, after each denoiser step, as `draw` counts them.
 
     Raises:
         OSError: the disk has no room for it.
@@ -112,34 +113,42 @@ def make_one_part(
     known = run.synthetic.cached(run.made, part["item_id"].to_pylist())
     if kept:
         known = pa.concat_tables([known, read_table(run.synthetic.part_path(number), schema=SYNTHETIC_SCHEMA)])
-    with measured() as cost:
-        # First of all: they read every real image, and one that has become unreadable must not cost what is drawn.
-        scorers = run.scorers
-        generator = generator_of(config)
-        if generator.digest != run.planned.facts.generator.digest:
-            raise ValueError(
-                f"generator {generator.name} is not the one that was planned: its weights, settings or device changed; "
-                "run `latebloom plan` again"
-            )
-        generator.prepare(distinct_prompts(run.plan))
-        sizes = batch_sizes(folder, config, generator)
-        drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known)
+    # First of all: they read every real image, and one that has become unreadable must not cost what is drawn.
+    scorers = run.scorers
+    generator = generator_of(config)
+    if generator.digest != run.planned.facts.generator.digest:
+        raise ValueError(
+            f"generator {generator.name} is not the one that was planned: its weights, settings or device changed; "
+            "run `latebloom plan` again"
+        )
+    generator.prepare(distinct_prompts(run.plan))
+    sizes = batch_sizes(folder, config, generator)
+    unfinished: list[Path] = []
+
+    def keep(rows: pa.Table) -> None:
+        unfinished.append(run.synthetic.keep(run.made, rows))
+
+    with measured() as cost:  # of the images: what a process loads and compiles once is not theirs
+        drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known, keep=keep)
         # All of the part at once, also what was there: its scores must not depend on when it was made.
         rows = describe(generator, train, part, drawn, config.quality, scorers, config.sizes)
     already = run.synthetic.kept_part(number, key)
     if already and not already.failures:
         return already  # a worker that was taken for lost, or this one, was: the data set may be finished by now
     names = part["item_id"].to_pylist()
-    return run.synthetic.write_part(
+    record = run.synthetic.write_part(
         number,
         rows,
         train.class_names,
         key,
         made=run.made,
         failures={names[row]: error for row, error in sorted(drawn.failures.items())},
-        seconds=cost.seconds + (kept.seconds if kept else 0),
+        seconds=round(cost.seconds - drawn.first_use, 3) + (kept.seconds if kept else 0),
         peak_memory_mb=cost.peak_memory_mb,
     )
+    for file in unfinished:
+        file.unlink(missing_ok=True)
+    return record
 
 
 def _check_space(run: RunContext, images: int) -> None:

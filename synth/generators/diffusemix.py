@@ -22,6 +22,7 @@ from latebloom.synth.generators.diffusers_folder import digest_files, licence, l
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
 from latebloom.synth.sampling.loop import mean_seconds
+from latebloom.synth.sampling.steps import step_done
 
 __all__ = ["DiffuseMixGenerator", "Side", "blend", "concatenate", "julia_set"]
 
@@ -183,6 +184,11 @@ class DiffuseMixGenerator:
         prompts, nothing = self._conditions(wanted.prompts)
         shape = (pipeline.vae.config.latent_channels, height // self._factor, width // self._factor)
         noise = [np.random.Generator(np.random.Philox(int(seed))).standard_normal(shape, np.float32) for seed in seeds]
+
+        def counted(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            step_done(len(seeds))
+            return tensors
+
         latents = pipeline(
             image=references.permute(0, 3, 1, 2) / 255,
             prompt_embeds=prompts,
@@ -193,6 +199,7 @@ class DiffuseMixGenerator:
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance_scale,
             image_guidance_scale=self.config.image_guidance_scale,
+            callback_on_step_end=counted,
             output_type="latent",  # the pipeline's own decoding clips: infinite pixels would become white ones
         ).images
         edits: Tensor = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]

@@ -294,7 +294,7 @@ class PipelineGenerator:
         if self._vae_dtype is not None:
             # SDXL's VAE is float32 after `encode`, and after a decoding that ran out of memory. diffusers' `to` warns.
             nn.Module.to(self.pipeline.vae, self._vae_dtype)
-        with recorded(self.pipeline, place) as record:
+        with recorded(self.pipeline, place, len(wanted)) as record:
             x = self.pipeline(
                 image=image.to(self.device),
                 strength=place.strength,

@@ -10,6 +10,7 @@ from torch import Tensor
 from latebloom.synth.config import SampleConfig
 from latebloom.synth.sampling.denoiser import Denoiser, to_x0
 from latebloom.synth.sampling.levels import NoiseGrid
+from latebloom.synth.sampling.steps import step_done
 
 __all__ = ["check_sampling", "denoise"]
 
@@ -72,6 +73,7 @@ def denoise(
         else:
             x[:active] = _dpm_2m(x[:active], x0, previous_x0[:active], here)
             previous_x0[:active] = x0
+        step_done(active)
     result = torch.empty_like(x)
     result[to_rows.to(x.device)] = x
     return result

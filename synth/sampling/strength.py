@@ -17,6 +17,7 @@ from torch import Tensor
 from latebloom.data.store import read_json
 from latebloom.synth.config import Match
 from latebloom.synth.sampling.levels import Level, glide_log_snr
+from latebloom.synth.sampling.steps import step_done
 
 __all__ = ["Start", "choose", "image_to_image_class", "level_of", "recorded", "settle_scheduler", "starts"]
 
@@ -303,8 +304,8 @@ class Record:
 
 
 @contextlib.contextmanager
-def recorded(pipeline: Any, place: Start) -> Iterator[Record]:
-    """Record one call of `pipeline` from `place`.
+def recorded(pipeline: Any, place: Start, images: int) -> Iterator[Record]:
+    """Record one call of `pipeline` from `place`, for so many images.
 
     The scheduler and the decoder are recorded themselves: some pipelines count no steps and have no callback, and
     others count their steps before they make them.
@@ -319,7 +320,9 @@ def recorded(pipeline: Any, place: Start) -> Iterator[Record]:
     @functools.wraps(step)  # pipelines read its signature
     def noted(output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         record.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
-        return step(output, timestep, *args, **kwargs)
+        result = step(output, timestep, *args, **kwargs)
+        step_done(images)
+        return result
 
     def note(_module: Any, _inputs: Any, output: Tensor) -> None:
         record.decoded.append(torch.isfinite(output).flatten(1).all(1))

@@ -1,6 +1,7 @@
 """The training loop: early and final, SGD, SAM and AdaHessian, with or without strong copies, one model or many."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -36,6 +37,8 @@ class FitState:
         histories: per model.
         partial: per model, sums of the current epoch: loss, errors, examples.
         mixers: per model, the state of its mixer, and `right` of the current epoch; {} without a mixer.
+        first_use: seconds that the first step of this process took longer than the second: kernels are chosen and
+            compiled then. They are in no epoch's seconds, and no checkpoint has them.
     """
 
     step: int
@@ -43,6 +46,7 @@ class FitState:
     histories: list[History]
     partial: np.ndarray
     mixers: list[dict[str, np.ndarray]]
+    first_use: float = 0.0
 
 
 def fit(
@@ -60,6 +64,7 @@ def fit(
     device: torch.device | None = None,
     start: FitState | None = None,
     on_epoch: Callable[[FitState], bool | None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[History]:
     """Train each model on its own rows of `data`, in place.
 
@@ -83,6 +88,7 @@ def fit(
         on_epoch: called whenever the model with the most steps an epoch ends one, and at the end. With several
             processes it is called only in the leading one, but all must pass one, or none: they gather its state.
             In a process alone it may return True to end training there.
+        on_step: called after each optimizer step with the number of steps done.
 
     Returns:
         Per model, its history.
@@ -140,7 +146,9 @@ def fit(
         trajectory.restore(saved)
     last, longest = max(t.end for t in trajectories), max(t.per_epoch for t in trajectories)
 
+    took: list[float] = []  # seconds of the first two steps
     for step in range(state.step, last):
+        step_begin, epochs = time.perf_counter(), [trajectory.number for trajectory in trajectories]
         active = [m for m, trajectory in enumerate(trajectories) if step < trajectory.end]
         batches = {m: trajectories[m].batch(step) for m in active}
         for m in active:
@@ -153,6 +161,12 @@ def fit(
         state.step = step + 1
         for m, (result, right) in results.items():
             trajectories[m].note(batches[m], result, right)
+        if len(took) < 2:
+            took.append(time.perf_counter() - step_begin)
+            if len(took) == 2:
+                state.first_use = max(0.0, took[0] - took[1])
+                for trajectory, number in zip(trajectories, epochs, strict=True):
+                    trajectory.begin += state.first_use if trajectory.number == number else 0.0
         for m in active:
             ends = trajectories[m].close_epoch(state.step, optimizer.param_groups[m]["lr"])
             if ends and validation:
@@ -160,6 +174,8 @@ def fit(
                 state.histories[m].validation_error.append(validation.error(models[m], team))
                 for trajectory in trajectories:
                     trajectory.begin += validation.seconds - before
+        if on_step:
+            on_step(state.step)
         if on_epoch and (state.step % longest == 0 or state.step == last):
             for model in models:  # also in the middle of an epoch: all processes continue from what one writes
                 team.average_buffers(model)

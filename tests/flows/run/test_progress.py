@@ -71,6 +71,42 @@ def test_what_was_done_before_counts_for_the_share_but_not_for_the_rate(wait: Ca
     assert bar.line() == "generate  90/100 images  90%  10 images/s  1.0 s to go"
 
 
+def test_the_time_to_go_leaves_out_what_comes_before_the_first_count(wait: Callable[[float], None]) -> None:
+    bar = Meter("generate", 100, "images")
+    wait(60)  # it loads and compiles
+    bar.add(10)
+    wait(10)
+    bar.add(10)
+    assert bar.line() == "generate  20/100 images  20%  1.00 images/s  80 s to go"
+    for _ in range(40):
+        wait(10)
+        bar.add(1)  # deeper levels: of the last two minutes
+    assert bar.line() == "generate  60/100 images  60%  0.10 images/s  7 min to go"
+
+
+def test_a_part_of_an_image_counts_and_shows_as_whole_ones(wait: Callable[[float], None]) -> None:
+    bar = Meter("generate", 4, "images")
+    for _ in range(10):
+        wait(1)
+        bar.add(0.4)
+    assert bar.line().startswith("generate  4/4 images  100%")
+    bar.add(1)  # made once more, since a process died
+    assert bar.line().startswith("generate  4/4 images  100%")
+
+
+def test_what_others_are_at_is_shown_until_it_ends(
+    wait: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with meter("retrain", 14, "arms") as bar:
+        wait(6)
+        bar.note("ours-5 sgd", "90/300 steps")
+        bar.note("random-5 sgd", "10/300 steps")
+        assert capsys.readouterr().err == "retrain  0/14 arms  0%  ours-5 sgd 90/300 steps\n"
+        bar.note("ours-5 sgd", "")
+        bar.add(1)
+    assert capsys.readouterr().err == "retrain  1/14 arms  7%  0.17 arms/s  78 s to go  random-5 sgd 10/300 steps\n"
+
+
 def test_an_empty_piece_of_work_has_a_line(wait: Callable[[float], None]) -> None:
     assert Meter("generate", 0, "images").line() == "generate  0/0 images  0%"
 

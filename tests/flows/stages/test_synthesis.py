@@ -24,6 +24,7 @@ from latebloom.flows.stages import loaders, planning, select, synthesis, trainin
 from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.loaders import generator_of, images_of
+from latebloom.synth import making
 from latebloom.synth.plan import PLAN_SCHEMA
 from latebloom.synth.sampling.denoiser import Made, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
@@ -96,6 +97,66 @@ def test_a_device_without_room_for_one_image_ends_it_with_what_to_do(
     with pytest.raises(MemoryError, match=r"not even one image fits into the memory \(make 8x8\); set a smaller"):
         story.make_images(planned, tiny())
     assert not (planned.path / "synthetic").exists()
+
+
+# ------------------------------------------------------------------------------------------------- ended in the middle
+
+
+class Ended:
+    """A generator that is ended by Ctrl-C in its n-th call; `made` has the images of each call that it finished."""
+
+    def __init__(self, real: Any, call: int, folder: Path) -> None:
+        self.real, self.call, self.folder = real, call, folder
+        self.made: list[int] = []
+        self.kept = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def make(self, references: torch.Tensor, wanted: Wanted) -> Made:
+        if len(self.made) + 1 == self.call:
+            self.kept = len(list((self.folder / "synthetic/.cache").glob("*.parquet")))
+            raise KeyboardInterrupt
+        self.made.append(len(wanted))
+        return self.real.make(references, wanted)
+
+
+@pytest.mark.parametrize("seconds", [1000.0, 0.0])
+def test_the_batches_of_a_part_that_was_ended_are_not_made_again(
+    seconds: float, planned: RunFolder, tiny: Tiny, story: Story, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tiny({"generate.batch_size": 3})  # parts of 8: three batches each
+    shutil.copytree(planned.path, tmp_path / "undisturbed")
+    undisturbed = RunFolder(tmp_path / "undisturbed")
+    story.make_images(undisturbed, config)
+    monkeypatch.setattr(making, "KEEP_SECONDS", seconds)
+    first = Ended(generator_of(config), 6, planned.path)  # in the last batch of the second part
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: first)
+    with pytest.raises(KeyboardInterrupt):
+        story.make_images(planned, config)
+    assert first.made == [3, 3, 2, 3, 3]
+    assert first.kept == (0 if seconds else 2)  # a process that is killed keeps what it had time to
+    second = Ended(generator_of(config), 0, planned.path)
+    monkeypatch.setattr(synthesis, "generator_of", lambda _: second)
+    story.make_images(planned, config)
+    assert second.made[:2] == [2, 3]
+    images = SyntheticFolder(undisturbed.path / "synthetic").rows().num_rows
+    assert sum(first.made) + sum(second.made) == images
+    assert story.data_set(planned) == story.data_set(undisturbed)
+    assert not list((planned.path / "synthetic/.cache").glob("*"))
+
+
+def test_images_are_counted_by_denoiser_step(planned: RunFolder, tiny: Tiny, story: Story) -> None:
+    config, counts = tiny({"generate.batch_size": 8}), []
+    synthesis.open_parts(planned, config)
+    synthesis.make_one_part(planned, config, 0, counts.append)
+    # One batch of 8 images: of levels 3 and 5 of 10, the deepest first, so it takes 5 steps.
+    assert len(counts) >= 5
+    assert all(count > 0 for count in counts)
+    assert sum(counts) == pytest.approx(8)
+    again: list[float] = []
+    synthesis.make_one_part(planned, config, 0, again.append)  # all are known
+    assert again == [8]
 
 
 # ------------------------------------------------------------------------------------------------- what failed

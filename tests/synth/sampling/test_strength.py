@@ -288,7 +288,7 @@ class Idle:
 
 
 def run(pipeline: Any, place: Start, timesteps: list[float]) -> None:
-    with recorded(pipeline, place):
+    with recorded(pipeline, place, 1):
         for timestep in timesteps:
             pipeline.scheduler.step(torch.zeros(1), torch.tensor(timestep), torch.zeros(1))
 
