@@ -130,7 +130,7 @@ def fit_all(
     redraw: StrongConfig | None = None,
     validation: Validation | None = None,
     logs: Logs | None = None,
-    first_use: list[float] | None = None,
+    spent: list[float] | None = None,
 ) -> list[History]:
     """Train the classifiers of all seeds where they are, going on from the checkpoints in `folder`.
 
@@ -140,7 +140,7 @@ def fit_all(
         search: where the first that are trained stop, at most at `stop_epoch`; the others stop at the epoch found.
         redraw: without mixers, whose rounds keep their weak augmentation; None: it is drawn each epoch.
         validation: measures each one's error after each of its epochs.
-        first_use: gets the seconds that first steps took longer than others.
+        spent: gets the seconds of training, without what a process loads and compiles once.
     """
     together = classifier.model == "small-cnn" and not fit_config.compile
     histories: list[History] = []
@@ -192,6 +192,7 @@ def fit_all(
         with meter(label, last, "steps", start.step if start else 0) as bar:
             saver = _Saver(file, mine, digest, 0 if together else last)
             each = _Each(saver, group, mixing, logs, searching)
+            begin = time.perf_counter()
             histories += fit(
                 mine,
                 data,
@@ -207,8 +208,8 @@ def fit_all(
                 on_epoch=each,
                 on_step=bar.reach,
             )
-            if first_use is not None:
-                first_use.append(each.first_use)
+            if spent is not None:
+                spent.append(time.perf_counter() - begin - each.first_use)
     for file in files if leads() else []:
         file.unlink(missing_ok=True)
     return histories

@@ -1,7 +1,6 @@
 """The stages that train classifiers: early, and again on what was made. No Prefect in here."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +163,9 @@ def retrain_arm(folder: RunFolder, config: CompareConfig, arm_name: str, optimiz
     logs = Logs([place / "log" / f"seed-{number}" for number in range(config.seeds)], parameters)
     test = run.splits.test
     with job.stage.making() as outcome, logs:
-        begin = time.perf_counter()
-        first_use: list[float] = []  # is no cost of this arm, but of the first that a process trains
-        models, histories = _fit_arm(run, job, place, logs, validation, first_use)
-        seconds = time.perf_counter() - begin - (validation.seconds if validation else 0.0) - sum(first_use)
-        seconds /= config.seeds
+        spent: list[float] = []
+        models, histories = _fit_arm(run, job, place, logs, validation, spent)
+        seconds = (sum(spent) - (validation.seconds if validation else 0.0)) / config.seeds
         predictions = {"test": _predicted(models, test)}
         errors = (predictions["test"] != test.labels).mean(1).tolist()
         validation_errors = []
@@ -210,7 +207,7 @@ def _fit_arm(
     place: Path,
     logs: Logs | None,
     validation: Validation | None,
-    first_use: list[float] | None = None,
+    spent: list[float] | None = None,
 ) -> tuple[list[nn.Module], list[History]]:
     config = run.config
     models = [model.to(device_of(config.device)) for model in new_classifiers(config, run.splits.train)]
@@ -230,7 +227,7 @@ def _fit_arm(
         redraw=config.strong,
         validation=validation,
         logs=logs,
-        first_use=first_use,
+        spent=spent,
     )
     return models, histories
 

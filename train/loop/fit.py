@@ -37,8 +37,8 @@ class FitState:
         histories: per model.
         partial: per model, sums of the current epoch: loss, errors, examples.
         mixers: per model, the state of its mixer, and `right` of the current epoch; {} without a mixer.
-        first_use: seconds that the first step of this process took longer than the second: kernels are chosen and
-            compiled then. They are in no epoch's seconds, and no checkpoint has them.
+        first_use: seconds that all up to the first step of this process took longer than the second step: packages
+            are loaded, kernels chosen and compiled then. They are in no epoch's seconds, and no checkpoint has them.
     """
 
     step: int
@@ -98,6 +98,7 @@ def fit(
             would start at different steps.
         FloatingPointError: the loss became NaN or infinite.
     """
+    entry = time.perf_counter()
     team = Team()
     lengths = [mixer.length for mixer in mixers] if mixers is not None else [len(r) for r in rows]
     _check(models, data, rows, config, seeds, team, lengths)
@@ -162,11 +163,12 @@ def fit(
         for m, (result, right) in results.items():
             trajectories[m].note(batches[m], result, right)
         if len(took) < 2:
-            took.append(time.perf_counter() - step_begin)
+            took.append(time.perf_counter() - (step_begin if took else entry))
             if len(took) == 2:
                 state.first_use = max(0.0, took[0] - took[1])
                 for trajectory, number in zip(trajectories, epochs, strict=True):
-                    trajectory.begin += state.first_use if trajectory.number == number else 0.0
+                    if trajectory.number == number:
+                        trajectory.begin = max(trajectory.begin, step_begin - took[1])
         for m in active:
             ends = trajectories[m].close_epoch(state.step, optimizer.param_groups[m]["lr"])
             if ends and validation:

@@ -650,6 +650,34 @@ def test_validation_measures_each_epoch_and_changes_no_weight(config: FitConfig)
         assert (histories[m].loss, plain[m].validation_error) == (plain[m].loss, [])
 
 
+class SlowAtFirst(nn.Module):
+    """As a network whose kernels are compiled at their first use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.calls = linear(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            time.sleep(0.5)
+        result: Tensor = self.model(x)
+        return result
+
+
+def test_the_first_use_of_a_network_is_in_no_epochs_seconds_and_each_step_is_counted() -> None:
+    data, found, steps = noise(), [], []
+    config = BARE.model_copy(update={"epochs": 2})
+
+    def ended(state: FitState) -> None:
+        found.append(state.first_use)
+
+    (history,) = fit([SlowAtFirst()], data, [np.arange(24)], config, [0], on_epoch=ended, on_step=steps.append)
+    assert steps == list(range(1, 13))
+    assert found[-1] >= 0.4
+    assert sum(history.seconds) < 0.4
+
+
 def test_the_seconds_of_an_epoch_are_of_training_and_shared_by_models_trained_together() -> None:
     class Slow(Validation):
         def error(self, model: nn.Module, team: Team) -> float:
