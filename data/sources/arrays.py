@@ -78,10 +78,11 @@ def _parts(keys: list[str], config: DataConfig, path: Path) -> dict[str, tuple[s
         "image": (config.image,) if config.image else _IMAGES,
         "label": (config.label,) if config.label else _LABELS,
     }
+    asked = {config.train, config.test, config.validation} - {""}
     parts: dict[str, dict[str, list[str]]] = {}
     for key in keys:
         words = re.split(r"[_\-./ ]", key)
-        part = next((word for word in words if role_of(word)), ALL)
+        part = next((word for word in words if word in asked or role_of(word)), ALL)
         rest = "_".join(word for word in words if word != part)
         for kind, names in kinds.items():
             if key in names or rest.lower() in names:

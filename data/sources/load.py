@@ -183,6 +183,8 @@ def find(config: DataConfig, problems: Problems) -> Found:
         return read_tables(path, {part_of(path.name): [path]}, config, problems)
     if path.name.lower().endswith(TARS):
         return read_shards(path, {part_of(path.name): [path]}, config, problems)
+    if kind in (".zip", ".7z", ".rar"):
+        raise ValueError(f"{path} is an archive; unpack it and give the folder")
     raise ValueError(f"{path} is a file of a kind that is not understood; expected {LAYOUTS}")
 
 

@@ -35,7 +35,7 @@ _USUAL = {
 }
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"),
-    *(".gif", ".ppm", ".pgm", ".tga", ".jp2"),
+    *(".gif", ".ppm", ".pgm", ".tga", ".jp2", ".jfif", ".avif"),
 )
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found")
 _SUFFIX = re.compile(r"\.(parquet|arrow|csv|tsv|jsonl|tar|tar\.gz|tgz)$", re.IGNORECASE)

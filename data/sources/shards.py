@@ -9,7 +9,7 @@ from typing import Any
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.columns import LABEL_NAMES, UNLIKELY_LABELS, choose, like
 from latebloom.data.sources.found import Found, Problems, listed
-from latebloom.data.sources.parts import ALL, assign, is_image, joined
+from latebloom.data.sources.parts import ALL, assign, is_image, joined, leave_out
 from latebloom.data.sources.rows import Rows, splits_of
 from latebloom.data.store import local_file
 
@@ -41,12 +41,14 @@ def read_shards(path: Path, shards: dict[str, list[Path]], config: DataConfig, p
     parts: dict[str, Rows] = {}
     for role, part in assign(list(shards), config, str(path), problems).items():
         parts[role] = rows = Rows(part, f"{path} {part}" if len(shards) > 1 else str(path))
+        images = 0
         for file in shards[part]:
             inside = file.relative_to(root).as_posix()
             for row, (key, members) in enumerate(_samples(file)):
                 where = f"sample {key} of {file}"
                 image = _image(members, config, file)
                 label = _label(members, config, file)
+                images += bool(image)
                 if not image:
                     problems.add("no image", where, f"{where} has {listed(list(members))} and no image; add or drop it")
                 elif label in (None, ""):
@@ -57,6 +59,11 @@ def read_shards(path: Path, shards: dict[str, list[Path]], config: DataConfig, p
                     )
                 else:
                     rows.add(members[image], label, where, f"{inside}[{row}]", f"{key}.{image}")
+        if images and not rows.blobs:
+            raise ValueError(
+                f"{rows.origin} has {images} images and no label in a .cls or .json beside any; if its folders are the "
+                f"classes, unpack it and give the folder{leave_out(role)}"
+            )
     return splits_of(parts, (), problems)
 
 

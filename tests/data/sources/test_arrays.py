@@ -56,6 +56,12 @@ def test_a_part_may_be_named_by_its_kind(tmp_path: Path) -> None:
     assert (splits.train.names[0], splits.test.names[0]) == ("train_scans[0]", "test_scans[0]")
 
 
+def test_parts_of_other_names_may_be_named(tmp_path: Path) -> None:
+    arrays = {"fit_x": images(2), "fit_y": [0, 1], "held_x": images(3), "held_y": [0, 1, 1]}
+    splits = read(tmp_path, arrays, train="fit", test="held")
+    assert (len(splits.train), len(splits.test)) == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [

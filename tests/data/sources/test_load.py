@@ -357,10 +357,11 @@ def test_what_is_no_data_set_gets_the_list(tmp_path: Path, monkeypatch: pytest.M
         ),
     ]:
         monkeypatch.chdir(tmp_path)
-        Path("notes.txt").write_text("hello")
+        for name in ("notes.txt", "cats.zip"):
+            Path(name).write_text("hello")
         with pytest.raises(ValueError, match=words):
             load(DataConfig(source=source))
-        assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cats.zip", "notes.txt"]
 
 
 def test_a_path_may_start_at_home_or_be_called_like_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,14 @@ def test_the_label_is_a_key_of_the_json(tmp_path: Path) -> None:
         found(file, label="size")
 
 
+def test_an_archive_of_class_folders_is_to_be_unpacked(tmp_path: Path) -> None:
+    file = tar(tmp_path / "all.tar", {f"{kind}/{key}.png": png(key) for kind in ("cat", "dog") for key in range(2)})
+    with pytest.raises(
+        ValueError, match=r"all\.tar has 4 images and no label .*; if its folders are the classes, unpack"
+    ):
+        found(file)
+
+
 def test_of_several_images_of_a_sample_one_is_named(tmp_path: Path) -> None:
     members: dict[str, bytes] = {}
     for key in range(2):
