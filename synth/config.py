@@ -287,8 +287,10 @@ class ScoreConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     reference_classifier: str = Field(
         "",
-        description="Gives the probability of the label: the path of a .safetensors file that a run wrote "
-        "(retrained/.../seed-0.safetensors) with the same classifier settings; empty: the early classifiers",
+        description="Gives the probability of the label: weights of classifier.model, a .safetensors file as a run "
+        "writes it (retrained/.../seed-0.safetensors); or any classifier as a .pt2 file of torch.export.save, which "
+        "takes float32 (n, C, H, W) from 0 to 1 and gives logits (n, classes); empty: the early classifiers, or none "
+        "where early outputs are given",
     )
     clip: str = Field("", description="Folder of a CLIP model for CLIP scores; empty: none")
     safety: bool = Field(False, description="Run the generator's own safety checker, as a score: it blanks no image")

@@ -141,6 +141,22 @@ class SlowConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         le=1000,
         description="Where the knee is looked for: epochs of early training after it, which show that it was one",
     )
+    outputs: str = Field(
+        "",
+        description="Outputs of an early classifier of your own, on the training images: .npz with logits or "
+        "probabilities (N, C), or (seeds, N, C), and labels (N,) or names (N,); or with losses (N,) or (seeds, N) "
+        "alone. No early classifier is trained then; empty: it is",
+    )
+    indices: str = Field(
+        "",
+        description="The slow images themselves, chosen by you: .npz (indices), .npy, .txt or .csv with a row number "
+        "or a file name of a training image a line. No early classifier is trained then; empty: they are selected",
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether outputs or the choice itself were given, so that no early classifier is trained."""
+        return bool(self.outputs or self.indices)
 
 
 CoresetMethod = Literal[

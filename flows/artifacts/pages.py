@@ -119,6 +119,8 @@ def lineage_page(run: RunFolder) -> str:
 
 
 def _early(facts: EarlyFacts) -> tuple[str, Rows, str]:
+    if facts.given:
+        return "Early classifiers", [("given", facts.given)], "None is trained. Next: the slow examples."
     epoch = facts.separating_epoch
     errors = [curve[epoch - 1] for curve in facts.errors]
     rows = [

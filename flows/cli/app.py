@@ -59,8 +59,11 @@ _TRAINING = (
     *("image_size", "train_limit", "test_limit", "model", "epochs", "batch_size"),
     *("seeds", "workers", "seed", "device"),
 )
-_EARLY = (*_TRAINING, "separating_epoch")
-_MAKING = ("k", "levels", "generator", "kind", "prompt", "work_size", "generate_batch_size", "processes", "arms")
+_EARLY = (*_TRAINING, "separating_epoch", "outputs", "indices")
+_MAKING = (
+    *("k", "levels", "generator", "kind", "prompt", "work_size", "generate_batch_size", "processes"),
+    *("reference_classifier", "arms"),
+)
 _STRONG = ("strong_fraction", "policy", "coreset")
 _COMPARISON = ("arms", "optimizers", "seeds", "workers")
 

@@ -35,10 +35,10 @@ __all__ = [
 # The groups in the help of a command, in this order, with the short names in each.
 _GROUPS = {
     "Data": ("image_size", "train_limit", "test_limit"),
-    "Early training and selection": ("separating_epoch",),
+    "Early training and selection": ("separating_epoch", "outputs", "indices"),
     "Synthetic images": (
         *("k", "levels", "generator", "kind", "sampling", "prompt", "work_size"),
-        *("generate_batch_size", "processes", "max_seconds", "until"),
+        *("generate_batch_size", "processes", "reference_classifier", "max_seconds", "until"),
     ),
     "Training": ("model", "epochs", "optimizer", "batch_size"),
     "Strong augmentation": ("strong", "strong_fraction", "policy", "coreset"),

@@ -65,17 +65,23 @@ def _by_class(found: SlowList) -> list[list[str]]:
 
 
 def _mean(losses: np.ndarray) -> str:
-    return f"{losses.mean():.3g}" if len(losses) else "-"
+    return _shown(losses.mean(), ".3g") if len(losses) else "-"
+
+
+def _shown(value: float, spec: str) -> str:
+    """A number, or a dash where it is not known."""
+    return "-" if np.isnan(value) else format(value, spec)
 
 
 def _slowest(found: SlowList) -> list[list[str]]:
+    predicted = found.predicted
     return [
         [
             found.names[row],
             found.class_names[found.labels[row]],
-            found.class_names[found.predicted[row]],
-            f"{found.losses[row]:.3g}",
-            f"{found.probabilities[row, found.labels[row]]:.3f}",
+            found.class_names[predicted[row]] if predicted[row] >= 0 else "-",
+            _shown(found.losses[row], ".3g"),
+            _shown(found.probabilities[row, found.labels[row]], ".3f"),
             f"{found.counts[row]} of {len(found.voters)}",
         ]
         for row in found.order[:_SLOWEST].tolist()
@@ -90,6 +96,8 @@ def _overlap(found: SlowList) -> Overlap | None:
 def _compared(found: SlowList) -> list[str]:
     lines = [f"slow: at least half of the {len(found.voters)} seeds say so"] if len(found.voters) > 1 else []
     common = _overlap(found)
+    if common is None and np.isnan(found.probabilities[0, 0]):
+        return [*lines, "label issues: not looked for, since cleanlab needs probabilities and none were given"]
     if common is None:
         return [*lines, "label issues: cleanlab is not installed; the extra label-errors (README, Install) adds it"]
     return [

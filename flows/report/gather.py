@@ -37,7 +37,7 @@ from latebloom.flows.run.records import (
     retrain_key,
 )
 from latebloom.flows.stages import dropped
-from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.context import RunContext, has_reference
 from latebloom.flows.stages.fidelity import frechet_by_level, inception_by_level
 from latebloom.flows.stages.loaders import perturbed
 from latebloom.train.selection.slow import jaccard
@@ -102,8 +102,8 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         separating_epoch_chosen=has_slow and run.early.facts.by_knee,
         early_errors=run.early.facts.errors if has_slow else [],
         selections=[_selection(number, chosen, _wrong(run, number)) for number, chosen in enumerate(slow_sets)],
-        jaccard=None if config.slow.shared else _mean_jaccard(slow_sets),
-        jaccard_chance=None if config.slow.shared else _chance_jaccard(slow_sets, train, config.seed),
+        jaccard=None if not has_slow or run.one_selection else _mean_jaccard(slow_sets),
+        jaccard_chance=None if not has_slow or run.one_selection else _chance_jaccard(slow_sets, train, config.seed),
         class_slow=_classes(
             train, slow_sets, [run.selection("cluster", number)["mean_loss"] for number in range(len(slow_sets))]
         ),
@@ -113,7 +113,7 @@ def write(folder: RunFolder, config: CompareConfig) -> Path:
         comparisons=comparisons,
         sentences=sentences(results, comparisons, len(test))
         + validation.sentences(validated)
-        + generation_sentences(generation, config.seeds, config.slow.shared),
+        + generation_sentences(generation, config.seeds, has_slow and run.one_selection),
         warnings=_warnings(run, has_slow, table),
         stages=[
             StageCost(record.stage, record.seconds, record.peak_memory_mb, record.skipped)
@@ -159,7 +159,7 @@ def _synthetic(run: RunContext, made: Record[GenerateFacts], table: pa.Table) ->
             for name, quartile in zip(
                 ("fastest", "second", "third", "slowest"),
                 dropped.quartiles(table, run.config.train_states),
-                strict=True,
+                strict=has_reference(run.config),  # else none are known
             )
         },
         "denoiser_calls": made.facts.denoiser_calls,
@@ -215,7 +215,7 @@ def _warnings(run: RunContext, has_slow: bool, table: pa.Table | None) -> list[s
         lines += _generator_warnings(config, run.planned.facts.generator)
         lines += dropped.warnings(run, table)
     if has_slow:
-        lines += _early_warnings(run.early.facts)
+        lines += _given_words(run.early.facts, config) if run.early.facts.given else _early_warnings(run.early.facts)
     return lines
 
 
@@ -244,12 +244,32 @@ def _early_warnings(early: EarlyFacts) -> list[str]:
     ]
 
 
+def _given_words(early: EarlyFacts, config: CompareConfig) -> list[str]:
+    what = " and ".join(
+        words
+        for setting, words in (
+            (config.slow.outputs, f"the outputs of an early model ({early.given})"),
+            (config.slow.indices, "the slow images"),
+        )
+        if setting
+    )
+    lines = [f"No early classifier was trained: {what} were given."]
+    if not has_reference(config):
+        lines.append(
+            "No classifier scored the synthetic images: the probability of their label was not measured, and images "
+            "off their label are not kept out of training."
+        )
+    return lines
+
+
 def _early_share(early: EarlyFacts) -> float | None:
     return float(np.mean(early.epochs)) / early.epochs_of_training if early.epochs_of_training else None
 
 
 def _wrong(run: RunContext, number: int) -> np.ndarray:
-    """bool (N,): which training images the early classifier of a seed gets wrong."""
+    """Which training images the early classifier of a seed gets wrong: bool (N,), or NaN where that is not known."""
+    if not run.has_logits:
+        return np.full(len(run.splits.train), np.nan)
     logits, labels = run.early_arrays(number, "logits", "labels")
     return np.asarray(logits.argmax(1) != labels)
 
@@ -261,9 +281,15 @@ def _selection(number: int, chosen: np.ndarray, wrong: np.ndarray) -> SeedSelect
         seed=number,
         count=len(chosen),
         fraction=float(is_slow.mean()),
-        slow_error=float(wrong[is_slow].mean()) if is_slow.any() else 0.0,
-        fast_error=float(wrong[~is_slow].mean()) if not is_slow.all() else 0.0,
+        slow_error=_mean_of(wrong[is_slow]),
+        fast_error=_mean_of(wrong[~is_slow]),
     )
+
+
+def _mean_of(values: np.ndarray) -> float | None:
+    """Mean; 0 of nothing, None of what is not known."""
+    mean = float(values.mean()) if len(values) else 0.0
+    return None if np.isnan(mean) else mean
 
 
 def _mean_jaccard(sets: list[np.ndarray]) -> float | None:
@@ -329,7 +355,7 @@ def _by_level(table: pa.Table) -> list[LevelResult]:
                 log_snr=log_snr if np.isfinite(log_snr) else None,
                 images=int(here.sum()),
                 states=dict(zip(names.tolist(), counts.tolist(), strict=True)),
-                label_probability=float(frame["label_probability"][here].mean()),
+                label_probability=_mean_of(frame["label_probability"][here]),
                 reference_distance=float(frame["reference_distance"][here].mean()),
             )
         )

@@ -306,12 +306,13 @@ def _early(run: RunContext, source: int, label: int) -> dict[str, Any]:
         loss.append(float(losses[source]))
         own.append(softmax(logits[source : source + 1])[0])
     mean = np.mean(own, 0)
+    known = np.isfinite(mean).all()
     of_fast, of_slow = np.array(means).T  # (seeds,) each
     return {
         "in_slow_cluster": f"{sum(slow)} of {len(slow)} seeds",
-        "early_loss": float(np.mean(loss)),
-        "early_probability": float(mean[label]),
-        "early_class": run.splits.train.class_names[int(mean.argmax())],
+        "early_loss": _mean(np.array(loss)),
+        "early_probability": float(mean[label]) if known else None,
+        "early_class": run.splits.train.class_names[int(mean.argmax())] if known else None,
         "early_loss_of_fast_cluster": _mean(of_fast),
         "early_loss_of_slow_cluster": _mean(of_slow),
     }

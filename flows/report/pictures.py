@@ -79,6 +79,8 @@ def _clusters(run: RunContext) -> list[Cluster]:
     from sklearn.decomposition import PCA
 
     train = run.splits.train
+    if not run.has_logits:
+        return []
     (logits,) = run.early_arrays(0, "logits")
     probabilities, cluster = softmax(logits), run.selection("cluster", 0)["cluster"]
     clusters = []

@@ -41,8 +41,8 @@ class SeedSelection:
     seed: int
     count: int
     fraction: float
-    slow_error: float
-    fast_error: float
+    slow_error: float | None  # None: not known, since no logits were given
+    fast_error: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LevelResult:
     log_snr: float | None  # None: pure noise
     images: int
     states: dict[str, int]
-    label_probability: float  # mean
+    label_probability: float | None  # mean; None: no classifier scored the images
     reference_distance: float  # mean, in grey levels
     frechet: float | None = None  # distance to the training images in the reference classifier; None: too few images
     fid: float | None = None  # the same in Inception's features, where it was measured

@@ -38,6 +38,7 @@ ORIGIN = "origin.json"
 _PATHS = (
     *("data.source", "data.root", "classifier.weights", "generate.generator", "prompts.names"),
     *("diffusemix.fractals", "strong.file", "scores.reference_classifier", "scores.clip"),
+    *("slow.outputs", "slow.indices"),
 )
 
 

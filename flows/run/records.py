@@ -1,6 +1,6 @@
 """What the record of each stage says: one model of facts a stage, and the key that its record is found by."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -47,6 +47,9 @@ class EarlyFacts(_Facts):
         by_knee: whether the knee of the error curve chose the epoch; False: it was given.
         errors: by seed, training error 0..1 of each epoch that was really trained; `losses` likewise.
         epochs_of_training: of one classifier on the same images, which selection is an addition to; 0: not recorded.
+        given: what was given in place of early training, and so the most that is known of the images; empty: nothing.
+            The lists are empty then.
+        given_seeds: of how many early classifiers outputs were given; 1 where one serves all seeds.
     """
 
     separating_epoch: int
@@ -54,6 +57,8 @@ class EarlyFacts(_Facts):
     errors: list[list[float]]
     losses: list[list[float | None]]  # None: training diverged
     epochs_of_training: int = 0
+    given: Literal["", "logits", "losses", "indices"] = ""
+    given_seeds: int = 0
 
     @property
     def epochs(self) -> list[int]:

@@ -11,6 +11,7 @@ from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, write_config
 from latebloom.flows.run.progress import warn
 from latebloom.flows.stages.classifiers import new_classifiers
+from latebloom.flows.stages.context import has_reference, thresholds_of
 from latebloom.flows.stages.coreset_file import as_coreset, on_images, read_selected
 from latebloom.flows.stages.inputs import GENERATING, check_data, check_folder
 from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
@@ -93,7 +94,13 @@ def check_generator(config: CompareConfig, train: LabeledImages) -> None:
     generator = generator_of(config)
     generator.check(train.class_names)
     check_channels(train.image_shape[2], generator.channels)
-    check_scorers(config.quality, clip=bool(config.scores.clip), safety=config.scores.safety)
+    scored = has_reference(config)
+    check_scorers(thresholds_of(config), clip=bool(config.scores.clip), safety=config.scores.safety, classifier=scored)
+    if not scored:
+        warn(
+            "no classifier scores the images, since none of ours is trained first, so quality.min_label_ratio "
+            "is off; --reference-classifier names one"
+        )
     check_named(config)
     names = names_of(config.prompts, train.class_names)
     for arm in config.parsed_arms:

@@ -21,6 +21,7 @@ from latebloom.flows.run.folder import Record, RunFolder
 from latebloom.flows.run.origin import check_there
 from latebloom.flows.run.records import EARLY, PLAN, SELECT, EarlyFacts, PlanFacts, SelectFacts
 from latebloom.flows.stages import loaders
+from latebloom.synth.config import QualityConfig
 from latebloom.synth.plan import PLAN_SCHEMA, deciding
 from latebloom.train.config import SlowMethod as Method
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from latebloom.synth.generate import Scorers
 
-__all__ = ["RunContext", "forget_models", "kept_context", "selection_path"]
+__all__ = ["RunContext", "forget_models", "has_reference", "kept_context", "selection_path", "thresholds_of"]
 
 
 class RunContext:
@@ -69,12 +70,32 @@ class RunContext:
     def planned(self) -> Record[PlanFacts]:
         return self.folder.record(PLAN)
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether the outputs of early classifiers are known, and with them what they take an image for."""
+        return self.early.facts.given in ("", "logits")
+
+    @property
+    def one_selection(self) -> bool:
+        """Whether one selection serves all seeds: as asked for, or since one early model, or one choice, was given."""
+        facts = self.early.facts
+        return self.config.slow.shared or (facts.given != "" and facts.given_seeds == 1)
+
     def early_arrays(self, number: int, *names: str) -> list[np.ndarray]:
-        """Outputs of the early classifier of a seed: logits (N, C), labels (N,), losses (N,). Large, so not kept."""
+        """Outputs of the early classifier of a seed: logits (N, C), labels (N,), losses (N,). Large, so not kept.
+
+        Those that are not known, since others were given, are NaN.
+        """
         from latebloom.flows.stages.classifiers import early_folder
 
+        facts = self.early.facts
+        if facts.given and facts.given_seeds == 1:
+            number = 0
         with local_file(early_folder(self.folder, number) / "outputs.npz") as file, np.load(file) as arrays:
-            return [arrays[name] for name in names]
+            found = {name: arrays[name] for name in names if name in arrays.files}
+        train = self.splits.train
+        shapes = {"logits": (len(train), train.num_classes), "losses": (len(train),)}
+        return [found[name] if name in found else np.broadcast_to(np.float32(np.nan), shapes[name]) for name in names]
 
     def selection(self, method: Method, number: int) -> dict[str, np.ndarray]:
         """The choice of a method and seed: indices (S,) ascending, cluster (N,), mean_loss (C, 2)."""
@@ -140,17 +161,24 @@ class RunContext:
         """Digests of all that score images; empty for those that do not."""
         from latebloom.flows.stages import scorers
 
-        return scorers.scorer_digests(self.config, self.early.digest)
+        return scorers.scorer_digests(self.config, "" if self.config.slow.given else self.early.digest)
 
     @cached_property
     def reference(self) -> "Sequence[nn.Module]":
-        """The reference classifiers: the one that the settings name, or the early ones of this run."""
+        """The reference classifiers: the one that the settings name, or the early ones of this run; none of either."""
         from latebloom.flows.stages import scorers
         from latebloom.flows.stages.classifiers import early_weights, loaded_classifiers
 
         if self.config.scores.reference_classifier:
             return [scorers.named_reference(self.config)]
+        if self.config.slow.given:
+            return []
         return loaded_classifiers(self.config, self.splits.train, early_weights(self.folder, self.config.seeds))
+
+    @property
+    def quality(self) -> QualityConfig:
+        """The thresholds, those off by default that need a reference classifier where there is none."""
+        return thresholds_of(self.config)
 
     @cached_property
     def scorers(self) -> "Scorers":
@@ -158,6 +186,19 @@ class RunContext:
         from latebloom.flows.stages import scorers
 
         return scorers.scorers_of(self.config, self.reference)
+
+
+def has_reference(config: CompareConfig) -> bool:
+    """Whether a classifier scores images: one that is named, or the early ones, unless their outputs are given."""
+    return bool(config.scores.reference_classifier) or not config.slow.given
+
+
+def thresholds_of(config: CompareConfig) -> QualityConfig:
+    """The thresholds of a run: without a reference classifier, the one that is on by default is off."""
+    usual = QualityConfig().min_label_ratio
+    if has_reference(config) or config.quality.min_label_ratio != usual:
+        return config.quality
+    return config.quality.model_copy(update={"min_label_ratio": 0.0})
 
 
 def selection_path(run: RunFolder, method: Method, number: int) -> Path:

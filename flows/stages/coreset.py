@@ -51,8 +51,14 @@ def check_coreset(config: CoresetRunConfig) -> None:
     train = images_of(config.as_run).train
     device_of(config.device)
     new_classifiers(config.as_run, train, count=1)
-    if config.run and not config.trains:
-        made = len(RunFolder(as_path(config.run)).record(EARLY).facts.errors)
+    if config.run and not config.trains and not config.checkpoint:
+        facts = RunFolder(as_path(config.run)).record(EARLY).facts
+        if facts.given:
+            raise ValueError(
+                f"{config.run} was selected from given {facts.given}, so it has no early classifier to ask; give "
+                "--checkpoint, or a SOURCE to train one"
+            )
+        made = len(facts.errors)
         if config.seeds > made:
             raise ValueError(
                 f"{config.run} has {made} early classifiers, not {config.seeds}; give seeds {made} or less"

@@ -40,7 +40,7 @@ class Quartile:
 def quartiles(table: pa.Table, train_states: tuple[str, ...]) -> list[Quartile]:
     """Made and dropped by quartile of the references, from the fastest learned to the slowest.
 
-    The references are ordered by the loss of the reference classifier on them.
+    The references are ordered by the loss of the reference classifier on them. Empty where none scored them.
 
     Args:
         table: the columns source_index, reference_label_probability, state.
@@ -48,6 +48,8 @@ def quartiles(table: pa.Table, train_states: tuple[str, ...]) -> list[Quartile]:
     """
     sources, first, place = np.unique(table["source_index"].to_numpy(), return_index=True, return_inverse=True)
     probability = table["reference_label_probability"].to_numpy()[first]
+    if np.isnan(probability).any():
+        return []
     rank = np.argsort(np.argsort(-probability, kind="stable"), kind="stable")
     quartile = (rank * 4 // max(1, len(sources)))[place]
     dropped = ~pc.is_in(table["state"], pa.array(train_states)).to_numpy()
@@ -76,6 +78,8 @@ def warnings(run: RunContext, table: pa.Table) -> list[str]:
 
 
 def _unequal(found: list[Quartile]) -> list[str]:
+    if not found:
+        return []
     slowest, made, dropped = found[-1], sum(q.made for q in found[:-1]), sum(q.dropped for q in found[:-1])
     if not made or not slowest.made:
         return []

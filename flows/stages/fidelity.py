@@ -14,7 +14,7 @@ from latebloom.data.seeds import numpy_rng
 from latebloom.data.store import read_json, write_json
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.run.records import FRECHET, FrechetFacts
-from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.context import RunContext, has_reference
 from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare, frechet_distance
 from latebloom.train.evaluate import features_of
@@ -47,10 +47,13 @@ def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str
     rows = folder.rows()
     rows = rows.filter(pc.equal(rows["state"], "ok"))
     synthetic = folder.images(rows, train)
-    reference = run.reference[0]
-    features_in: dict[str, Callable[[LabeledImages], np.ndarray]] = {
-        "reference classifier": lambda data: features_of(reference, data)[1]
-    }
+    features_in: dict[str, Callable[[LabeledImages], np.ndarray]] = {}
+    if run.reference:
+        features_in["reference classifier"] = lambda data: features_of(run.reference[0], data)[1]
+    elif not inception_weights:
+        raise ValueError(
+            f"{run_folder} has no reference classifier, since its early outputs were given; give --inception-weights"
+        )
     if inception_weights:
         features_in["inception"] = InceptionFeatures.load(inception_weights, device_of(config.device))
 
@@ -80,6 +83,8 @@ def frechet_by_level(run: RunContext, table: pa.Table) -> FrechetFacts:
         table: the rows of the run's synthetic data set.
     """
     config, train = run.config, run.splits.train
+    if not has_reference(config):
+        return FrechetFacts(images=0, levels={})
     inputs: dict[str, Any] = {
         "dataset": run.synthetic.manifest()["digest"],
         "train": train.digest,

@@ -9,8 +9,10 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, read_config, write_config
 from latebloom.flows.run.records import retrain_key
+from latebloom.flows.stages.context import has_reference, thresholds_of
 from latebloom.flows.stages.export import existing
 from latebloom.flows.stages.synthesis import finish_synthetic
+from latebloom.synth.scoring.quality import check_scorers
 
 __all__ = ["Moved", "move_thresholds"]
 
@@ -37,6 +39,7 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
     run, config, folder = RunFolder(existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
     settings = config.model_dump(mode="json")
     config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
+    check_scorers(thresholds_of(config), clip=True, safety=True, classifier=has_reference(config))
     before = folder.manifest()["states"]
     with run.locked():
         states = _states(folder)

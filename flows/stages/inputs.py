@@ -13,6 +13,7 @@ from latebloom.flows.run.progress import warn
 from latebloom.flows.run.records import GENERATE, PLAN, SELECT, retrain_key
 from latebloom.flows.stages.choosing import check_generator_chosen
 from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.given import check_given
 from latebloom.flows.stages.loaders import images_of
 from latebloom.flows.stages.run_source import check_source
 from latebloom.synth.generators.find import kind_of
@@ -39,7 +40,9 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
         )
     epochs = config.train.total_epochs(len(splits.train))
     early = config.wants_slow or kind not in ("retrain", "report")  # which need no early classifier without slow arms
-    if early and config.slow.separating_epoch > epochs:
+    if config.slow.given and early:
+        check_given(config)
+    elif early and config.slow.separating_epoch > epochs:
         raise ValueError(f"separating epoch {config.slow.separating_epoch} lies beyond the {epochs} epochs of training")
     if config.wants_synthetic and kind in GENERATING:
         check_generator_chosen(config, splits.train)
@@ -81,9 +84,10 @@ def check_folder(config: CompareConfig, out: str, kind: str) -> None:
 def _check_earlier_stages(run: RunContext, kind: str) -> None:
     """What retraining and the report need of the stages before them."""
     config = run.config
-    made = len(run.early.facts.errors)
+    _ = run.early  # which says what to do where there is none
     for key in (SELECT, *((PLAN, GENERATE) if config.wants_synthetic else ())):
         run.folder.record(key)
+    made = len(run.select.facts.slow)
     if config.seeds > made:
         raise ValueError(
             f"{run.path} was made for {made} seeds, not {config.seeds}; run `latebloom compare` in it first"

@@ -31,12 +31,13 @@ class Overlap:
 
 
 def label_issues(found: SlowList) -> np.ndarray | None:
-    """bool (N,): the images whose labels cleanlab doubts, by the mean probabilities; None where it is not installed.
+    """bool (N,): the images whose labels cleanlab doubts, by the mean probabilities; None where it is not installed, or
+    where no probabilities are known.
 
     The early classifiers were trained on these images. Cleanlab is meant for probabilities of images that a classifier
     was not trained on: it finds fewer issues here.
     """
-    if importlib.util.find_spec("cleanlab") is None:
+    if importlib.util.find_spec("cleanlab") is None or np.isnan(found.probabilities[0, 0]):
         return None
     from cleanlab.filter import find_label_issues
 

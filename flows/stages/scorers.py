@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store import as_path, digest_file, local_folder
+from latebloom.data.store import as_path, digest_file, local_file, local_folder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.stages.classifiers import loaded_classifiers
 from latebloom.flows.stages.loaders import device_of, images_of
@@ -19,6 +19,7 @@ from latebloom.synth.scoring.clip import ClipScorer, SafetyScorer, clip_digest, 
 from latebloom.synth.scoring.quality import RealFeatures
 from latebloom.synth.scoring.spread import Spread
 from latebloom.train.evaluate import features_of
+from latebloom.train.models.exported import load_exported
 
 __all__ = ["check_named", "forget_named", "named_reference", "reference_digest", "scorer_digests", "scorers_of"]
 
@@ -34,7 +35,8 @@ def reference_digest(config: CompareConfig) -> str:
     file = as_path(config.scores.reference_classifier)
     if not file.is_file():
         raise ValueError(
-            f"there is no reference classifier at {file}; give a .safetensors file that a run wrote, or none"
+            f"there is no reference classifier at {file}; give a .safetensors file that a run wrote, a .pt2 file of "
+            "torch.export.save, or none"
         )
     return digest_file(file)
 
@@ -79,7 +81,8 @@ def scorers_of(config: CompareConfig, reference: Sequence[nn.Module]) -> Scorers
     """Who scores the images of a run.
 
     Args:
-        reference: the mean of their probabilities and the features of the first are scored by.
+        reference: the mean of their probabilities and the features of the first are scored by; none: what needs a
+            classifier is not measured.
     """
     train = images_of(config).train
     _, clip, safety = _named(config, reference_digest(config))
@@ -89,8 +92,9 @@ def scorers_of(config: CompareConfig, reference: Sequence[nn.Module]) -> Scorers
         found = [features_of(model, batch) for model in reference]
         return np.mean([torch.from_numpy(logits).softmax(1).numpy() for logits, _ in found], 0), found[0][1]
 
-    real, spread = RealFeatures.of(features_of(reference[0], train)[1]), Spread.of(train.pixels, len(train))
-    return Scorers(classify, real, spread, kind_of(config.generate) == "pixel", clip, safety)
+    spread = Spread.of(train.pixels, len(train))
+    real = RealFeatures.of(features_of(reference[0], train)[1]) if reference else None
+    return Scorers(classify if reference else None, real, spread, kind_of(config.generate) == "pixel", clip, safety)
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,7 +103,12 @@ def _named(config: CompareConfig, _reference: str) -> tuple[nn.Module | None, Cl
     train, device = images_of(config).train, device_of(config.device)
     reference = clip = safety = None
     if config.scores.reference_classifier:
-        reference = loaded_classifiers(config, train, [as_path(config.scores.reference_classifier)])[0]
+        file = as_path(config.scores.reference_classifier)
+        if file.suffix == ".pt2":
+            with local_file(file) as local:
+                reference = load_exported(local, train.num_classes, train.image_shape, device, str(file))
+        else:
+            reference = loaded_classifiers(config, train, [file])[0]
     if config.scores.clip:
         clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), _clip_prompts(config), device)
     if config.scores.safety:

@@ -24,8 +24,8 @@ class SlowList:
         names: of the images, as their owner knows them.
         class_names: by label.
         labels: int64 (N,).
-        losses: float64 (N,), of the early classifiers, mean over seeds.
-        probabilities: float64 (N, C), of the early classifiers, mean over seeds.
+        losses: float64 (N,), of the early classifiers, mean over seeds; NaN where the slow images alone are given.
+        probabilities: float64 (N, C), of the early classifiers, mean over seeds; NaN where no logits are given.
         votes: bool (V, N): who calls an image slow. One row a seed, or one row for all with `slow.shared`.
         voters: V names: `seed_0`, `seed_1`, ... or `shared`.
     """
@@ -52,8 +52,8 @@ class SlowList:
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 (N,): the class of the highest mean probability."""
-        return np.asarray(self.probabilities.argmax(1), np.int64)
+        """int64 (N,): the class of the highest mean probability; -1: not known."""
+        return np.where(np.isnan(self.probabilities[:, 0]), -1, self.probabilities.argmax(1)).astype(np.int64)
 
     @property
     def order(self) -> np.ndarray:
@@ -74,9 +74,9 @@ class SlowList:
                     self.names[row],
                     self.class_names[self.labels[row]],
                     row,
-                    f"{self.losses[row]:.6g}",
-                    f"{own[row]:.6g}",
-                    self.class_names[predicted[row]],
+                    _known(self.losses[row]),
+                    _known(own[row]),
+                    self.class_names[predicted[row]] if predicted[row] >= 0 else "",
                     f"{counts[row] / len(self.voters):.4g}",
                     counts[row],
                     "yes" if slow[row] else "no",
@@ -86,15 +86,22 @@ class SlowList:
         return text.getvalue()
 
 
+def _known(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"
+
+
 def slow_list(run: RunContext) -> SlowList:
     """The list of a run whose examples are selected: of the method `cluster`, which chooses all of the slow cluster."""
     config, train = run.config, run.splits.train
     losses, probabilities = np.zeros(len(train)), np.zeros((len(train), train.num_classes))
+    if not run.has_logits:
+        probabilities = np.broadcast_to(np.nan, probabilities.shape)
     for number in range(config.seeds):
         logits, own = run.early_arrays(number, "logits", "losses")
         losses += own.astype(np.float64) / config.seeds
-        probabilities += softmax(logits) / config.seeds
-    shared = config.slow.shared
+        if run.has_logits:
+            probabilities += softmax(logits) / config.seeds
+    shared = run.one_selection
     votes = np.zeros((1 if shared else config.seeds, len(train)), bool)
     for number, row in enumerate(votes):
         row[run.selected("cluster", number)] = True

@@ -131,7 +131,7 @@ def make_one_part(
     with measured() as cost:  # of the images: what a process loads and compiles once is not theirs
         drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known, keep=keep)
         # All of the part at once, also what was there: its scores must not depend on when it was made.
-        rows = describe(generator, train, part, drawn, config.quality, scorers, config.sizes)
+        rows = describe(generator, train, part, drawn, run.quality, scorers, config.sizes)
     already = run.synthetic.kept_part(number, key)
     if already and not already.failures:
         return already  # a worker that was taken for lost, or this one, was: the data set may be finished by now
@@ -193,7 +193,7 @@ def finish_synthetic(folder: RunFolder, config: CompareConfig) -> str:
     run = kept_context(folder, config)
     class_names = run.splits.train.class_names
     records = [_finished_part(run, number) for number in range(len(run.parts))]
-    records = as_of_now(run.synthetic, records, config.quality, run.plan, class_names)
+    records = as_of_now(run.synthetic, records, run.quality, run.plan, class_names)
     left_out = [item for record in records for item in record.failures]
     digest = run.synthetic.write_manifest({**_about(run), "left_out": left_out}, class_names, records)
     if not left_out:
@@ -238,7 +238,7 @@ def _about(run: RunContext) -> dict[str, Any]:
         "templates": list(facts.templates),
         "negative_prompt": config.prompts.negative,
         "names": list(names_of(config.prompts, train.class_names)),
-        "quality": config.quality.model_dump(mode="json"),
+        "quality": run.quality.model_dump(mode="json"),
         "scorers": run.scorer_digests,
         "seed": config.seed,
     }

@@ -18,6 +18,7 @@ from latebloom.flows.run.records import EARLY, EarlyFacts, RetrainFacts, StrongF
 from latebloom.flows.stages.classifiers import classifier_seeds, early_folder, new_classifiers
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.fitting import Logs, classifier_key, fit_all, fit_config_of, fit_key, redraw_key, strong_key
+from latebloom.flows.stages.given import take_given
 from latebloom.flows.stages.knee import KneeSearch
 from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.rounds import keep_rounds, write_rounds
@@ -39,8 +40,12 @@ def train_early(folder: RunFolder, config: CompareConfig) -> None:
     """Train every seed's classifier to the separating epoch; keep its weights, its outputs and the error curve.
 
     The knee is that of the mean error of the seeds that are trained first: all where they are trained side by side,
-    else the first alone, and the others are trained to the epoch it found. No epoch is trained twice.
+    else the first alone, and the others are trained to the epoch it found. No epoch is trained twice. Where outputs or
+    the slow images are given, nothing is trained.
     """
+    if config.slow.given:
+        take_given(folder, config)
+        return
     run = RunContext(folder, config)
     train = run.splits.train
     fit_config = fit_config_of(config.train, "sgd")

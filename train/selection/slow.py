@@ -19,6 +19,8 @@ __all__ = [
     "SlowConfig",
     "jaccard",
     "mean_outputs",
+    "select_by_losses",
+    "select_given",
     "select_slow",
     "separating_epoch",
     "smoothed",
@@ -81,8 +83,76 @@ def select_slow(
         raise ValueError(
             f"labels lie in {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}; give logits of all classes"
         )
-    losses = losses_of(logits, labels)
     outputs = softmax(logits) if space == "softmax" else logits.astype(np.float64)
+    losses, wrong = losses_of(logits, labels), logits.argmax(1) != labels
+    cluster, mean_loss, without_slow = _clusters(outputs, losses, labels, num_classes, seed)
+    _warn(without_slow, method)
+    return _chosen(cluster, mean_loss, labels, method, seed, losses, wrong)
+
+
+def select_by_losses(
+    losses: np.ndarray, labels: np.ndarray, num_classes: int, method: Method = "cluster", seed: int = 0
+) -> Selection:
+    """As `select_slow` where only the losses of an early model are known: 2-means runs on the losses of each class.
+
+    Args:
+        losses: float (N,), of each image with its label.
+        labels: int64 (N,).
+
+    Raises:
+        ValueError: losses that are not finite or do not fit the labels; `misclassified` and `misclassified_matched`,
+            which need to know what the model took an image for.
+    """
+    if losses.shape != labels.shape or losses.ndim != 1:
+        raise ValueError(
+            f"losses are {losses.shape} and labels {labels.shape}, expected (N,); give one of each an image"
+        )
+    if not np.isfinite(losses).all():
+        raise ValueError(f"{int((~np.isfinite(losses)).sum())} losses are not finite; give a finite one for each image")
+    losses = losses.astype(np.float64)
+    cluster, mean_loss, without_slow = _clusters(losses[:, None], losses, labels, num_classes, seed)
+    _warn(without_slow, method)
+    return _chosen(cluster, mean_loss, labels, method, seed, losses, None)
+
+
+def select_given(
+    indices: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    method: Method = "cluster",
+    seed: int = 0,
+    *,
+    losses: np.ndarray | None = None,
+    wrong: np.ndarray | None = None,
+) -> Selection:
+    """As `select_slow` where the slow examples themselves are given: `cluster` takes these, others as many per class.
+
+    Args:
+        indices: int64 (S,), the slow examples, each once.
+        labels: int64 (N,).
+        losses: float (N,); None: not known, and `high_loss` is refused.
+        wrong: bool (N,), what the early model gets wrong; None: not known, and `misclassified` and
+            `misclassified_matched` are refused.
+
+    Raises:
+        ValueError: indices that are not there, or a method that needs what is not known.
+    """
+    if len(indices) and (indices.min() < 0 or indices.max() >= len(labels)):
+        raise ValueError(f"indices lie in {indices.min()}..{indices.max()}, expected 0..{len(labels) - 1}")
+    cluster = np.zeros(len(labels), np.int64)
+    cluster[indices] = 1
+    mean_loss = np.full((num_classes, 2), np.nan)
+    if losses is not None:
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            mean_loss[label] = [_mean(losses[rows[cluster[rows] == half]]) for half in (0, 1)]
+    return _chosen(cluster, mean_loss, labels, method, seed, losses, wrong)
+
+
+def _clusters(
+    outputs: np.ndarray, losses: np.ndarray, labels: np.ndarray, num_classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """`cluster` and `mean_loss` of a `Selection`, and the classes without a slow half."""
     cluster = np.zeros(len(labels), np.int64)
     mean_loss = np.full((num_classes, 2), np.nan)
     without_slow = []
@@ -97,15 +167,39 @@ def select_slow(
         slow = int(means[1] > means[0])
         cluster[rows] = halves == slow
         mean_loss[label] = means[1 - slow], means[slow]
+    return cluster, mean_loss, without_slow
+
+
+def _warn(without_slow: list[int], method: Method) -> None:
     if without_slow and method not in ("all", "misclassified"):
         warnings.warn(
             f"no slow half in class {', '.join(map(str, without_slow))}: a single example or equal outputs; "
             "nothing of it is augmented",
-            stacklevel=2,
+            stacklevel=3,
         )
-    wrong = logits.argmax(1) != labels
+
+
+def _chosen(
+    cluster: np.ndarray,
+    mean_loss: np.ndarray,
+    labels: np.ndarray,
+    method: Method,
+    seed: int,
+    losses: np.ndarray | None,
+    wrong: np.ndarray | None,
+) -> Selection:
+    """What a method chooses, beside the cluster of all."""
+    if method == "high_loss" and losses is None:
+        raise ValueError("high_loss needs the losses of an early model; give its outputs, or another method")
+    if method in ("misclassified", "misclassified_matched") and wrong is None:
+        raise ValueError(f"{method} needs the logits of an early model; give them, or another method")
+    num_classes = len(mean_loss)
     score = _score(method, cluster, losses, wrong, seed)
-    counted = {"all": np.ones_like(wrong), "misclassified": wrong}.get(method, cluster == 1)
+    counted = cluster == 1
+    if method == "all":
+        counted = np.ones(len(labels), bool)
+    elif method == "misclassified" and wrong is not None:
+        counted = wrong
     budget = np.bincount(labels[counted], minlength=num_classes)
     chosen = [_top(np.flatnonzero(labels == label), score, budget[label]) for label in range(num_classes)]
     return Selection(np.sort(np.concatenate(chosen)), cluster, mean_loss)
@@ -145,20 +239,22 @@ def _mean(losses: np.ndarray) -> float:
     return math.fsum(losses) / len(losses) if len(losses) else math.nan
 
 
-def _score(method: Method, cluster: np.ndarray, losses: np.ndarray, wrong: np.ndarray, seed: int) -> np.ndarray:
+def _score(
+    method: Method, cluster: np.ndarray, losses: np.ndarray | None, wrong: np.ndarray | None, seed: int
+) -> np.ndarray:
     """float64 (N,): those with the highest score of a class are taken first."""
     if method == "cluster":
         return cluster.astype(np.float64)
-    if method == "high_loss":
+    if method == "high_loss" and losses is not None:
         return losses
-    if method == "misclassified":
+    if method == "misclassified" and wrong is not None:
         return wrong.astype(np.float64)
-    if method == "misclassified_matched":
-        matched: np.ndarray = numpy_rng(seed, "random misclassified").random(len(losses)) + wrong
+    if method == "misclassified_matched" and wrong is not None:
+        matched: np.ndarray = numpy_rng(seed, "random misclassified").random(len(cluster)) + wrong
         return matched
     if method == "random":
-        return numpy_rng(seed, "random selection").random(len(losses))
-    return np.zeros(len(losses))
+        return numpy_rng(seed, "random selection").random(len(cluster))
+    return np.zeros(len(cluster))
 
 
 def _top(rows: np.ndarray, score: np.ndarray, count: int) -> np.ndarray:
