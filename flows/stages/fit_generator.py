@@ -74,10 +74,8 @@ def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
         try:
             fit = fit_generator(data, config.generator, config.seed, device, on_moment=keeper, start=start)
         except KeyboardInterrupt:
-            say(
-                f"fit generator: stopped after step {bar.done:,}; the same command goes on from step {keeper.saved:,}"
-                + (f" ({unfinished.folder})" if keeper.saved else "")
-            )
+            on = f"goes on from step {keeper.saved:,} ({unfinished.folder})" if keeper.saved else "begins anew"
+            say(f"fit generator: stopped after step {bar.done:,}; the same command {on}")
             raise
     with atomic_folder(out, "model_index.json") as temporary:
         save_generator(temporary, fit, data, config.generator, config.seed)
