@@ -19,7 +19,7 @@ from latebloom.data.sources.columns import (
     like,
 )
 from latebloom.data.sources.found import Found, Problems, listed
-from latebloom.data.sources.parts import ALL, assign, joined
+from latebloom.data.sources.parts import ALL, assign, joined, leave_out
 from latebloom.data.sources.rows import Rows, raw_image, splits_of
 from latebloom.data.store import local_file, read_json
 
@@ -108,6 +108,8 @@ def _read(
             except (pyarrow.ArrowException, OSError, json.JSONDecodeError) as error:
                 kind = file.suffix.lstrip(".")
                 raise ValueError(f"{file} cannot be read as {kind} ({error}); write or download it again") from error
+            except ValueError as error:  # its columns
+                raise ValueError(f"{error}{leave_out(role)}") from error
             image, label, *named = chosen
             class_names[file] = tuple(_features(features).get(label, {}).get("names", ()))
             own = table[named[0]].to_pylist() if named else [None] * len(table)

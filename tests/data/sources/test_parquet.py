@@ -300,6 +300,10 @@ def test_a_part_without_labels_can_be_left_out(tmp_path: Path) -> None:
         tmp_path, r"test: no label is a class; the first is -1, the classes of .* are 0, 1; .*--set data\.test=none"
     )
     assert len(read(tmp_path, test="none").test) == 2
+    pq.write_table(pa.table({"image": [picture(1), picture(2)]}), tmp_path / "test.parquet")
+    refused(
+        tmp_path, r"test\.parquet has no column that looks like the label.*leave the part out: --set data\.test=none"
+    )
 
 
 def test_a_column_that_is_named_is_taken_or_refused(tmp_path: Path) -> None:
