@@ -1,6 +1,5 @@
 """What `latebloom select` prints: which images are slow, by class and by name, and what cleanlab says of them."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -9,8 +8,8 @@ from rich.console import Console
 
 from latebloom.flows.cli.tables import print_whole, table
 from latebloom.flows.run.folder import RunFolder, read_config
+from latebloom.flows.run.records import SLOW_LIST, LabelIssueFacts
 from latebloom.flows.stages.context import RunContext
-from latebloom.flows.stages.label_issues import Overlap, label_issues, overlap
 from latebloom.flows.stages.slow_list import SlowList, slow_list, slow_list_path
 
 __all__ = ["print_slow"]
@@ -25,9 +24,14 @@ def print_slow(folder: RunFolder, result: str, as_json: bool) -> None:
     Args:
         result: what the flow returned, for JSON.
     """
+    issues = folder.record(SLOW_LIST).facts.label_issues
     found = slow_list(RunContext(folder, read_config(folder.path)))
     if as_json:
-        print(json.dumps({"result": result, "slow_list": _json(folder, found), "stages": folder.records()}, indent=2))
+        print(
+            json.dumps(
+                {"result": result, "slow_list": _json(folder, found, issues), "stages": folder.records()}, indent=2
+            )
+        )
         return
     console = Console()
     rows = _by_class(found)
@@ -39,18 +43,17 @@ def print_slow(folder: RunFolder, result: str, as_json: bool) -> None:
     header = ("file", "class", "predicted", "loss", "probability", "votes")
     print_whole(console, table("The slowest images", header, _slowest(found)))
     console.print()
-    for line in _compared(found):
+    for line in _compared(found, issues):
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     print(slow_list_path(folder.path))
 
 
-def _json(folder: RunFolder, found: SlowList) -> dict[str, Any]:
-    overlapping = _overlap(found)
+def _json(folder: RunFolder, found: SlowList, issues: LabelIssueFacts | None) -> dict[str, Any]:
     return {
         "file": str(slow_list_path(folder.path)),
         "images": len(found.labels),
         "slow": int(found.slow.sum()),
-        "label_issues": dataclasses.asdict(overlapping) if overlapping else None,
+        "label_issues": issues.model_dump() if issues else None,
     }
 
 
@@ -88,14 +91,8 @@ def _slowest(found: SlowList) -> list[list[str]]:
     ]
 
 
-def _overlap(found: SlowList) -> Overlap | None:
-    issues = label_issues(found)
-    return None if issues is None else overlap(found.slow, issues)
-
-
-def _compared(found: SlowList) -> list[str]:
+def _compared(found: SlowList, common: LabelIssueFacts | None) -> list[str]:
     lines = [f"slow: at least half of the {len(found.voters)} seeds say so"] if len(found.voters) > 1 else []
-    common = _overlap(found)
     if common is None and np.isnan(found.probabilities[0, 0]):
         return [*lines, "label issues: not looked for, since cleanlab needs probabilities and none were given"]
     if common is None:

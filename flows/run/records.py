@@ -24,6 +24,7 @@ __all__ = [
     "FrechetFacts",
     "GenerateFacts",
     "GeneratorFacts",
+    "LabelIssueFacts",
     "PlanFacts",
     "RetrainFacts",
     "ScoutFacts",
@@ -80,11 +81,34 @@ class SelectFacts(_Facts):
     union: dict[str, int] = {}
 
 
+class LabelIssueFacts(_Facts):
+    """How many label issues are slow images.
+
+    Attributes:
+        issues: images that cleanlab names.
+        slow: slow images.
+        both: images that are both.
+        by_chance: how many would be both if the issues were drawn at random from all images.
+        jaccard: `both` over the images that are one or the other.
+    """
+
+    issues: int
+    slow: int
+    both: int
+    by_chance: float
+    jaccard: float
+
+
 class SlowListFacts(_Facts):
-    """slow.csv: how many images it lists, and how many of them are slow for at least half of the seeds."""
+    """slow.csv: how many images it lists, and how many of them are slow for at least half of the seeds.
+
+    Attributes:
+        label_issues: None where cleanlab is not installed, or no probabilities are known.
+    """
 
     images: int
     slow: int
+    label_issues: LabelIssueFacts | None
 
 
 class GeneratorFacts(_Facts):

@@ -11,6 +11,7 @@ import numpy as np
 from latebloom.data.store import digest_json, write_bytes
 from latebloom.flows.run.records import SLOW_LIST, SlowListFacts
 from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.label_issues import cleanlab_version, label_issues, overlap
 from latebloom.train.evaluate import softmax
 
 __all__ = ["SlowList", "slow_list", "slow_list_path", "write_slow_list"]
@@ -112,8 +113,12 @@ def slow_list(run: RunContext) -> SlowList:
 def write_slow_list(run: RunContext) -> None:
     """Write slow.csv, unless it is there for this selection and these names."""
     train = run.splits.train
-    inputs = {"selection": run.select.digest, "names": digest_json([*train.names])}
-    stage = run.folder.stage(SLOW_LIST, 1, inputs)
+    inputs = {
+        "selection": run.select.digest,
+        "names": digest_json([*train.names]),
+        "cleanlab": cleanlab_version(),
+    }
+    stage = run.folder.stage(SLOW_LIST, 2, inputs)
     if stage.done():
         return
     with stage.making() as outcome:
@@ -121,7 +126,12 @@ def write_slow_list(run: RunContext) -> None:
         file = slow_list_path(run.path)
         write_bytes(file, found.csv().encode())
         outcome.outputs.append(file)
-        outcome.facts = SlowListFacts(images=len(train), slow=int(found.slow.sum()))
+        issues = label_issues(found.labels, found.probabilities)
+        outcome.facts = SlowListFacts(
+            images=len(train),
+            slow=int(found.slow.sum()),
+            label_issues=None if issues is None else overlap(found.slow, issues),
+        )
 
 
 def slow_list_path(run: Path) -> Path:
