@@ -61,6 +61,10 @@ class Problem:
     message: str
     severity: Literal["error", "warning"] = "error"
 
+    def __post_init__(self) -> None:
+        for name in ("where", "message"):  # a file's name may have bytes that no terminal can show
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
+
 
 class Problems:
     """Collects what is wrong, so that a person is told all of it at once.

@@ -21,7 +21,15 @@ from latebloom.data.sources.parquet import read_parquet
 from latebloom.data.sources.parts import as_asked, part_of
 from latebloom.data.sources.shards import TARS, read_shards
 from latebloom.data.sources.tables import TABLES, read_tables
-from latebloom.data.sources.uniform import check_classes, common_shape, eight_bits, headers, scaled, uniform
+from latebloom.data.sources.uniform import (
+    check_classes,
+    check_names,
+    common_shape,
+    eight_bits,
+    headers,
+    scaled,
+    uniform,
+)
 from latebloom.data.store import as_path, is_remote
 
 __all__ = ["Splits", "digits_split", "find", "load", "splits_of"]
@@ -74,6 +82,7 @@ def load(config: DataConfig) -> Splits:
     found = eight_bits(found, rules, problems)
     shape = common_shape(found, headers(found, rules, problems), rules, problems)
     check_classes(class_names, found, problems)
+    check_names(found, problems)
     problems.refuse(config.source)
     return splits_of(config, class_names, found, uniform(found, shape, rules), problems)
 
@@ -99,7 +108,6 @@ def splits_of(
         for name, split in found.items()
     }
     train, test, validation = parts["train"], parts.get("test"), parts.get("validation")
-    _check_names(found)
     if test is None:
         train, test = _split_off(train, config.test_fraction, config.subset_seed, "test")
         problems.note(
@@ -133,16 +141,6 @@ def _or_test_on(validation: Split | None) -> str:
         f"; {validation.part or 'its validation part'} is the validation split, and `--set data.test="
         f"{validation.part or 'val'}` tests on it instead"
     )
-
-
-def _check_names(found: Mapping[str, Split]) -> None:
-    """Each image has a name of its own."""
-    seen: set[str] = set()
-    for split in found.values():
-        for name in split.names:
-            if name in seen:
-                raise ValueError(f"{split.origin} has two images called {name}; give each a name of its own")
-            seen.add(name)
 
 
 def find(config: DataConfig, problems: Problems) -> Found:

@@ -15,7 +15,7 @@ from latebloom.data.depth import BadImage, Decoding
 from latebloom.data.sources.found import Files, Problem, Problems, Split
 from latebloom.data.sources.load import Splits, find, splits_of
 from latebloom.data.sources.repeated import Pictures, repeated
-from latebloom.data.sources.uniform import check_classes, common_shape, eight_bits, scaled, uniform
+from latebloom.data.sources.uniform import check_classes, check_names, common_shape, eight_bits, scaled, uniform
 
 __all__ = ["Survey", "spread", "survey"]
 
@@ -103,6 +103,7 @@ def survey(config: DataConfig, decoded: Callable[[int, int], None] | None = None
     headers, digests = _decoded(found, dataclasses.replace(rules, size=0), problems, decoded)
     shape = common_shape(eight, headers, rules, problems)
     check_classes(class_names, eight, problems)
+    check_names(eight, problems)
     splits = None
     if not problems.errors():
         try:

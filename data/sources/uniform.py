@@ -11,7 +11,7 @@ from latebloom.data.depth import BadImage, Decoding, to_8_bits
 from latebloom.data.images import EncodedImages
 from latebloom.data.sources.found import Files, Problems, Split, listed
 
-__all__ = ["check_classes", "check_pixels", "common_shape", "eight_bits", "headers", "scaled", "uniform"]
+__all__ = ["check_classes", "check_names", "check_pixels", "common_shape", "eight_bits", "headers", "scaled", "uniform"]
 
 Headers = Mapping[str, Sequence[Header | None]]  # by split, an entry a file; None: the file cannot be used
 
@@ -159,6 +159,28 @@ def uniform(
         else:
             images[split] = part.images
     return images
+
+
+def check_names(found: Mapping[str, Split], problems: Problems) -> None:
+    """Add to `problems` names that two images have, and those that no table or report can hold."""
+    seen: set[str] = set()
+    for part in found.values():
+        for row, name in enumerate(part.names):
+            if name in seen:
+                words = f"{part.origin} has two images called {name}; give each a name of its own"
+                problems.add("same name", name, words)
+            if not name.isascii() and not _is_utf8(name):
+                where = part.images.names[row] if isinstance(part.images, Files) else name
+                words = (
+                    f"{where} has a name that is not UTF-8; rename it (`convmv -f latin1 -t utf8 -r` renames all such)"
+                )
+                problems.add("name that is not UTF-8", where, words)
+            seen.add(name)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name is text: the bytes of a file's name that are none are surrogates in Python."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def check_classes(class_names: Sequence[str], found: Mapping[str, Split], problems: Problems) -> None:

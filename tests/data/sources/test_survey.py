@@ -1,6 +1,8 @@
 """All that is wrong with a data set, at once."""
 
+import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +93,15 @@ def test_loading_refuses_in_the_same_words(pets: Path, place: str, make: Callabl
     with pytest.raises(ValueError) as refused:
         len(load(DataConfig(source=str(pets))).train.sha256 + load(DataConfig(source=str(pets))).test.sha256)
     assert str(refused.value).startswith(first.message)
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="file names are text here")
+def test_a_name_that_is_no_text_is_named_in_letters_that_a_terminal_has(pets: Path) -> None:
+    noise(pets / "train/cat" / os.fsdecode(b"caf\xe9.png"))
+    (problem,) = [one for one in looked_at(pets).problems if one.severity == "error"]
+    assert (problem.kind, problem.where) == ("name that is not UTF-8", f"{pets}/train/cat/caf\\udce9.png")
+    with pytest.raises(ValueError, match="has a name that is not UTF-8; rename it"):
+        load(DataConfig(source=str(pets)))
 
 
 def test_settings_resolve_what_they_are_said_to(pets: Path) -> None:
