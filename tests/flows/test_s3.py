@@ -11,6 +11,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from latebloom.data.store import as_path, is_remote, read_json, write_bytes
+from latebloom.flows.cli import slow_tables
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.report import gather
 from latebloom.flows.run.folder import RunFolder, read_config
@@ -87,7 +88,7 @@ def test_a_finished_run_is_used_in_s3_as_on_disk(
     assert there == here
     assert f"{bucket}/out is not empty; export to a new folder" in run_command("export", runs[1], outs[1]).err
 
-    item = next(Path(name).stem for name in here if name.endswith(".png"))
+    item = json.loads(here["train/metadata.jsonl"].splitlines()[0])["item_id"]
     details = [json.loads(run_command("inspect", run, item, "--json").out) for run in runs]
     pictures = [one.pop("picture") for one in details]
     assert details[0] == details[1]
@@ -124,9 +125,12 @@ def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> 
         generator_folder(f"{bucket}/models/old")
 
 
-def test_a_command_takes_urls(bucket: str, run_command: Any, fake_flows: Any, tiny: Tiny) -> None:
+def test_a_command_takes_urls(
+    bucket: str, run_command: Any, fake_flows: Any, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[Any, str]] = []
     fake_flows.select = lambda config, out: asked.append((config, out))
+    monkeypatch.setattr(slow_tables, "print_slow", lambda *_: None)
     settings = tiny().model_dump(mode="json")
     write_bytes(as_path(f"{bucket}/settings.json"), json.dumps(settings).encode())
     outcome = run_command("select", "--config", f"{bucket}/settings.json", "--out", f"{bucket}/runs/a")

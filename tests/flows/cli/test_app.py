@@ -13,7 +13,7 @@ import pytest
 from rich.filesize import decimal
 
 import latebloom
-from latebloom.flows.cli import app, tables
+from latebloom.flows.cli import app, slow_tables, tables
 from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
 from latebloom.flows.config.presets import PRESETS, Preset
@@ -50,6 +50,7 @@ def asked(fake_flows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
     monkeypatch.setattr(tables, "print_report", lambda *_: None)
     monkeypatch.setattr(tables, "print_forecast", lambda *_: None)
     monkeypatch.setattr(tables, "print_errors", lambda *_: None)
+    monkeypatch.setattr(slow_tables, "print_slow", lambda *_: None)
     monkeypatch.setattr(
         RunFolder, "record", lambda *_: SimpleNamespace(facts=SimpleNamespace(forecast=SimpleNamespace()))
     )

@@ -175,7 +175,7 @@ WRONG_USAGE = [
     ("coreset digits --method creig", "coreset.method is 'creig'; expected 'random', "),
     ("fit-generator digits NEW --channels many", "got 'many', expected whole numbers with commas between"),
     ("fit-generator digits NEW --split test", "split is 'test'; expected 'generator' or 'train'"),
-    ("inspect RUN item --sheet state", "give an item id or --sheet, not both"),
+    ("inspect RUN item --sheet state", "give an image or --sheet, not both"),
     # --set and --config
     ("run digits --set train.lr", "--set got 'train.lr', expected KEY=VALUE"),
     ("run digits --set =1", "--set got '=1', expected KEY=VALUE"),
