@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from latebloom.data.config import NAMES, DataConfig
-from latebloom.data.sources.found import Files, Problems
-from latebloom.data.sources.parts import IMAGE_SUFFIXES
 from latebloom.data.store import as_path, list_folder
 
 __all__ = ["image_side"]
@@ -44,6 +40,7 @@ def _side(config: DataConfig) -> int:
         first = next(_pictures(path, 0), None)
         if first is not None:
             return _file_side(first)
+    from latebloom.data.sources.found import Files, Problems
     from latebloom.data.sources.load import find  # a table or archive: its reader knows
 
     images = next(iter(find(config, Problems())[1].values())).images
@@ -52,6 +49,8 @@ def _side(config: DataConfig) -> int:
 
 def _pictures(folder: Path, depth: int) -> Iterator[Path]:
     """Image files below a folder, those of its folders before its own: a picture beside them may be of a read-me."""
+    from latebloom.data.sources.parts import IMAGE_SUFFIXES  # imports NumPy, which data sets with a name do without
+
     entries = list_folder(folder)
     for path, is_folder in entries:
         if is_folder and not path.name.startswith(".") and depth < _DEEPEST:
@@ -67,6 +66,8 @@ def _file_side(blob: bytes | Path) -> int:
 
 
 def _npz_side(path: Path) -> int:
+    import numpy as np
+
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if "image" in name or name.startswith("x")]
         with archive.open(sorted(names, key=lambda name: "train" not in name)[0]) as array:

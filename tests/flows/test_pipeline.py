@@ -197,13 +197,13 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
     gone, damaged = photos / "train/2/4.png", photos / "train/2/7.png"  # rows 20 and 23 of 24
     contents, real, drawn = {file: file.read_bytes() for file in (gone, damaged)}, synthesis.draw, []
 
-    def second_loses_files(generator: Any, data: Any, plan: Any, *args: Any, known: Any) -> Any:
+    def second_loses_files(generator: Any, data: Any, plan: Any, *args: Any, known: Any, **more: Any) -> Any:
         there = known["item_id"].to_pylist()
         drawn.append([item for item in plan["item_id"].to_pylist() if item not in there])
         if len(drawn) == 2:
             gone.unlink()
             damaged.write_bytes(b"no image")
-        return real(generator, data, plan, *args, known=known)
+        return real(generator, data, plan, *args, known=known, **more)
 
     monkeypatch.setattr(synthesis, "draw", second_loses_files)
     words = ("generate", "--config", tmp_path / "c.json", "--out")

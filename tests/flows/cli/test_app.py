@@ -16,7 +16,7 @@ import latebloom
 from latebloom.flows.cli import app, slow_tables, tables
 from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, demo_config, one_setting
-from latebloom.flows.config.presets import PRESETS, Preset
+from latebloom.flows.config.presets import PRESETS, RECIPES, Preset
 from latebloom.flows.run.budget import Budget
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.run.progress import duration
@@ -321,8 +321,9 @@ def test_a_row_of_the_papers_in_a_run_folder_keeps_the_runs_data(
 
 def test_presets_are_listed_a_line_each(run_command: RunCommand) -> None:
     lines = run_command("presets").out.splitlines()
-    assert [line.split()[0] for line in lines] == list(PRESETS)
-    assert all(one.about in line for one, line in zip(PRESETS.values(), lines, strict=True))
+    known = RECIPES | PRESETS
+    assert [line.split()[0] for line in lines] == list(known)
+    assert all(one.about in line for one, line in zip(known.values(), lines, strict=True))
 
 
 def test_strong_copies_are_asked_for_by_three_options(ask: Callable[..., SimpleNamespace]) -> None:
