@@ -36,7 +36,7 @@ __all__ = [
 @task("check inputs")
 def check_inputs(config: CompareConfig, out: str, kind: str) -> None:
     """Refuse what cannot work before anything is trained."""
-    checks.check_inputs(config, kind)
+    checks.check_inputs(config, kind, out)
     checks.check_folder(config, out, kind)
 
 

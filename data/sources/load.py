@@ -5,7 +5,10 @@ A data set that cannot be trained on is refused here, with the file or row, befo
 
 import dataclasses
 import difflib
+import functools
+import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -191,11 +194,9 @@ def digits_split() -> dict[str, np.ndarray]:
 
     Stratified by class: `train` (200,) has 20 of each, `generator` (800,) 80 of each, `test` (797,) all others.
     """
-    from sklearn.datasets import load_digits
-
     from latebloom.data.seeds import numpy_rng
 
-    labels = load_digits().target
+    labels = _digits_table()[:, 64]
     rng = numpy_rng(0, "digits", "split")
     shuffled = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
     cuts = {"train": slice(0, 20), "generator": slice(20, 100), "test": slice(100, None)}
@@ -203,14 +204,30 @@ def digits_split() -> dict[str, np.ndarray]:
 
 
 def _digits() -> Found:
+    table = _digits_table()
+    images = np.round(table[:, :64].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)  # values 0..16 -> 0..255
+    labels = table[:, 64]
+    return tuple("0123456789"), {
+        name: Split(images[rows], labels[rows], f"digits {name}", [f"digits[{row}]" for row in rows])
+        for name, rows in digits_split().items()
+    }
+
+
+@functools.cache
+def _digits_table() -> np.ndarray:
+    """The images of scikit-learn's digits, int64 (1797, 65): 64 values of 0 to 16, and the label.
+
+    From scikit-learn's own file where it is: to import scikit-learn takes two CPU seconds, for these images alone.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for folder in (spec and spec.submodule_search_locations) or []:
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",", dtype=np.int64)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)  # values 0..16 -> 0..255
-    return tuple("0123456789"), {
-        name: Split(images[rows], bunch.target[rows], f"digits {name}", [f"digits[{row}]" for row in rows])
-        for name, rows in digits_split().items()
-    }
+    return np.column_stack([bunch.data, bunch.target]).astype(np.int64)
 
 
 def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> LabeledImages:

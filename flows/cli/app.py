@@ -250,7 +250,7 @@ def _check(config: CompareConfig, folder: Path, kind: str) -> None:
     check_data(config, kind)
     from latebloom.flows.stages.checks import check_inputs  # imports torch
 
-    check_inputs(config, kind)
+    check_inputs(config, kind, str(folder))
 
 
 def _joined(config: CompareConfig, kind: str) -> bool:

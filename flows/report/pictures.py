@@ -76,8 +76,6 @@ def flagged(run: RunContext, table: pa.Table, quality: Mapping[str, Any]) -> lis
 
 def _clusters(run: RunContext) -> list[Cluster]:
     """The first seed's early outputs (softmax) of each class in the plane of their first two principal components."""
-    from sklearn.decomposition import PCA
-
     train = run.splits.train
     if not run.has_logits:
         return []
@@ -88,6 +86,19 @@ def _clusters(run: RunContext) -> list[Cluster]:
         rows = np.flatnonzero(train.labels == label)
         if len(rows) < 3:
             continue
-        points = PCA(2, random_state=0).fit_transform(probabilities[rows])
+        points = _plane(probabilities[rows])
         clusters.append(Cluster(name, points, cluster[rows] == 1))
     return clusters
+
+
+def _plane(points: np.ndarray) -> np.ndarray:
+    """The first two principal components of points (n, C), n above 2, float (n, 2); an equal set gives equal ones."""
+    import torch  # which is there by now; scikit-learn is not, and takes two CPU seconds to import
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, size, right = torch.pca_lowrank(torch.from_numpy(points).double(), q=min(50, *points.shape))
+    first, second = right[:, :2].T
+    signs = torch.stack([axis[axis.abs().argmax()].sign() for axis in (first, second)])  # else the library's choice
+    found: np.ndarray = (left[:, :2] * size[:2] * signs).numpy()
+    return found

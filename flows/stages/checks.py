@@ -14,6 +14,7 @@ from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.context import has_reference, thresholds_of
 from latebloom.flows.stages.coreset_file import as_coreset, on_images, read_selected
 from latebloom.flows.stages.inputs import GENERATING, check_data, check_folder
+from latebloom.flows.stages.known_generator import known_generator, reference_sizes
 from latebloom.flows.stages.loaders import device_of, generator_of, images_of, perturbed
 from latebloom.flows.stages.memory import check_generator_memory, check_step_memory
 from latebloom.flows.stages.scorers import check_named
@@ -53,11 +54,12 @@ def open_run(config: CompareConfig, out: str) -> RunFolder:
     return run
 
 
-def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
+def check_inputs(config: CompareConfig, kind: str = "compare", out: str = "") -> None:
     """Everything that can be wrong with data, classifier and generator, before anything is trained or written.
 
     Args:
         kind: the name of the flow: the generator is checked where images will be made.
+        out: the run folder, which may know the generator from before; empty: there is none.
 
     Raises:
         ValueError: the first thing that is.
@@ -74,7 +76,7 @@ def check_inputs(config: CompareConfig, kind: str = "compare") -> None:
             coreset = _coreset_of(config, arm, train) if arm.selector == "file" else None
             Mixer(config.strong_of(arm), train.labels, train.num_classes, train.image_shape, config.seed, coreset)
     if config.wants_synthetic and kind in GENERATING:
-        check_generator(config, train)
+        check_generator(config, train, RunFolder(as_path(out)) if out else None)
 
 
 def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Coreset:
@@ -84,16 +86,17 @@ def _coreset_of(config: CompareConfig, arm: Arm, train: LabeledImages) -> Corese
     return as_coreset(f"arm {arm.name}", selected, train.labels, np.arange(len(train)), len(train), items)
 
 
-def check_generator(config: CompareConfig, train: LabeledImages) -> None:
+def check_generator(config: CompareConfig, train: LabeledImages, folder: RunFolder | None = None) -> None:
     """Everything that can be wrong with the generator and these images, before any is made.
+
+    Args:
+        folder: of the run; where it knows the generator from before, that is not loaded.
 
     Raises:
         ValueError: the first thing that is.
     """
-    check_generator_memory(config)
-    generator = generator_of(config)
-    generator.check(train.class_names)
-    check_channels(train.image_shape[2], generator.channels)
+    if not (folder and known_generator(folder, config, train)):
+        _load_and_check(config, train)
     scored = has_reference(config)
     check_scorers(thresholds_of(config), clip=bool(config.scores.clip), safety=config.scores.safety, classifier=scored)
     if not scored:
@@ -103,18 +106,6 @@ def check_generator(config: CompareConfig, train: LabeledImages) -> None:
         )
     check_named(config)
     names = names_of(config.prompts, train.class_names)
-    for arm in config.parsed_arms:
-        for level in config.levels(arm):
-            generator.level(level)
-    if config.sizes.returned == "source":
-        shapes = {train.whole(np.array([row]))[0].shape[:2] for row in range(len(train))}
-    else:
-        shapes = {train.image_shape[:2]}
-    for height, width in shapes:
-        Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
-    warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
-    if warning:
-        warn(warning)
     kind = kind_of(config.generate)
     if kind == "diffusemix" and config.prompts != PromptConfig():
         raise ValueError("DiffuseMix edits by diffusemix.prompts; leave prompts.* at their defaults")
@@ -123,3 +114,19 @@ def check_generator(config: CompareConfig, train: LabeledImages) -> None:
     if kind in ("latent", "pipeline"):
         for line in lint(train.class_names, names):
             warn(line)
+
+
+def _load_and_check(config: CompareConfig, train: LabeledImages) -> None:
+    """What only the generator itself can say: its classes, channels, levels and sizes."""
+    check_generator_memory(config)
+    generator = generator_of(config)
+    generator.check(train.class_names)
+    check_channels(train.image_shape[2], generator.channels)
+    for arm in config.parsed_arms:
+        for level in config.levels(arm):
+            generator.level(level)
+    for height, width in reference_sizes(config, train):
+        Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
+    warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
+    if warning:
+        warn(warning)

@@ -8,23 +8,26 @@ import functools
 import multiprocessing
 import os
 import threading
-from typing import TYPE_CHECKING, Literal
+import time
+from typing import TYPE_CHECKING, Any, Literal
 
 from latebloom.data.config import DataConfig, PerturbConfig
 from latebloom.data.perturb import Perturbed, perturb
 from latebloom.data.seeds import child_seed
 from latebloom.data.sources.load import Splits, load
 from latebloom.flows.config.compare import CompareConfig, RunConfig
+from latebloom.flows.run.file_state import FileState, files_below, path_named, texts_of
 from latebloom.flows.run.processes import team_size
 from latebloom.flows.run.progress import say
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
+from latebloom.synth.generators.find import generator_folder
 
 if TYPE_CHECKING:
     import torch
 
     from latebloom.synth.sampling.denoiser import Generator
 
-__all__ = ["device_of", "forget_generator", "generator_of", "images_of", "perturbed"]
+__all__ = ["device_of", "forget_generator", "generator_files", "generator_of", "images_of", "perturbed"]
 
 
 def images_of(config: RunConfig) -> Splits:
@@ -59,21 +62,65 @@ _generator_lock = threading.Lock()
 def generator_of(config: CompareConfig) -> "Generator":
     """The generator of a config."""
     with _generator_lock:
-        # What changes neither the model nor how it is called must not load it twice.
-        generate = config.generate.model_copy(update={"batch_size": 1, "processes": 0})
-        device = str(device_of(config.device))
-        return _generator(generate, config.sample, config.diffusemix, config.prompts.negative, device)
+        return _generator_asked(config).loaded
+
+
+def generator_files(config: CompareConfig, at: int | None = None) -> dict[str, Any] | None:
+    """The state of the files that a generator is loaded from; None: some are in storage.
+
+    Args:
+        at: of an earlier state that this one is compared with; None: the state before the generator was loaded, or now.
+    """
+    with _generator_lock:
+        asked = _generator_asked(config)
+        return asked.before if at is None else asked.files(at)
+
+
+def _generator_asked(config: CompareConfig) -> "_Generator":
+    # What changes neither the model nor how it is called must not load it twice.
+    generate = config.generate.model_copy(update={"batch_size": 1, "processes": 0})
+    device = str(device_of(config.device))
+    return _generator(generate, config.sample, config.diffusemix, config.prompts.negative, device)
+
+
+class _Generator:
+    """A generator that is loaded when it is asked for, and the state that its files had before."""
+
+    def __init__(
+        self, generate: GenerateConfig, sample: SampleConfig, diffusemix: DiffuseMixConfig, negative: str, device: str
+    ) -> None:
+        self._generate, self._sample, self._diffusemix = generate, sample, diffusemix
+        self._negative, self._device = negative, device
+
+    @functools.cached_property
+    def loaded(self) -> "Generator":
+        import torch
+
+        from latebloom.synth.generators.load import load_generator
+
+        _ = self.before  # before any is read: what changes later is not what was read
+        device = torch.device(self._device)
+        return load_generator(self._generate, self._sample, self._diffusemix, self._negative, device)
+
+    @functools.cached_property
+    def before(self) -> dict[str, Any] | None:
+        return self.files(time.time_ns())
+
+    def files(self, at: int) -> dict[str, Any] | None:
+        settings = [self._generate.model_dump(mode="json"), self._diffusemix.model_dump(mode="json")]
+        texts = sorted(set(texts_of(settings)))
+        if any("://" in text for text in texts):
+            return None
+        folder = generator_folder(self._generate.generator, self._generate.revision)
+        paths = [folder, *(path for path in map(path_named, texts) if path)]
+        return FileState((found for path in paths for found in files_below(str(path), path)), at).content
 
 
 @functools.lru_cache(maxsize=1)
 def _generator(
     generate: GenerateConfig, sample: SampleConfig, diffusemix: DiffuseMixConfig, negative: str, device: str
-) -> "Generator":
-    import torch
-
-    from latebloom.synth.generators.load import load_generator
-
-    return load_generator(generate, sample, diffusemix, negative, torch.device(device))
+) -> _Generator:
+    return _Generator(generate, sample, diffusemix, negative, device)
 
 
 def forget_generator() -> None:

@@ -17,6 +17,7 @@ from latebloom.flows.run.folder import Cost, RunFolder
 from latebloom.flows.run.progress import duration, say
 from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
 from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.known_generator import known_generator, remember_generator
 from latebloom.flows.stages.loaders import device_of, generator_of
 from latebloom.synth.config import PromptConfig
 from latebloom.synth.generate import probe
@@ -42,7 +43,8 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
     """Write plan.parquet: one row per image that any arm of any seed wants. Forecast its cost from a short probe."""
     run = RunContext(folder, config)
     train = run.splits.train
-    generator = generator_of(config)
+    known = known_generator(folder, config, train)
+    digest = known or generator_of(config).digest
     wants = [(arm.method, config.levels(arm)) for arm in config.parsed_arms if arm.kind == "synthetic"]
     prompts = _prompts(config)
     names = names_of(prompts, train.class_names)
@@ -53,10 +55,12 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         "sizes": config.sizes.model_dump(mode="json"),
         "templates": prompts.templates,
         "names": names,
-        "generator": generator.digest,
+        "generator": digest,
         "seed": config.seed,
     }
     stage = folder.stage(PLAN, 2, inputs)  # without the names of images: a file renamed is no other plan
+    if not known:
+        remember_generator(folder, config, train, digest)
     if before := stage.done():
         if _renamed(run, train):
             stage.finish([run.path / "plan.parquet"], before.facts, Cost(before.seconds, before.peak_memory_mb))
@@ -75,6 +79,7 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
             wanted, train, config.sample.grid, config.seed, lambda label, seed: prompt_of(prompts, names[label], seed)
         )
         outcome.outputs.append(_write_plan(run, plan))
+        generator = generator_of(config)
         generator.prepare(distinct_prompts(plan))
         measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
         steps = sorted(set(plan["level_steps"].to_pylist()))

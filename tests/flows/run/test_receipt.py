@@ -151,3 +151,21 @@ def test_links_to_a_folder_above_end(images: Path, run: Path, config: CompareCon
     (images / "train/again").symlink_to(images)
     written(run, config)
     assert holds(run, config)
+
+
+def test_a_setting_with_a_scale_names_its_file(tmp_path: Path, run: Path, config: CompareConfig) -> None:
+    lora = tmp_path / "lora.safetensors"
+    lora.write_bytes(b"0123")
+    generate = config.generate.model_copy(update={"loras": (f"{lora}@0.8",)})
+    config = config.model_copy(update={"generate": generate})
+    written(run, config)
+    assert holds(run, config)
+    lora.write_bytes(b"3210")
+    assert not holds(run, config)
+
+
+def test_a_long_text_is_no_path(run: Path, config: CompareConfig) -> None:
+    prompts = config.prompts.model_copy(update={"negative": "blurred, " * 100})
+    config = config.model_copy(update={"prompts": prompts})
+    written(run, config)
+    assert holds(run, config)

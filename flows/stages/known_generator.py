@@ -1,0 +1,84 @@
+"""A generator that was loaded for a run before, and is as it was: its digest, without loading it again.
+
+Loading takes the imports of diffusers and transformers and the reading of all weights. A run in which all images are
+made needs only to know that they are of this generator.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import latebloom
+from latebloom.data.images import LabeledImages
+from latebloom.data.store import digest_json, is_remote, read_json, write_json
+from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.file_state import FileState, files_below
+from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.stages.loaders import device_of, generator_files
+
+__all__ = ["known_generator", "reference_sizes", "remember_generator"]
+
+
+def known_generator(folder: RunFolder, config: CompareConfig, train: LabeledImages) -> str:
+    """Digest of the generator, if it was checked for these images and settings and no file of it has changed since.
+
+    Returns:
+        Empty: it is not known, and must be loaded.
+    """
+    file = _file(folder)
+    if is_remote(folder.path) or not file.is_file():
+        return ""
+    try:
+        known = read_json(file)
+        code, files, digest = known["code"], known["files"], str(known["digest"])
+        same = (
+            known["settings"] == _settings(config, train)
+            and code == _code(code["at"])
+            and files == generator_files(config, files["at"])
+        )
+    except (ValueError, LookupError, TypeError, OSError):  # damaged, or a file went away meanwhile
+        return ""
+    return digest if same else ""
+
+
+def remember_generator(folder: RunFolder, config: CompareConfig, train: LabeledImages, digest: str) -> None:
+    """Write down that the generator has been loaded and checked for these images and settings."""
+    files = None if is_remote(folder.path) else generator_files(config)
+    if files:
+        content = {"settings": _settings(config, train), "code": _code(files["at"]), "files": files, "digest": digest}
+        write_json(_file(folder), content)
+
+
+def reference_sizes(config: CompareConfig, train: LabeledImages) -> set[tuple[int, int]]:
+    """Height and width of the references that there may be."""
+    if config.sizes.returned == "source":
+        return {train.whole(np.array([row]))[0].shape[:2] for row in range(len(train))}
+    return {train.image_shape[:2]}
+
+
+def _file(folder: RunFolder) -> Path:
+    return folder.path / ".done" / "generator.json"
+
+
+def _settings(config: CompareConfig, train: LabeledImages) -> str:
+    """Digest of all that the check of a generator reads beside the generator itself."""
+    levels = {level for arm in config.parsed_arms for level in config.levels(arm)}
+    return digest_json(
+        {
+            "generate": config.generate.model_dump(mode="json", exclude={"batch_size", "processes"}),
+            "sample": config.sample.model_dump(mode="json"),
+            "diffusemix": config.diffusemix.model_dump(mode="json"),
+            "prompts": config.prompts.model_dump(mode="json"),
+            "sizes": config.sizes.model_dump(mode="json"),
+            "device": str(device_of(config.device)),
+            "levels": sorted(levels),
+            "classes": train.class_names,
+            "shape": train.image_shape,
+            "references": sorted(reference_sizes(config, train)),
+        }
+    )
+
+
+def _code(at: int) -> dict[str, Any]:
+    return FileState(files_below("code", Path(latebloom.__file__).parent), at).content
