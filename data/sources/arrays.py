@@ -15,7 +15,7 @@ from latebloom.data.sources.rows import coded
 from latebloom.data.sources.uniform import check_pixels
 from latebloom.data.store import local_file
 
-__all__ = ["read_npz"]
+__all__ = ["first_side", "read_npz"]
 
 _IMAGES = ("images", "image", "x", "data", "imgs", "img")
 _LABELS = ("labels", "label", "y", "targets", "target")
@@ -70,6 +70,21 @@ def read_npz(path: Path, config: DataConfig, problems: Problems) -> Found:
         pixels = (images if images.ndim == 4 else images[..., None])[rows]
         splits[role] = Split(pixels, codes[role], origin, [f"{image}[{row}]" for row in rows], chosen[role])
     return class_names, splits
+
+
+def first_side(path: Path, config: DataConfig) -> int:
+    """The shorter side in pixels of the training images, from the header of their array.
+
+    Raises:
+        ValueError: there is none, or which it is cannot be guessed.
+    """
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        parts = _parts([name.removesuffix(".npy") for name in archive.namelist()], config, path)
+        image, _ = parts[assign(list(parts), config, str(path), Problems())["train"]]
+        with archive.open(f"{image}.npy") as array:
+            version: Any = np.lib.format.read_magic(array)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return min(read(array)[0][1:3])
 
 
 def _parts(keys: list[str], config: DataConfig, path: Path) -> dict[str, tuple[str, str]]:

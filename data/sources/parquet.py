@@ -23,7 +23,7 @@ from latebloom.data.sources.parts import ALL, assign, joined, leave_out
 from latebloom.data.sources.rows import Rows, raw_image, splits_of
 from latebloom.data.store import local_file, read_json
 
-__all__ = ["read_parquet", "read_saved"]
+__all__ = ["first_image", "read_parquet", "read_saved"]
 
 # pyarrow takes long to import, and most commands read no parquet: the function that needs it imports it.
 
@@ -60,6 +60,25 @@ def read_saved(path: Path, config: DataConfig, problems: Problems) -> Found:
         for name, folder in folders.items()
     }
     return _read(path, shards, config, problems, _open_arrow)
+
+
+def first_image(file: Path, root: Path, config: DataConfig) -> bytes | Path | None:
+    """The image of the first row of a parquet file, and little more read than that; None: it has none.
+
+    Args:
+        root: the data set, which paths are relative to.
+
+    Raises:
+        ValueError: the columns cannot be guessed.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    with file.open("rb") as source, pyarrow.parquet.ParquetFile(source) as opened:  # at a URL too: parts of it
+        image = _columns(opened.schema_arrow, file, config)[0]
+        batch = next(opened.iter_batches(batch_size=1, row_groups=[0], columns=[image], use_threads=False))
+    blob, _ = next(_blobs(pyarrow.chunked_array([batch[image]]), file, root))
+    return None if isinstance(blob, str) else blob
 
 
 Columns = Callable[[Any], list[str]]  # of a schema, the columns to read

@@ -4,7 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.columns import LABEL_NAMES, UNLIKELY_LABELS, choose, like
@@ -13,7 +13,7 @@ from latebloom.data.sources.parts import ALL, assign, is_image, joined, leave_ou
 from latebloom.data.sources.rows import Rows, splits_of
 from latebloom.data.store import local_file
 
-__all__ = ["TARS", "read_shards"]
+__all__ = ["TARS", "first_image", "read_shards"]
 
 TARS = (".tar", ".tar.gz", ".tgz")
 _CLASSES = ("cls", "label", "cls.txt", "label.txt")  # endings of a file whose text is the label
@@ -44,7 +44,7 @@ def read_shards(path: Path, shards: dict[str, list[Path]], config: DataConfig, p
         images = 0
         for file in shards[part]:
             inside = file.relative_to(root).as_posix()
-            for row, (key, members) in enumerate(_samples(file)):
+            for row, (key, members) in enumerate(_whole(file)):
                 where = f"sample {key} of {file}"
                 image = _image(members, config, file)
                 label = _label(members, config, file)
@@ -67,26 +67,41 @@ def read_shards(path: Path, shards: dict[str, list[Path]], config: DataConfig, p
     return splits_of(parts, (), problems)
 
 
-def _samples(file: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def first_image(file: Path, config: DataConfig) -> bytes | None:
+    """The image of the first sample of a file, and no more of it read; None: it has none.
+
+    Raises:
+        ValueError: the file cannot be read, or which of several images it is cannot be guessed.
+    """
+    with file.open("rb") as stream:  # at a URL too: its beginning
+        _, members = next(_samples(file, stream))
+    return members.get(_image(members, config, file))
+
+
+def _whole(file: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    with local_file(file) as local, local.open("rb") as stream:
+        yield from _samples(file, stream)
+
+
+def _samples(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of one file: of each its key, and its contents by ending."""
     current, members = "", dict[str, bytes]()
-    with local_file(file) as local:
-        try:
-            with tarfile.open(local, "r|*") as opened:
-                for member in opened:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, dot, ending = name.partition(".")
-                    content = opened.extractfile(member) if member.isfile() else None
-                    if not content or not stem or not dot:
-                        continue
-                    key = f"{folder}/{stem}".removeprefix("./").lstrip("/")
-                    if key != current and members:
-                        yield current, members
-                        members = {}
-                    current = key
-                    members[ending.lower()] = content.read()
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ValueError(f"{file} cannot be read as tar ({error}); write or download it again") from error
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as opened:
+            for member in opened:
+                folder, _, name = member.name.rpartition("/")
+                stem, dot, ending = name.partition(".")
+                content = opened.extractfile(member) if member.isfile() else None
+                if not content or not stem or not dot:
+                    continue
+                key = f"{folder}/{stem}".removeprefix("./").lstrip("/")
+                if key != current and members:
+                    yield current, members
+                    members = {}
+                current = key
+                members[ending.lower()] = content.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as tar ({error}); write or download it again") from error
     if members:
         yield current, members
 

@@ -24,7 +24,7 @@ from latebloom.data.sources.parts import (
 from latebloom.data.sources.rows import Rows, splits_of
 from latebloom.data.store import is_remote
 
-__all__ = ["IMAGE_FOLDERS", "TABLES", "read_tables", "tables_in"]
+__all__ = ["IMAGE_FOLDERS", "TABLES", "first_image", "read_tables", "tables_in"]
 
 TABLES = (".csv", ".tsv", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -118,6 +118,20 @@ def read_tables(path: Path, tables: dict[str, list[Path]], config: DataConfig, p
                     raise ValueError(f"{error}{leave_out(role)}") from error
     _name(parts, root, problems)
     return splits_of(parts, (), problems)
+
+
+def first_image(file: Path, root: Path, config: DataConfig) -> Path | None:
+    """The image file that the first line of a table names; None: it names none.
+
+    Args:
+        root: the data set, which paths are relative to.
+
+    Raises:
+        ValueError: the table cannot be read, or there is no such file.
+    """
+    _, line = next(_lines(file, Problems()))
+    names = [line[config.image]] if config.image else [text for text in line.values() if is_image(text)]
+    return _base(names[:1], file, root) / _slashes(names[0]) if names else None
 
 
 def _part(whole: Rows, path: Path, part: str, splits: Sequence[str]) -> Rows:

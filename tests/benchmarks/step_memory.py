@@ -1,6 +1,6 @@
-"""The estimate of a training step's memory against what the process took: peak resident memory, a fresh one a row.
+"""The estimate of a training step's memory against what the process took: peak resident memory, a fresh one a repeat.
 
-`python tests/benchmarks/step_memory.py`
+`python tests/benchmarks/step_memory.py [--repeats 3]`
 """
 
 import argparse
@@ -18,44 +18,47 @@ from latebloom.train.memory import step_memory
 from latebloom.train.models.build import build
 
 CASES = [
-    ("preact-resnet18", 32, "sgd"),
-    ("preact-resnet18", 32, "sam"),
     ("resnet20", 32, "sgd"),
     ("torchvision:resnet18", 224, "sgd"),
+    ("preact-resnet18", 32, "sgd"),
+    ("preact-resnet18", 32, "sam"),
 ]
-BATCHES = {32: (64, 128, 256), 224: (8, 16, 32)}
+BATCHES = {32: (32, 128), 224: (4, 16)}
 
 
-def peak(model: str, side: int, optimizer: str, batch: int) -> None:
-    """Print the peak in MB of two steps in this process; two steps of two images went before."""
+def peaks(model: str, side: int, optimizer: str) -> None:
+    """Print the peak in MB after a step of each batch size in this process, after one step of two images."""
     torch.set_num_threads(1)
-    images = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
-    data = LabeledImages(images, np.arange(batch) % 10, tuple("0123456789"), "noise")
     network = build(model, 10, (side, side, 3), 0)
-    for size in (2, batch):
-        fit([network], data, [np.arange(size)], FitConfig(optimizer=optimizer, batch_size=size, steps=2), [0])  # type: ignore[arg-type]
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+    most = max(BATCHES[side])
+    images = np.random.default_rng(0).integers(0, 256, (most, side, side, 3), np.uint8)
+    data = LabeledImages(images, np.arange(most) % 10, tuple("0123456789"), "noise")
+    for size in (2, *BATCHES[side]):
+        fit([network], data, [np.arange(size)], FitConfig(optimizer=optimizer, batch_size=size, steps=1), [0])  # type: ignore[arg-type]
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", nargs=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", nargs=3)
     asked = parser.parse_args()
     if asked.one:
-        model, side, optimizer, batch = asked.one
-        peak(model, int(side), optimizer, int(batch))
+        model, side, optimizer = asked.one
+        peaks(model, int(side), optimizer)
         return
     for model, side, optimizer in CASES:
         config = FitConfig(optimizer=optimizer)  # type: ignore[arg-type]
         estimate = step_memory(build(model, 10, (side, side, 3), 0), (side, side, 3), config)
         command = [sys.executable, __file__, "--one", model, str(side), optimizer]
-        peaks = [float(subprocess.check_output([*command, str(batch)])) for batch in BATCHES[side]]
-        sizes = BATCHES[side]
-        measured = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0])
+        found = [list(map(float, subprocess.check_output(command).split())) for _ in range(asked.repeats)]
+        low, high = BATCHES[side]
+        shares = [(one[2] - one[1]) / (high - low) for one in found]
         print(
             f"{model} {side} px {optimizer}: estimated {estimate.per_image / 1e6:.2f} MB an image, measured "
-            f"{measured:.2f}, ratio {estimate.per_image / 1e6 / measured:.2f}; "
-            f"peaks {[round(one) for one in peaks]} MB at batches {sizes}; fixed {estimate.fixed / 1e6:.0f} MB",
+            f"{np.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}, n = {len(shares)}), ratio "
+            f"{estimate.per_image / 1e6 / np.mean(shares):.2f}; peaks in MB at batches {(2, low, high)}: "
+            f"{[[round(peak) for peak in one] for one in found]}; fixed {estimate.fixed / 1e6:.0f} MB",
             flush=True,
         )
 

@@ -14,6 +14,7 @@ import pytest
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.load import load
+from latebloom.data.sources.peek import image_side
 
 PAGE = Path(__file__).parents[3] / "docs" / "layouts.md"
 
@@ -329,6 +330,19 @@ lists all of them.
 @pytest.mark.parametrize("case", ALL_CASES, ids=[f"{case.layout} {case.settings or ''}" for case in ALL_CASES])
 def test_a_layout_gives_what_its_page_says(case: Case, tmp_path: Path) -> None:
     assert row(case, tmp_path) in PAGE.read_text().splitlines()
+
+
+def test_the_side_of_the_first_image_is_known_of_each_layout_that_is_read(tmp_path: Path) -> None:
+    for number, case in enumerate(ALL_CASES):
+        root = tmp_path / str(number)
+        root.mkdir()
+        case.make(root)
+        config = DataConfig(source=str(root / case.source), **case.settings)  # type: ignore[arg-type]
+        try:
+            side = min(load(config).train.image_shape[:2])
+        except ValueError:
+            continue
+        assert image_side(config) == side, case
 
 
 def test_the_page_has_these_cases_and_no_others() -> None:

@@ -1,12 +1,16 @@
 """The size of a data set's images from one header."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 
+import layouts as made
 import numpy as np
 import pytest
 from PIL import Image
 
 from latebloom.data.config import DataConfig
+from latebloom.data.sources import first
 from latebloom.data.sources.peek import image_side
 
 
@@ -39,6 +43,60 @@ def test_arrays_are_known_by_their_header(tmp_path: Path, shape: tuple[int, ...]
         tmp_path / "x.npz", test_images=np.zeros((5, 9, 9), np.uint8), train_images=np.zeros(shape, np.uint8), a=labels
     )
     assert image_side(DataConfig(source=str(tmp_path / "x.npz"))) == 28
+    assert image_side(DataConfig(source=str(tmp_path))) == 28
+    assert image_side(DataConfig(source=str(tmp_path), train="test", test="none")) == 9
+
+
+def of_size(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SIZES = ((40, 30), (9, 9))  # of the first image and the second
+
+
+def in_parquet(root: Path) -> None:
+    made.parquet(root / "train.parquet", image=[{"bytes": of_size(*size), "path": None} for size in SIZES])
+    made.parquet(root / "test.parquet")
+
+
+def in_shards(root: Path) -> None:
+    members = {f"{row}.png": of_size(*size) for row, size in enumerate(SIZES)} | {"0.cls": b"0", "1.cls": b"1"}
+    made.tar(root, "train-000.tar", dict(sorted(members.items())))
+    whole = (root / "train-000.tar").read_bytes()
+    (root / "train-000.tar").write_bytes(whole[:3000])  # what comes after the first sample is not read
+
+
+def in_a_table(root: Path) -> None:
+    (root / "pictures").mkdir()
+    for row, size in enumerate(SIZES):
+        (root / "pictures" / f"{row}.png").write_bytes(of_size(*size))
+    (root / "all.csv").write_text("label,path\na,pictures/0.png\nb,pictures/1.png\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "settings"),
+    [
+        (in_parquet, "", {}),
+        (in_parquet, "", {"train": "train"}),
+        (in_parquet, "train.parquet", {"image": "image", "label": "label"}),
+        (in_shards, "", {}),
+        (in_shards, "train-000.tar", {}),
+        (in_a_table, "all.csv", {}),
+        (in_a_table, "all.csv", {"image": "path"}),
+    ],
+)
+def test_the_rest_of_parquet_shards_and_tables_is_not_read(
+    make: Callable[[Path], None],
+    source: str,
+    settings: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(first, "find", None)
+    make(tmp_path)
+    assert image_side(DataConfig(source=str(tmp_path / source), **settings)) == 30
 
 
 def test_what_cannot_be_known_is_zero_and_left_to_the_reader(tmp_path: Path) -> None:
