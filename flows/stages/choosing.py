@@ -35,16 +35,16 @@ class _Model:
     work: float
 
 
-_SD = _Model(call=0.80e12, coder=2.8e12, weights=1.07e9, work=0.23e9)
-_SD_TURBO = _Model(call=0.80e12, coder=2.8e12, weights=1.29e9, work=0.23e9)
+_SD = _Model(call=0.80e12, coder=2.8e12, weights=1.07e9, work=0.20e9)
+_SD_TURBO = _Model(call=0.80e12, coder=2.8e12, weights=1.29e9, work=0.20e9)
 _SDXL = _Model(call=6.76e12, coder=11.7e12, weights=3.47e9, work=0.81e9)
-_SDXL_TURBO = _Model(call=1.59e12, coder=2.8e12, weights=3.47e9, work=0.23e9)
+_SDXL_TURBO = _Model(call=1.59e12, coder=2.8e12, weights=3.47e9, work=0.20e9)
 # Of one's own, by the side it works at: the channels to give, and the model.
 _OWN = {
-    8: ("16,32", _Model(4.4e6, 0, 0.16e6, 0.03e6)),
-    16: ("32,64", _Model(0.1e9, 0, 0.6e6, 0.2e6)),
-    32: ("64,128,128", _Model(1.9e9, 0, 4.2e6, 1.2e6)),
-    64: ("64,128,256,256", _Model(11.6e9, 0, 16.2e6, 4.1e6)),
+    8: ("16,32", _Model(7.5e6, 0, 0.16e6, 0.01e6)),
+    16: ("32,64", _Model(0.12e9, 0, 0.64e6, 0.11e6)),
+    32: ("64,128,128", _Model(1.9e9, 0, 4.2e6, 0.85e6)),
+    64: ("64,128,256,256", _Model(11.6e9, 0, 16.2e6, 3.4e6)),
 }
 _FAST = SampleConfig(sampler="lcm", grid=100, steps=8, guidance_scale=1.0)
 _BALANCED = SampleConfig(sampler="dpm++2m", grid=100, steps=25, guidance_scale=3.0)

@@ -12,11 +12,11 @@ PHOTOS = "photos-224"
 PHOTO_SIDE = 96
 _SIZE = 224
 
-# torchvision's reference training of ResNets (references/classification/README.md): 90 epochs, a tenth of the rate
-# after each third, 1e-4, random resized crops, and 0.1 for 256 images a step; here by the linear rule (arXiv
-# 1706.02677) for 64. rho is SAM's on ImageNet (arXiv 2010.01412). The sampler is SAMPLING["balanced"]: a quarter of
-# the calls, which at this size are what a run costs. Guidance stays the 3 of arXiv 2505.21574: images for training want
-# less than the 7.5 that is usual for pictures (arXiv 2212.08420, section 4; arXiv 2312.04567, section 4).
+# The defaults of torchvision's references/classification/train.py: 90 epochs, a tenth of the rate after each third,
+# 1e-4, random resized crops, and 0.1 for 8 GPUs with 32 images each; here by the linear rule (arXiv 1706.02677) for 64.
+# rho is what code for SAM (arXiv 2010.01412) usually takes; its value for ImageNet there was not looked up. The sampler
+# is SAMPLING["balanced"]: a quarter of the calls, which at this size are what a run costs. Guidance stays the 3 of
+# arXiv 2505.21574: less than the usual 7.5 gives more varied images (arXiv 2212.08420, arXiv 2312.04567).
 _TRAINING: dict[str, Any] = {
     "classifier": {"model": "torchvision:resnet18"},
     "train": {
