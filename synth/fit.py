@@ -17,7 +17,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import torch_rng, torch_stream
 from latebloom.data.store import write_bytes, write_json
 from latebloom.synth.config import GeneratorConfig
-from latebloom.synth.generators.diffusers_folder import CARD_FILE
+from latebloom.synth.generators.card import CARD_FILE
 from latebloom.synth.generators.samples import sample_sheet
 
 if TYPE_CHECKING:

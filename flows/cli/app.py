@@ -35,10 +35,11 @@ from latebloom.flows.config.compare import SAMPLING, CompareConfig, RunConfig, d
 from latebloom.flows.config.settings import OF_GENERATOR, short
 from latebloom.flows.config.tools import FitGeneratorConfig
 from latebloom.flows.run.budget import Budget
-from latebloom.flows.run.environment import RUN_ENVIRONMENT, prepare_prefect
+from latebloom.flows.run.environment import RUN_ENVIRONMENT, prepare_prefect, runs_root
 from latebloom.flows.run.errors import UsageError, one_line
 from latebloom.flows.run.folder import Partial
 from latebloom.flows.run.interruption import Interruption
+from latebloom.flows.run.progress import say
 from latebloom.flows.run.resolve import made, resolve, resolve_generator
 
 __all__ = ["app", "main"]
@@ -134,7 +135,12 @@ _DEMO = Options(
 def _demo(**given: Any) -> None:
     """Compare seven arms on scikit-learn's digits with SGD and SAM: real images, nothing to download."""
     settings = {**dict(demo_config()), **_DEMO.given(given)}
-    _run_flow("compare", made(CompareConfig, settings), as_path(given["out"] or "runs/demo"), given["json"])
+    _run_flow(
+        "compare",
+        made(CompareConfig, settings),
+        as_path(given["out"]) if given["out"] else runs_root() / "demo",
+        given["json"],
+    )
 
 
 _FIT = Options(FitGeneratorConfig, OF_GENERATOR, {"split": "generator for digits, else train"})
@@ -146,7 +152,14 @@ def _fit_generator(**given: Any) -> None:
     """Train a small class-conditional pixel generator (UNet2DModel) on a data set."""
     settings = nested(given["config"], {"data.source": given["source"], **_FIT.given(given)}, given["set"])
     config, out = resolve_generator(settings), given["out"]
-    from latebloom.flows.stages.fit_generator import check_fit
+    from latebloom.flows.stages.fitted import images_to_fit, is_fitted
+    from latebloom.synth.generators.card import read_card
+
+    if read_card(as_path(out)) and is_fitted(config, as_path(out), images_to_fit(config)):
+        say(f"{out} holds this generator already")
+        print(out)
+        return
+    from latebloom.flows.stages.fit_generator import check_fit  # imports torch
 
     check_fit(config, as_path(out))  # the flow does too; here, before a server starts
     prepare_prefect()
@@ -183,7 +196,6 @@ def _run_flow(kind: str, config: CompareConfig | RunConfig, folder: Path, as_jso
     from latebloom.flows.cli.tables import print_errors, print_forecast, print_report
     from latebloom.flows.run.folder import RunFolder
     from latebloom.flows.run.processes import team_size
-    from latebloom.flows.run.progress import say
     from latebloom.flows.run.receipt import Receipt
     from latebloom.flows.run.records import PLAN
 

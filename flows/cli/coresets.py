@@ -5,13 +5,16 @@ from typing import Any
 
 import typer
 
-from latebloom.data.store import as_path, json_text
+from latebloom.data.store import as_path, json_text, read_json
 from latebloom.flows.cli.options import CONFIG, JSON, OUT, PRESET, SET, Command, Options, command_line, source
 from latebloom.flows.cli.parse import nested
 from latebloom.flows.config.settings import OF_CORESET
 from latebloom.flows.config.tools import CoresetRunConfig
 from latebloom.flows.run.environment import prepare_prefect
+from latebloom.flows.run.progress import say
+from latebloom.flows.run.receipt import Receipt
 from latebloom.flows.run.resolve import resolve_coreset
+from latebloom.train.models.names import check_name
 
 __all__ = ["add_coreset_command"]
 
@@ -29,21 +32,33 @@ def _coreset(**given: Any) -> None:
     by a classifier that is trained for it."""
     settings = nested(given["config"], {"data.source": given["source"], **_OPTIONS.given(given)}, given["set"])
     config, folder = resolve_coreset(as_path(given["out"]) if given["out"] else None, settings, given["preset"])
-    from latebloom.flows.run.progress import say
-    from latebloom.flows.stages.coreset import check_coreset
+    method = config.coreset.method
+    say(f"coreset: {method} of {config.data.source} in {folder}")
+    check_name(config.classifier.model)
+    receipt, kind = Receipt(folder, config), f"coreset-{method}"
+    about = folder / f"coreset-{method}.json"
+    if about.is_file() and receipt.holds(kind):
+        say(f"coreset: {method} was selected before, and no file has changed since")
+        found = read_json(about)
+    else:
+        found = _selected(config, folder)
+        receipt.write([kind])
+    if given["json"]:
+        print(json_text(found))
+    else:
+        _print(found, folder)
+
+
+def _selected(config: CoresetRunConfig, folder: Path) -> dict[str, Any]:
+    from latebloom.flows.stages.coreset import check_coreset  # imports torch
     from latebloom.flows.stages.run_source import check_source
 
-    say(f"coreset: {config.coreset.method} of {config.data.source} in {folder}")
     check_coreset(config)  # the flow does too; here, before a server starts
     check_source(folder, config.as_run)
     prepare_prefect()
     from latebloom.flows import pipeline
 
-    found = pipeline.coreset(config, str(folder))
-    if given["json"]:
-        print(json_text(found))
-    else:
-        _print(found, folder)
+    return pipeline.coreset(config, str(folder))
 
 
 def _print(found: dict[str, Any], folder: Path) -> None:

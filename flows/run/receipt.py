@@ -15,6 +15,7 @@ import latebloom
 from latebloom.data.config import NAMED
 from latebloom.data.store import is_remote, read_json, write_json
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.config.tools import CoresetRunConfig
 from latebloom.flows.run.file_state import FileState, Found, files_below, path_named, texts_of
 from latebloom.flows.run.folder import LOCK
 
@@ -29,10 +30,10 @@ class Receipt:
 
     Args:
         folder: the run folder.
-        config: what is asked for.
+        config: what is asked for, with its data source.
     """
 
-    def __init__(self, folder: Path, config: CompareConfig) -> None:
+    def __init__(self, folder: Path, config: CompareConfig | CoresetRunConfig) -> None:
         self._folder, self._config = folder, config.model_dump(mode="json")
         self._known = not is_remote(folder) and not any("://" in text for text in texts_of(self._config))
         # Looked at before anything is read: what changes later is not what was read.

@@ -10,13 +10,12 @@ import safetensors.torch
 from torch import Tensor
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.sources.load import load
 from latebloom.data.store import atomic_folder, digest_json, list_folder, local_file, write_bytes
 from latebloom.flows.config.tools import FitGeneratorConfig
 from latebloom.flows.run.progress import Meter, meter, say
+from latebloom.flows.stages.fitted import images_to_fit, is_fitted
 from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.fit import FitMoment, draw_samples, fit_generator, save_generator
-from latebloom.synth.generators.diffusers_folder import read_card
 
 __all__ = ["FitGeneratorConfig", "check_fit", "fit_and_save"]
 
@@ -32,22 +31,12 @@ def check_fit(config: FitGeneratorConfig, out: Path) -> tuple[LabeledImages, boo
         ValueError: `out` or the folder of an unfinished fit beside it holds something else, the split does not exist,
             or there is no GPU where one is asked for.
     """
-    device_of(config.device)
-    splits = load(config.data)
-    data = splits.generator if config.split == "generator" else splits.train
-    if data is None:
-        raise ValueError(f"{config.data.source} has no images kept apart for a generator; use --split train")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder that is new or empty")
-    if not out.exists() or not any(out.iterdir()):
-        _Unfinished(out, config, data).check()
-        return data, False
-    settings: dict[str, Any] = {"config": config.generator.model_dump(mode="json"), "seed": config.seed}
-    card = read_card(out)
-    same = card.get("trained_on_sha256") == sorted(data.sha256)
-    if same and {name: card.get(name) for name in settings} == settings:
+    data = images_to_fit(config)
+    if is_fitted(config, out, data):
         return data, True
-    raise ValueError(f"{out} is not empty and holds something else; give another folder")
+    device_of(config.device)
+    _Unfinished(out, config, data).check()
+    return data, False
 
 
 def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:

@@ -17,6 +17,7 @@ from latebloom.flows.stages.given import check_given
 from latebloom.flows.stages.loaders import images_of
 from latebloom.flows.stages.run_source import check_source
 from latebloom.synth.generators.find import kind_of
+from latebloom.train.models.names import check_name
 
 __all__ = ["GENERATING", "check_data", "check_folder"]
 
@@ -25,7 +26,7 @@ GENERATING = ("run", "compare", "plan", "generate")
 
 
 def check_data(config: CompareConfig, kind: str = "compare") -> None:
-    """Read every image, and find the generator where images will be made.
+    """Read every image, and find the classifier, and the generator where images will be made.
 
     Args:
         kind: the name of the flow.
@@ -33,6 +34,7 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
     Raises:
         ValueError: the first thing that is wrong.
     """
+    check_name(config.classifier.model)
     splits = images_of(config)
     if config.named and not splits.validation:  # it may be a part of the data set, so the config cannot know
         raise ValueError(

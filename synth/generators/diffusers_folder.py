@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.synth.generators.card import read_card
 
 __all__ = [
-    "CARD_FILE",
     "compile_network",
     "digest_files",
     "fuse_projections",
@@ -19,11 +19,9 @@ __all__ = [
     "load_part",
     "load_pipeline",
     "quiet",
-    "read_card",
 ]
 
 # Class names and the images that the model was trained on, for which diffusers has no place.
-CARD_FILE = "latebloom.json"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _LEFT_OUT = ("safety_checker", "watermarker")  # change no image that is kept
 
@@ -143,11 +141,6 @@ def compile_network(network: Any) -> None:
         network.compile_repeated_blocks(fullgraph=True, dynamic=False)
     else:
         network.compile(dynamic=False)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The content of the folder's latebloom.json; empty where there is none."""
-    return read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
 
 
 def licence(folder: Path) -> str:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from latebloom.data.store import digest_file, digest_json
 from latebloom.synth.generators.adapters import Lora, TextualInversion, find_lora, find_textual_inversion, merge_loras
+from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import Checkpoint
-from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet, read_card
+from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
 __all__ = ["USUAL_GUIDANCE", "LatentDenoiser"]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.synth.generators.card import CARD_FILE, read_card
 from latebloom.synth.generators.checkpoint import check_schedule
-from latebloom.synth.generators.diffusers_folder import CARD_FILE, compile_network, licence, load_part, read_card
+from latebloom.synth.generators.diffusers_folder import compile_network, licence, load_part
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
 __all__ = ["PixelDenoiser"]

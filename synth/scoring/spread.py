@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import fft  # type: ignore[import-untyped]
 
 __all__ = ["Spread"]
 
@@ -91,6 +90,8 @@ class Spread:
 
 def _coefficients(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, H, W, C) as pixels and as frequencies, each (n, D)."""
+    from scipy import fft  # type: ignore[import-untyped]  # here: most commands score nothing
+
     frequencies = fft.dctn(images, axes=(1, 2, 3), norm="ortho")
     return images.reshape(len(images), -1), np.asarray(frequencies).reshape(len(images), -1)
 

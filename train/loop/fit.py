@@ -13,7 +13,7 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.seeds import torch_rng, torch_stream
 from latebloom.train.augment.mixing import Mixer
 from latebloom.train.config import FitConfig
-from latebloom.train.loop.optim import AdaHessian, learning_rate
+from latebloom.train.loop.optim import SGD, AdaHessian, learning_rate
 from latebloom.train.loop.step import Gradients
 from latebloom.train.loop.team import Team
 from latebloom.train.loop.trajectory import History, Trajectory, batch_ends
@@ -239,7 +239,7 @@ def _optimizer(models: Sequence[nn.Module], config: FitConfig) -> torch.optim.Op
     if config.optimizer == "adahessian":
         return AdaHessian(groups, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
     in_loss = config.optimizer == "sam" and config.sam_decay == "ascent"
-    return torch.optim.SGD(
+    return SGD(
         groups,
         lr=config.lr,
         momentum=config.momentum,

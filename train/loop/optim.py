@@ -1,6 +1,7 @@
 """SAM as a step before an ordinary optimizer, AdaHessian, and learning-rate schedules."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from latebloom.train.config import FitConfig
 
-__all__ = ["SAM", "AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
+__all__ = ["SAM", "SGD", "AdaHessian", "batchnorm_statistics_kept", "learning_rate", "sam_ascent"]
 
 
 @contextlib.contextmanager
@@ -97,6 +98,33 @@ class SAM:
             loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+
+_add_param_group, _zero_grad, _step = (
+    inspect.unwrap(method)
+    for method in (torch.optim.SGD.add_param_group, torch.optim.SGD.zero_grad, torch.optim.SGD.step)
+)
+
+
+class SGD(torch.optim.SGD):
+    """`torch.optim.SGD`, number for number, without the import of torch's compiler.
+
+    torch wraps these methods so that its compiler does not enter them, and imports it for that: two CPU seconds before
+    the first step of every process. Here no optimizer is compiled.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        _add_param_group(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's."""
+        _zero_grad(self, set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """As torch's."""
+        return _step(self, closure)
 
 
 EPS = 1e-4  # added to AdaHessian's denominator, as published

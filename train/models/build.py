@@ -8,7 +8,6 @@ ConvNeXt and Swin begin with 8x8 patches and end on 1x1. torchvision's dropout (
 """
 
 import contextlib
-import difflib
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from latebloom.data.seeds import torch_stream
 from latebloom.data.store import as_path, local_file, not_installed
 from latebloom.train.evaluate import eval_mode
+from latebloom.train.models.names import no_such_classifier
 from latebloom.train.models.resnets import PreActResNet18, ResNet, WideResNet28
 from latebloom.train.models.vit import ViT
 
@@ -147,11 +147,7 @@ def build(
             make = _torchvision if library == "torchvision" else _timm
             model = make(rest, num_classes, image_shape, weights)
         else:
-            near = difflib.get_close_matches(name, [*_OWN, *_torchvision_names()], 3, cutoff=0.75)
-            right = [one if one in _OWN else f"torchvision:{one}" for one in near]
-            hint = f"; near to it: {', '.join(right)}" if right else ""
-            names = ", ".join(_OWN)
-            raise ValueError(f"no classifier is called {name!r}; use {names}, torchvision:<name> or timm:<name>{hint}")
+            raise no_such_classifier(name)
     _check_forward(model, name, image_shape, num_classes)
     return model
 
@@ -181,8 +177,7 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int],
 
     known = _torchvision_names()
     if name not in known:
-        near = ", ".join(difflib.get_close_matches(name, known, 3)) or ", ".join(known[:8]) + ", ..."
-        raise ValueError(f"torchvision has no classifier called {name!r}; near to it: {near}")
+        raise no_such_classifier(f"torchvision:{name}")
     if name in ("googlenet", "inception_v3"):
         raise ValueError(f"torchvision:{name} trains with auxiliary outputs, which Latebloom does not; choose another")
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
@@ -199,8 +194,7 @@ def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], weight
     except ImportError as error:
         raise ValueError(not_installed(f"timm:{name}", "timm", "timm")) from error
     if not timm.is_model(name):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3)) or "none; see timm.list_models()"
-        raise ValueError(f"timm has no classifier called {name!r}; near to it: {near}")
+        raise no_such_classifier(f"timm:{name}")
     height, width, channels = image_shape
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": 3 if weights else channels}
     try:

@@ -232,6 +232,11 @@ def test_the_demo_is_its_config_with_the_seeds_and_workers_asked_for(ask: Callab
     assert (call.config.seeds, call.config.workers, call.out) == (3, 1, "here")
 
 
+def test_the_demo_is_among_the_runs(ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATEBLOOM_RUNS", "elsewhere")
+    assert ask("demo").out == str(Path("elsewhere/demo"))
+
+
 # ------------------------------------------------------------------------------------------------- sources, folders
 
 

@@ -255,3 +255,19 @@ def test_more_seeds_than_early_classifiers_are_refused(
     shown = run_command("coreset", "--out", pristine.path, "--method", "el2n", "--seeds", "3")
     assert shown.code == 1
     assert "has 2 early classifiers, not 3" in shown.err
+
+
+def test_a_command_with_nothing_to_select_says_so_and_prints_the_same(
+    tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["coreset", "digits", "--out", tmp_path / "run", "--method", "herding", "--fraction", "0.3", "--json"]
+    words += ["--epochs", "1", "--set", "data.train_limit=60", "--set", "classifier.model=small-cnn"]
+    first = run_command(*words)
+    assert first.code == 0, first.err
+    monkeypatch.setattr(coreset, "check_coreset", None)
+    again = run_command(*words)
+    assert (again.code, json.loads(again.out)) == (0, json.loads(first.out))
+    assert "coreset: herding was selected before, and no file has changed since" in again.err
+    (tmp_path / "run/coreset-herding.csv").write_text("changed")
+    monkeypatch.undo()
+    assert "and no file has changed" not in run_command(*words).err

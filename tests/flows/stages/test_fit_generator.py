@@ -13,7 +13,7 @@ from latebloom.data.config import DataConfig
 from latebloom.data.images import LabeledImages
 from latebloom.data.sources.load import Splits, load
 from latebloom.data.store import read_json
-from latebloom.flows.stages import fit_generator
+from latebloom.flows.stages import fit_generator, fitted
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig, check_fit, fit_and_save
 from latebloom.synth.generators.pixel import PixelDenoiser
 
@@ -100,7 +100,7 @@ def test_a_fit_that_fails_leaves_nothing(moment: str, tmp_path: Path, monkeypatc
 
 def test_only_digits_keep_images_for_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = load(DataConfig(train_limit=20))
-    monkeypatch.setattr(fit_generator, "load", lambda _: dataclasses.replace(splits, generator=None))
+    monkeypatch.setattr(fitted, "load", lambda _: dataclasses.replace(splits, generator=None))
     with pytest.raises(ValueError, match="digits has no images kept apart for a generator; use --split train"):
         check_fit(config(split="generator"), tmp_path / "mine")
     data, there = check_fit(config(), tmp_path / "mine")
@@ -119,7 +119,7 @@ def test_images_that_a_unet_cannot_take_are_refused_and_nothing_is_written(
     shape: tuple[int, int, int], channels: tuple[int, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = LabeledImages(np.zeros((4, *shape), np.uint8), np.array([0, 1, 0, 1]), ("a", "b"), "odd")
-    monkeypatch.setattr(fit_generator, "load", lambda _: Splits(odd, odd, None))
+    monkeypatch.setattr(fitted, "load", lambda _: Splits(odd, odd, None))
     with pytest.raises(ValueError, match=words):
         fit_and_save(config(generator={**TINY, "channels": channels}), tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
@@ -208,3 +208,14 @@ def test_progress_has_loss_and_rate_and_the_end_names_the_samples(
     assert re.match(r"fit generator  loss \d\.\d{4}  [\d,]+ images/s  40/40 steps  100%", lines[-2])
     assert lines[-1].endswith("samples.png shows what it makes")
     assert (tmp_path / "mine" / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_command_with_nothing_to_fit_says_so_and_starts_no_flow(
+    tmp_path: Path, fake_flows: Any, run_command: Callable[..., Any]
+) -> None:
+    small = config(generator={"steps": 2, "channels": (8,), "batch_size": 4})
+    fit_and_save(small, tmp_path / "mine")
+    words = ["--set", "data.train_limit=20", "--split", "train", "--steps", "2", "--channels", "8", "--batch-size", "4"]
+    outcome = run_command("fit-generator", "digits", tmp_path / "mine", *words)
+    assert (outcome.code, outcome.out.strip()) == (0, str(tmp_path / "mine"))
+    assert f"{tmp_path / 'mine'} holds this generator already" in outcome.err

@@ -2,6 +2,8 @@ import copy
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from latebloom.train.config import FitConfig
-from latebloom.train.loop.optim import SAM, AdaHessian, batchnorm_statistics_kept, learning_rate, sam_ascent
+from latebloom.train.loop.optim import SAM, SGD, AdaHessian, batchnorm_statistics_kept, learning_rate, sam_ascent
 
 
 def vector(*numbers: float) -> nn.Parameter:
@@ -63,6 +65,34 @@ def test_sam_around_an_optimizer_steps_as_by_hand_and_keeps_batchnorm_statistics
     assert norm.running_mean.tolist() == pytest.approx([0.1])  # once 0.1 times the mean 1, not twice
     with pytest.raises(ValueError, match="rho is -1"):
         SAM(optimizer, model, rho=-1)
+
+
+@pytest.mark.parametrize("first", [SGD, torch.optim.SGD])
+def test_sgd_is_that_of_torch_number_for_number(first: type[torch.optim.SGD]) -> None:
+    """Whichever is used first: torch wraps the method of a class at its first object."""
+
+    def trained(kind: type[torch.optim.SGD]) -> Tensor:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(20, 5)
+        groups = [{"params": list(model.parameters())}]
+        optimizer = kind(groups, lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True, foreach=True)
+        for _ in range(5):
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return torch.cat([w.detach().flatten() for w in model.parameters()])
+
+    second = torch.optim.SGD if first is SGD else SGD
+    assert torch.equal(trained(first), trained(second))
+
+
+def test_a_step_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch; from latebloom.train.loop.optim import SGD; w = torch.ones(2, requires_grad=True); "
+        "o = SGD([w], lr=0.1, momentum=0.9); w.sum().backward(); o.step(); o.zero_grad(); "
+        "assert 'torch._dynamo' not in sys.modules and w.tolist() != [1, 1] and w.grad is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_norm_is_over_all_weights_of_a_model_and_of_that_model_only() -> None:
