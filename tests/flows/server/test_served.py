@@ -17,9 +17,11 @@ from served import Server, traps_sprung, wait_for
 from serving import Serving
 
 from latebloom.data.store import read_json
+from latebloom.flows.server import deployed
 from latebloom.flows.server.automations import RETRAIN
 from latebloom.flows.server.deployed import GENERATE_FORM
 from latebloom.flows.server.deployments import DEPLOYMENTS
+from latebloom.flows.stages import fit_generator as stage
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("server")]
 
@@ -62,6 +64,35 @@ def test_generate_is_followed_by_retrain_where_that_was_asked(
     assert state.message.startswith("test error: original sgd ")
     assert (tmp_path / "retrain/report.html").is_file()
     assert [run.parameters for run in chained()] == [{"run": f"{tmp_path}/retrain"}]
+
+
+def test_a_fit_that_ended_early_goes_on_from_the_same_form_and_a_third_time_there_is_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    form: dict[str, Any] = {
+        "source": "digits", "split": "train", "steps": 40, "folder": str(tmp_path / "mine"),
+        "data": {"train_limit": 20}, "generator": {"channels": (8,), "batch_size": 4},
+    }  # fmt: skip
+    real = stage._Unfinished.write
+
+    def write(unfinished: Any, moment: Any) -> None:
+        real(unfinished, moment)
+        if moment.step == 20:
+            raise RuntimeError("the worker is gone")
+
+    for name in ("CHECKPOINT_SECONDS", "CHECKPOINT_TIMES"):
+        monkeypatch.setattr(stage, name, 0)
+    monkeypatch.setattr(stage._Unfinished, "write", write)
+    state = deployed.fit_generator(**form, return_state=True)
+    assert (state.type, "the worker is gone" in str(state.message)) == (StateType.FAILED, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.partial"]
+    monkeypatch.undo()
+    for line in ("fit generator: goes on at step 20 of 40", "holds this generator already"):
+        caplog.clear()
+        state = deployed.fit_generator(**form, return_state=True)
+        assert state.message == f"the generator is in {tmp_path}/mine; give this path as `generator`"
+        assert line in caplog.text
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 # ---------------------------------------------------------------------------------------------------------- schedules
