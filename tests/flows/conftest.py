@@ -137,9 +137,8 @@ def made(run: RunFolder) -> set[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path in it; not what names a process, the time or places of this machine."""
-    others = (LOCK, ORIGIN)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in others]
-    files = [path for path in files if "log" not in path.parts]
+    others = {LOCK, ORIGIN, "log", ".done"}
+    files = [path for path in folder.rglob("*") if path.is_file() and not others & set(path.relative_to(folder).parts)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -65,7 +65,7 @@ def test_what_an_optimizer_does_not_read_does_not_train_it_again() -> None:
 
 
 def test_arms_of_real_images_need_no_other_stage(direct: SimpleNamespace) -> None:
-    assert {path.name for path in direct.run.path.iterdir()} == {"config.json", "retrained", "stages"}
+    assert {path.name for path in direct.run.path.iterdir()} == {"config.json", "origin.json", "retrained", "stages"}
     assert all(facts(direct.run, arm).images_added == [0, 0] for arm in ARMS)
     assert all(facts(direct.run, arm).denoiser_calls == [0, 0] for arm in ARMS)
 
