@@ -58,14 +58,14 @@ def fit_and_save(config: FitGeneratorConfig, out: Path) -> str:
     if start:
         say(f"fit generator: goes on at step {done:,} of {config.generator.steps:,} ({unfinished.folder})")
     begin = time.perf_counter()
-    with meter("fit generator", config.generator.steps, "steps", done) as bar:
-        keeper = _Keeper(unfinished, bar, config, data)
-        try:
+    try:
+        with meter("fit generator", config.generator.steps, "steps", done) as bar:  # closed before its end is said
+            keeper = _Keeper(unfinished, bar, config, data)
             fit = fit_generator(data, config.generator, config.seed, device, on_moment=keeper, start=start)
-        except KeyboardInterrupt:
-            on = f"goes on from step {keeper.saved:,} ({unfinished.folder})" if keeper.saved else "begins anew"
-            say(f"fit generator: stopped after step {bar.done:,}; the same command {on}")
-            raise
+    except KeyboardInterrupt:
+        on = f"goes on from step {keeper.saved:,} ({unfinished.folder})" if keeper.saved else "begins anew"
+        say(f"fit generator: stopped after step {bar.done:,}; the same command {on}")
+        raise
     with atomic_folder(out, "model_index.json") as temporary:
         save_generator(temporary, fit, data, config.generator, config.seed)
         (temporary / "samples.png").write_bytes(draw_samples(fit.unet, data, config.seed))
