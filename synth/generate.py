@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +17,7 @@ from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
 from latebloom.synth.config import QualityConfig, SizeConfig
 from latebloom.synth.making import Keeper, Progress
-from latebloom.synth.memory import BatchSizes, attempt, in_batches, out_of_memory, words
+from latebloom.synth.memory import BatchSizes, in_batches, words
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import (
     ClipScore,
@@ -33,7 +32,7 @@ from latebloom.synth.scoring.quality import (
 from latebloom.synth.scoring.spread import Spread
 from latebloom.synth.sizes import Frame, buckets
 
-__all__ = ["Drawn", "Probe", "Scorers", "describe", "draw", "probe", "reference"]
+__all__ = ["Drawn", "Scorers", "batch_key", "describe", "draw", "frame_of", "reference", "wanted_of"]
 
 # An image of less contrast than this, in grey levels, gets its one retry. Not a threshold of the config: those may
 # move after the images are made, and which images were retried must not depend on when they did.
@@ -121,7 +120,7 @@ def draw(
     """
     batch = batch or BatchSizes(64)
     count = plan.num_rows
-    wanted = _wanted(plan)
+    wanted = wanted_of(plan)
     seeds = plan["seed"].to_numpy().copy()
     drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds))
     if known is not None:
@@ -170,7 +169,8 @@ def _keep(plan: pa.Table, drawn: Drawn, keep: Callable[[pa.Table], None], rows: 
     keep(pa.table(columns, schema=pa.schema([SYNTHETIC_SCHEMA.field(name) for name in columns])))
 
 
-def _wanted(plan: pa.Table) -> Wanted:
+def wanted_of(plan: pa.Table) -> Wanted:
+    """What a generator is asked for, of the rows of a plan."""
     return Wanted(
         plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()
     )
@@ -216,7 +216,7 @@ class _References:
         for source, rows in self.rows.items():
             try:
                 images[source] = reference(data, source, sizes)
-                self.frames[source] = _frame(images[source], generator, sizes)
+                self.frames[source] = frame_of(images[source], generator, sizes)
             except (ValueError, OSError) as error:
                 failures |= dict.fromkeys(rows.tolist(), f"its reference: {error}")
                 continue
@@ -275,7 +275,7 @@ def _draw_rows(
     for level in np.unique(wanted.levels[rows]).tolist():
         calls |= dict.fromkeys(rows[wanted.levels[rows] == level].tolist(), generator.level(level).calls)
     rows = np.array(sorted(rows.tolist(), key=lambda row: -calls[row]), np.int64)
-    key = f"make {_name(references.frame(int(rows[0])).bucket)}"
+    key = batch_key(references.frame(int(rows[0])))
 
     def make(some: np.ndarray) -> Made:
         with progress.batch(key, len(some), sum(calls[row] for row in some.tolist())):
@@ -322,8 +322,14 @@ def reference(data: LabeledImages, source: int, sizes: SizeConfig) -> np.ndarray
     return data.whole(rows)[0] if sizes.returned == "source" else data.pixels(rows)[0]
 
 
-def _frame(image: np.ndarray, generator: Generator, sizes: SizeConfig) -> Frame:
+def frame_of(image: np.ndarray, generator: Generator, sizes: SizeConfig) -> Frame:
+    """How a reference, uint8 (H, W, C), is fitted to the size that the generator works at."""
     return Frame.of(*image.shape[:2], size=generator.size, multiple=generator.multiple, config=sizes)
+
+
+def batch_key(frame: Frame) -> str:
+    """Under which key `BatchSizes` knows how many images of this work size are made together."""
+    return f"make {_name(frame.bucket)}"
 
 
 def _name(bucket: tuple[int, int]) -> str:
@@ -393,45 +399,3 @@ def describe(
 def _as_trained(images: list[np.ndarray | None], rows: np.ndarray, data: LabeledImages) -> np.ndarray:
     """uint8 (n, H, W, C) of some images as the classifier will see them."""
     return np.stack([cut(image, data.crop) for image in (images[row] for row in rows) if image is not None])
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """Measured on a few images: seconds of one network evaluation of one image, bytes of one PNG."""
-
-    seconds_per_call: float
-    bytes_per_image: float
-
-
-def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: SizeConfig, batch: BatchSizes) -> Probe:
-    """Time the generator on images of the plan, in growing batches, up to the batch size or for about three seconds.
-
-    A batch that does not fit into memory is found here, and remembered, before the long run begins.
-    """
-    if not plan.num_rows:
-        return Probe(0.0, 0.0)
-    rows = plan.slice(0, min(batch.most, plan.num_rows))
-    few = rows.slice(0, min(64, rows.num_rows))
-    images = [reference(data, source, sizes) for source in few["source_index"].to_pylist()]
-    bytes_per_image = float(np.mean([len(encode_png(image)) for image in images]))
-    frame = _frame(images[0], generator, sizes)
-    encoded = generator.encode(frame.forward(images[0][None], generator.channels))
-    key = f"make {_name(frame.bucket)}"
-    seconds, begin, size = np.inf, time.perf_counter(), 1
-    while True:
-        some = rows.slice(0, size)
-        repeated = encoded.expand(some.num_rows, *encoded.shape[1:])
-        measured, error = attempt(functools.partial(generator.seconds_per_call, repeated, _wanted(some)))
-        if error is not None:
-            if not out_of_memory(error):
-                raise error
-            error = None
-            torch.cuda.empty_cache()
-            batch.halve(key, size)
-            break
-        assert measured is not None
-        seconds = min(seconds, measured)
-        if size >= rows.num_rows or size >= batch.of(key) or time.perf_counter() - begin > 3:
-            break
-        size = min(size * 4, batch.of(key))
-    return Probe(seconds, bytes_per_image)

@@ -119,6 +119,8 @@ def synthesize(
         "seed": seed,
     }
     decides = {name: about[name] for name in ("generator_digest", "sample", "sizes", "scorers")}
+    # What decides an image beside its own row of the plan.
+    kind_made = digest_json({name: about[name] for name in ("generator_digest", "sample", "sizes", "negative_prompt")})
     folder, parts = SyntheticFolder(as_path(str(out))), _parts(plan, part_size)
     keys = [digest_json({**decides, "rows": deciding(part)}) for part in parts]
     kept = [folder.kept_part(number, key) for number, key in enumerate(keys)]
@@ -133,19 +135,27 @@ def synthesize(
             for number, part in enumerate(parts):
                 if records[number]:
                     continue
+                items, unfinished = part["item_id"].to_pylist(), list[Path]()
+                known = folder.cached(kind_made, items)  # what an interrupted call had drawn of it
+
+                def keep(drawn: pa.Table, files: list[Path] = unfinished) -> None:
+                    files.append(folder.keep(kind_made, drawn))
+
                 with measured() as cost:
-                    drawn = draw(made_by, images, part, sizes, batch, bar.add)
+                    drawn = draw(made_by, images, part, sizes, batch, bar.add, known=known, keep=keep)
                     rows = describe(made_by, images, part, drawn, quality, scorers, sizes)
-                items = part["item_id"].to_pylist()
                 records[number] = folder.write_part(
                     number,
                     rows,
                     images.class_names,
                     keys[number],
                     failures={items[row]: error for row, error in sorted(drawn.failures.items())},
+                    made=kind_made,
                     seconds=cost.seconds,
                     peak_memory_mb=cost.peak_memory_mb,
                 )
+                for file in unfinished:
+                    file.unlink(missing_ok=True)
     finished = [record for record in records if record]
     failures = [failure for record in finished for failure in record.failures.items()]
     if failures:

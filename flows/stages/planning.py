@@ -20,10 +20,10 @@ from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.known_generator import known_generator, remember_generator
 from latebloom.flows.stages.loaders import device_of, generator_of
 from latebloom.synth.config import PromptConfig
-from latebloom.synth.generate import probe
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Forecast, forecast, make_plan, requests
+from latebloom.synth.probe import probe
 from latebloom.synth.prompts import names_of, prompt_of
 from latebloom.synth.sampling.denoiser import Generator
 

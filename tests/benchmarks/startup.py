@@ -26,6 +26,8 @@ TINY = [
     *("--seeds", "1", "--optimizers", "sgd", "--arms", "original,ours-3"),
 ]
 
+FIT = ["--channels", "8", "--steps", "5", "--batch-size", "8"]
+
 
 def cpu_seconds(words: list[str], folder: Path, code: int) -> float:
     """Of one command in a folder, which must end with this exit code."""
@@ -64,9 +66,18 @@ def main() -> None:
             "a path that is not there": (["compare", "nowhere"], 1),
             "a setting that is none": (["compare", "digits", "--set", "train.lrr=1"], 2),
             "an arm that is none": (["compare", "digits", "--arms", "ours-x"], 2),
+            "a classifier that is none": (["select", "digits", "--model", "resnet5"], 1),
             "a folder with a damaged image": (["compare", "damaged", "--arms", "original"], 1),
             "a run folder that lacks its stages": (["report", "digits", "--out", "none"], 1),
         }
+        repeated = {
+            "fit-generator, nothing to do": (["fit-generator", "digits", "gen", *FIT], 0),
+            "coreset, nothing to do": (["coreset", "digits", "--out", "core", "--fraction", "0.5", "--epochs", "1"], 0),
+            "export to where it was exported": (["export", "run", "exported"], 1),
+        }
+        for words, _ in repeated.values():
+            cpu_seconds(words, folder, 0)
+        commands |= repeated
         for title, (words, code) in commands.items():
             show(title, [cpu_seconds(words, folder, code) for _ in range(times)])
         found = []
@@ -74,8 +85,18 @@ def main() -> None:
             shutil.rmtree(folder / "run/retrained/original-sgd")
             found.append(cpu_seconds(["compare", "--out", "run"], folder, 0))
         show("compare, one arm to train", found)
+        found = []
+        for _ in range(times):
+            (folder / "run/report.html").unlink()
+            found.append(cpu_seconds(["report", "--out", "run"], folder, 0))
+        show("report, the page to write", found)
         record = json.loads((folder / "run/stages/retrain-original-sgd.json").read_text())
-        print(f"  of these the stage itself, wall clock: {record['seconds']:.2f} s")
+        print(f"  of the arm the stage itself, wall clock: {record['seconds']:.2f} s")
+        found = []
+        for level in range(times):
+            levels = ["--levels", f"{30 + level},60"]
+            found.append(cpu_seconds(["generate", "--out", "run", *levels], folder, 0))
+        show("generate, images of one level to make", found)
 
 
 def show(title: str, found: list[float]) -> None:

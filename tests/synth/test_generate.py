@@ -15,9 +15,10 @@ from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_p
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
 from latebloom.synth.config import QualityConfig, SampleConfig, SizeConfig
-from latebloom.synth.generate import Drawn, Probe, Scorers, describe, draw, probe, reference
+from latebloom.synth.generate import Drawn, Scorers, describe, draw, reference
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Request, make_plan, requests
+from latebloom.synth.probe import Probe, probe
 from latebloom.synth.sampling.denoiser import Made, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
 from latebloom.synth.scoring.quality import RealFeatures, fingerprints
@@ -612,7 +613,7 @@ def test_a_probe_stops_growing_where_that_takes_long(
     fakes: SimpleNamespace, tiny_images: LabeledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 2.0, 4.0])
-    monkeypatch.setattr("latebloom.synth.generate.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("latebloom.synth.probe.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     generator = fakes.Generator()
     probe_of(generator, tiny_images, plan_of(tiny_images, requests(np.arange(16), (2, 5, 9))), BatchSizes(100))
     assert generator.timed == [1, 4]

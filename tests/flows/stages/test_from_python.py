@@ -67,6 +67,38 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_draws_nothing(
     assert whole.manifest() == SyntheticFolder(tmp_path / "one").manifest()
 
 
+def test_an_interrupted_part_goes_on_where_it_was_and_progress_is_by_step(
+    images: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[float] = []
+    known: list[int] = []
+
+    def stopped(*arguments: Any, **more: Any) -> Any:
+        known.append(more["known"].num_rows)
+        add = arguments[5]
+
+        def on_images(count: float) -> None:
+            add(count)
+            moves.append(count)
+            if sum(moves) > 2.4 and len(known) == 1:
+                raise KeyboardInterrupt
+
+        return draw(*arguments[:5], on_images, **more)
+
+    monkeypatch.setattr(from_python, "draw", stopped)
+    generator = GenerateConfig(generator="digits", batch_size=2)
+    every_step = SampleConfig(grid=10, guidance_scale=1.0)
+    arguments: dict[str, Any] = {"levels": (4, 6), "seed": 5, "sample": every_step, "part_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(images, [6, 1], generator, tmp_path / "one", **arguments)
+    assert 0 < min(moves) < 1
+    folder = synthesize(images, [6, 1], generator, tmp_path / "one", **arguments)
+    assert known == [0, 2]  # the first batch was kept
+    assert not list((tmp_path / "one/.cache").glob("*.parquet"))
+    whole = synthesize(images, [6, 1], generator, tmp_path / "other", **arguments)
+    assert folder.rows()["image"].to_pylist() == whole.rows()["image"].to_pylist()
+
+
 def test_a_classifier_scores_the_label(images: LabeledImages, tmp_path: Path) -> None:
     sure_of_one = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with torch.no_grad():
