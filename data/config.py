@@ -1,5 +1,6 @@
 """What can be set of the data. Light to import: pydantic alone."""
 
+import json
 from typing import Literal
 
 import pydantic
@@ -105,6 +106,12 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         description="The seed that draws the subsets of the two limits, the test and the validation split, 0 to "
         "2147483647.",
     )
+
+    @pydantic.field_validator("train", "test", "validation", "image", "label", mode="before")
+    @classmethod
+    def _text(cls, name: object) -> object:
+        # A folder or column may be called 2021, which --set and a settings file read as a number.
+        return json.dumps(name) if isinstance(name, int | float) else name
 
     @pydantic.field_validator("image_size")
     @classmethod

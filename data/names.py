@@ -9,9 +9,10 @@ __all__ = ["base_name", "place_of", "shortened"]
 
 
 def place_of(wanted: str, names: Sequence[str], others: Sequence[str] = ()) -> int:
-    """The place of a name: the one that is equal, or the only one that ends so after a `/`.
+    """The place of a name: the one that is equal, the only one that ends so after a `/`, or the end of a path.
 
-    `big cat/004.png` finds `train/big cat/004.png`, and not `train/not big cat/004.png`.
+    `big cat/004.png` and `/data/pets/train/big cat/004.png`, as a shell completes it, both find
+    `train/big cat/004.png`; neither finds `train/not big cat/004.png`.
 
     Args:
         others: what else could have been meant, for the message.
@@ -21,6 +22,9 @@ def place_of(wanted: str, names: Sequence[str], others: Sequence[str] = ()) -> i
     """
     places = [place for place, name in enumerate(names) if name == wanted]
     places = places or [place for place, name in enumerate(names) if name.endswith(f"/{wanted}")] if wanted else []
+    if not places:
+        longest = max((name for name in names if wanted.endswith(f"/{name}")), key=len, default=None)
+        places = [] if longest is None else [names.index(longest)]
     if len(places) == 1:
         return places[0]
     if places:

@@ -20,6 +20,7 @@ from latebloom.data.sources.parts import (
     holds_images,
     is_image,
     leave_out,
+    part_of,
     role_of,
     sharded,
     visible,
@@ -126,9 +127,13 @@ def _classes(path: Path, name: str, role: str, problems: Problems) -> dict[str, 
     if not folders:
         if not loose:
             raise ValueError(f"{part} is empty; expected {part}/<class>/<image>{leave_out(role)}")
+        beside = [f for f in visible(path)[0] if not role_of(f.name) and any(is_image(i.name) for i in visible(f)[1])]
+        advice = leave_out(role)
+        if beside and name != ALL:
+            advice = f"; if {name} is a class, as {listed([f.name for f in beside])}, take all: --set data.train={ALL}"
         raise ValueError(
             f"{part} has no class folders, so its files ({listed([file.name for file in loose])}) have no labels; "
-            f"expected {part}/<class>/<image>, or a table of path and label{leave_out(role)}"
+            f"expected {part}/<class>/<image>, or a table of path and label{advice}"
         )
     for file in loose:
         problems.add(
@@ -165,7 +170,11 @@ def _classes(path: Path, name: str, role: str, problems: Problems) -> dict[str, 
             below = nested[0].relative_to(path).as_posix()
             advice = f"give {nested[0]} as the source" if name == ALL else f"set where it is: --set data.{role}={below}"
         elif name == ALL:
-            advice = f"if it is a part and not a class, name the parts: --set data.train={nested[0].name}"
+            roles = {role_of(part_of(folder.name)): folder.name for folder in nested}
+            parts = {role: roles[role] for role in ("train", "test", "validation") if role in roles}
+            parts = parts if "train" in parts else {"train": nested[0].name}
+            names = " ".join(f"--set data.{role}={name}" for role, name in parts.items())
+            advice = f"if it is a part and not a class, name the parts: {names}; if it is a class, move its images up"
         raise ValueError(
             f"{nested[0]} holds the folders {listed(deeper)} and no images, one folder deeper than the expected "
             f"{part}/<class>/<image>; {advice}"

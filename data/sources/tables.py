@@ -12,6 +12,7 @@ from latebloom.data.sources.columns import LABEL_NAMES, PATH_NAMES, UNLIKELY_LAB
 from latebloom.data.sources.found import Found, Problems, listed
 from latebloom.data.sources.parts import (
     ALL,
+    IMAGE_SUFFIXES,
     assign,
     holds_images,
     is_image,
@@ -28,6 +29,8 @@ __all__ = ["IMAGE_FOLDERS", "TABLES", "first_image", "read_tables", "tables_in"]
 
 TABLES = (".csv", ".tsv", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")
+_ID_NAMES = ("id", "image_id", "img_id", "id_code", "image_name", "image", "filename", "file", "name")
+_ANSWERS = ("sample_submission", "samplesubmission")
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "part", "usage")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 
@@ -56,13 +59,16 @@ def _has_classes(part: Path) -> bool:
     folders, files = visible(part)
     if any(is_image(file.name) for file in files) or any(folder.name.lower() in IMAGE_FOLDERS for folder in folders):
         return False
-    return sum(holds_images(folder, 0) for folder in folders) > 1
+    # train_images and test_images beside a table are parts of it.
+    return sum(holds_images(folder, 0) and not role_of(part_of(folder.name)) for folder in folders) > 1
 
 
 def _chosen(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The tables of one folder by part."""
     tables = [file for file in files if file.name.lower().endswith(TABLES)]
     tables = [file for file in tables if file.name.lower() in _METADATA] or tables
+    # Kaggle's form for answers stands beside the table of labels.
+    tables = [file for file in tables if not file.name.lower().startswith(_ANSWERS)] or tables
     parts: dict[str, list[Path]] = {}
     for file in tables:
         parts.setdefault(part_of(file.name), []).append(file)
@@ -131,7 +137,11 @@ def first_image(file: Path, root: Path, config: DataConfig) -> Path | None:
     """
     _, line = next(_lines(file, Problems()))
     names = [line[config.image]] if config.image else [text for text in line.values() if is_image(text)]
-    return _base(names[:1], file, root) / _slashes(names[0]) if names else None
+    names = names or [line[name] for name in like(line, _ID_NAMES)]
+    if not names:
+        return None
+    base, suffix = _base(names[:1], file, root)
+    return base / _slashes(names[0] + suffix)
 
 
 def _part(whole: Rows, path: Path, part: str, splits: Sequence[str]) -> Rows:
@@ -150,6 +160,8 @@ def _add(rows: Rows, file: Path, root: Path, config: DataConfig, problems: Probl
     first = lines[0][1]
     columns = dict.fromkeys(names, "")
     paths = [name for name in names if is_image(first.get(name, ""))]
+    # Kaggle's ids: file names without the suffix.
+    paths = paths or [name for name in like(names, _ID_NAMES) if _place(first.get(name, ""), file, root)]
     image = choose(
         "image",
         config.image,
@@ -165,11 +177,12 @@ def _add(rows: Rows, file: Path, root: Path, config: DataConfig, problems: Probl
     likely = [n for n in rest if n != split and n.lower() not in UNLIKELY_LABELS and n not in paths]
     ranks = ([n for n in rest if n == "label"], like(likely, LABEL_NAMES), likely)
     label = choose("label", config.label, ranks, columns, str(file))
-    base = _base([line[image] for _, line in lines if line.get(image)], file, root)
+    base, suffix = _base([line[image] for _, line in lines if line.get(image)], file, root)
     inside = file.relative_to(root).as_posix()
     splits = []
     for row, (number, line) in enumerate(lines):
         where, name = f"line {number} of {file}", line.get(image, "")
+        name = name and name + suffix
         place = base / _slashes(name)
         if not name or not (is_remote(base) or place.is_file()):
             what = f"names the image {name}, and there is no file {place}" if name else f"has no {image}"
@@ -193,18 +206,47 @@ def _slashes(name: str) -> str:
     return name.replace("\\", "/") if "/" not in name else name
 
 
-def _base(names: Sequence[str], file: Path, root: Path) -> Path:
-    """The folder that the paths of a table are relative to."""
-    folders = dict.fromkeys((file.parent, root, file.parent / file.stem, file.parent / "images", root / "images"))
+def _base(names: Sequence[str], file: Path, root: Path) -> tuple[Path, str]:
+    """The folder that the paths of a table are relative to, and the suffix that its paths leave out ("": none)."""
     for name in names[:10]:
-        for folder in folders:
-            if (folder / _slashes(name)).is_file():
-                return folder
+        if found := _place(name, file, root):
+            return found
     raise ValueError(
         f"{file} names the images {listed([str(name) for name in names], most=2) or 'nowhere'}, and there are no such "
-        f"files in {file.parent}; give paths from that folder, with the suffix, or name the column: "
+        f"files in {file.parent} or a folder in it, with or without a suffix; correct the paths, or name the column: "
         "--set data.image=COLUMN"
     )
+
+
+def _place(name: str, file: Path, root: Path) -> tuple[Path, str] | None:
+    """The folder that `name` is relative to, and the suffix that it leaves out; None: there is no such image."""
+    if not name:
+        return None
+    usual = (file.parent, root, file.parent / file.stem, file.parent / "images", root / "images")
+    folders = list(dict.fromkeys(usual))
+    for folder in folders:
+        if (folder / _slashes(name)).is_file():
+            return folder, ""
+    if is_remote(root):
+        return None
+    # As Kaggle has it: ids without a suffix, and images in a folder of any name beside the table, but of no other part.
+    part = role_of(part_of(file.name)) or "train"
+    roles = {folder: role_of(part_of(folder.name)) for folder in visible(file.parent)[0] if folder not in folders}
+    folders += [folder for folder, role in roles.items() if role in ("", part)]
+    suffixes = ("", *IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
+    found = [
+        (folder, suffix)
+        for folder in folders
+        for suffix in suffixes
+        if is_image(name + suffix) and (folder / _slashes(name + suffix)).is_file()
+    ]
+    found = [one for one in found if roles.get(one[0]) == part] or found
+    if len(found) > 1:
+        both = listed([str(folder / _slashes(name + suffix)) for folder, suffix in found])
+        raise ValueError(
+            f"{file} names the image {name}, which may be any of {both}; give its folder and its suffix too"
+        )
+    return found[0] if found else None
 
 
 def _name(parts: dict[str, Rows], root: Path, problems: Problems) -> None:

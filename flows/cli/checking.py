@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import textwrap
@@ -260,5 +261,5 @@ def _shown(members: "Sequence[Problem]", root: str) -> Iterator[str]:
 
 
 def _short(text: str, root: str) -> str:
-    """Without the path of the data set itself."""
-    return text.replace(f"{root.rstrip('/')}/", "")
+    """Without the path of the data set itself, but where it is a source to give."""
+    return re.sub(rf"(?<!give )(?<!such as ){re.escape(root.rstrip('/'))}/", "", text)

@@ -62,18 +62,21 @@ def sheet(folder: SyntheticFolder, data: LabeledImages, by: str, count: int, see
     first of them. References are drawn at random, those first whose variants fill the emptiest columns.
 
     Args:
-        data: the images that `source_index` points into.
+        data: the images as they are now; references that are not among them are left out.
         by: level, state, or the name of a score.
         count: rows, at most; 1 or more.
         seed: of the drawing.
 
     Raises:
-        ValueError: nothing is called so, or the score has one value throughout.
+        ValueError: nothing is called so, the score has one value throughout, or no reference is in the data.
     """
     table = columns_of(folder)
     headings, column = _columns(table, by)
-    rows = np.flatnonzero(column >= 0)
-    references, place = np.unique(table["source_index"].to_numpy()[rows], return_inverse=True)
+    sources = _sources(table, data)
+    rows = np.flatnonzero((column >= 0) & (sources >= 0))
+    if not len(rows):
+        raise ValueError(f"none of the images that those in {folder.path} were made from is in the data any more")
+    references, place = np.unique(sources[rows], return_inverse=True)
     has = np.zeros((len(references), len(headings)), bool)
     has[place, column[rows]] = True
     chosen = [(references[n], rows[place == n]) for n in _covering(has, count, numpy_rng(seed, "contact sheet", by))]
@@ -92,6 +95,25 @@ def sheet(folder: SyntheticFolder, data: LabeledImages, by: str, count: int, see
     if by == "level":  # a level that is there twice has two columns
         return contact_sheet(lines, _CELL, "by level")
     return contact_sheet(lines, _CELL, f"by {by}", headings)
+
+
+def _sources(table: pa.Table, data: LabeledImages) -> np.ndarray:
+    """The row of each variant's reference in the data as they are now, int64; -1: it is not there any more.
+
+    Rows move where images are added or removed, so a reference is known by its picture; of copies, by its row or name.
+    """
+    places: dict[str, list[int]] = {}
+    for place, digest in enumerate(data.sha256):
+        places.setdefault(digest, []).append(place)
+    found = np.full(len(table), -1)
+    for row, (digest, index, name) in enumerate(
+        zip(*(table[column].to_pylist() for column in ("source_sha256", "source_index", "source_name")), strict=True)
+    ):
+        same = places.get(digest, [])
+        if same:
+            named = [place for place in same if data.names[place] == name]
+            found[row] = index if index in same else (named or same)[0]
+    return found
 
 
 def _caption(data: LabeledImages, row: int) -> str:
@@ -183,7 +205,7 @@ def details_of(run: RunContext, wanted: str) -> Details:
 def _of_reference(run: RunContext, table: pa.Table, source: int) -> Details:
     data = run.splits.train
     label = int(data.labels[source])
-    rows = np.flatnonzero(table["source_index"].to_numpy() == source)
+    rows = np.flatnonzero(_sources(table, data) == source)
     values = {row: table.slice(row, 1).to_pylist()[0] for row in rows.tolist()}
     ordered = sorted(values.items(), key=lambda item: (item[1]["level_steps"] / item[1]["level_grid"], item[0]))
     quality = run.synthetic.manifest()["about"]["quality"] if values else {}
@@ -218,7 +240,9 @@ def _of_variant(run: RunContext, table: pa.Table, row: int) -> Details:
     folder, data = run.synthetic, run.splits.train
     manifest = folder.manifest()
     values = table.slice(row, 1).to_pylist()[0]
-    source, item_id = values["source_index"], values["item_id"]
+    source, item_id = int(_sources(table.slice(row, 1), data)[0]), values["item_id"]
+    if source < 0:
+        raise ValueError(f"{item_id} was made from {values['source_name']}, which is not in the data any more")
     limits = _limits(values, manifest["about"]["quality"])
     ends = np.cumsum([part["rows"] for part in manifest["parts"]])
     sections: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ NAMES = ("train/big cat/004.png", "train/not big cat/004.png", "train/dog/005.pn
         ("not big cat/004.png", 1),
         ("005.png", 2),
         ("a.parquet[17]", 3),
+        ("/data/pets/train/big cat/004.png", 0),  # a path, as a shell completes it
     ],
 )
 def test_a_name_is_found_whole_or_by_its_end(wanted: str, place: int) -> None:

@@ -119,6 +119,14 @@ def kaggle(root: Path) -> None:
     (root / "test.csv").write_text(csv("filename", LOOSE))
 
 
+def kaggle_ids(root: Path) -> None:
+    """Ids without a suffix, images in a folder called like no other, pictures of the same names to be predicted."""
+    names = [f"{kind}{number}" for kind in "ab" for number in range(5)]
+    put(root, *(f"train_images/{name}.jpg" for name in names), "test_images/a0.jpg")
+    (root / "train.csv").write_text(csv("image_id,breed", names, lambda name: {"a": "cat", "b": "dog"}[name[0]]))
+    (root / "sample_submission.csv").write_text("image_id,breed\na0,cat\n")
+
+
 def two_columns(root: Path) -> None:
     put(root, *PICTURES)
     (root / "labels.csv").write_text(

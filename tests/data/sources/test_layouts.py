@@ -70,6 +70,24 @@ CASES: dict[str, list[Case]] = {
             {"train": "fit", "test": "holdout"},
         ),
         Case(
+            "`2021/CLASS/*` and `2022/CLASS/*`",
+            made.pictures("2021", "2022"),
+            {"train": "2021", "test": "2022"},
+        ),
+        Case(
+            "`pets_test/CLASS/*` and `pets_train/CLASS/*`",
+            made.pictures("pets_test", "pets_train"),
+        ),
+        Case(
+            "a class that is called test: `test/*`, `control/*`",
+            lambda r: made.put(r, *(f"{kind}/{n}.png" for kind in ("test", "control") for n in range(5))),
+        ),
+        Case(
+            "the same",
+            lambda r: made.put(r, *(f"{kind}/{n}.png" for kind in ("test", "control") for n in range(5))),
+            {"train": "."},
+        ),
+        Case(
             "`train/`, `test/`, `val/` and `validation/`",
             made.pictures("train", "test", "val", "validation"),
         ),
@@ -207,6 +225,10 @@ CASES: dict[str, list[Case]] = {
         Case(
             "`train.csv`, `test.csv` without labels",
             made.kaggle,
+        ),
+        Case(
+            "`train.csv` of ids without a suffix, `train_images/*`, `sample_submission.csv`",
+            made.kaggle_ids,
         ),
         Case(
             "no column called label",

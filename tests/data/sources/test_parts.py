@@ -1,6 +1,7 @@
 """Which part of a data set is which, by its name or as the config names it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,3 +137,9 @@ def test_the_parts_of_a_known_data_set_may_be_named_too() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             load(DataConfig.model_validate(settings))
+
+
+@pytest.mark.parametrize(("given", "name"), [(2021, "2021"), (True, "true"), (1.5, "1.5"), ("007", "007")])
+def test_a_part_or_a_column_may_be_called_like_a_number(given: Any, name: str) -> None:
+    config = DataConfig(train=given, label=given)
+    assert (config.train, config.label) == (name, name)

@@ -83,7 +83,7 @@ def test_a_line_of_jsonl_that_is_no_object_is_named(tmp_path: Path) -> None:
         (lines("a0,a"), r"has no column that looks like the image; it has path, label; .*--set data\.image=COLUMN"),
         (
             lines("x/a0.png,a"),
-            r"names the images x/a0\.png, and there are no such files in .*give paths from that folder",
+            r"names the images x/a0\.png, and there are no such files in .* with or without a suffix; correct",
         ),
         (
             lines("a0.png,9,z", header="path,id,caption"),
@@ -187,3 +187,17 @@ def test_a_table_may_be_at_a_url(tmp_path: Path) -> None:
             assert sorted([*splits.train.pixels()[:, 0, 0, 0], *splits.test.pixels()[:, 0, 0, 0]]) == list(range(10))
     finally:
         storage.rm("/tables", recursive=True)
+
+
+def test_ids_without_a_suffix_name_the_images_of_their_own_part(tmp_path: Path) -> None:
+    put(tmp_path, *(f"stage1_train/{number}.JPG" for number in range(5)), "a_test/0.JPG")
+    source = table(tmp_path, lines(*(f"{number},a" for number in range(5)), header="id,label"), "train_labels.csv")
+    (_, splits), problems = found(source)
+    assert list(splits["train"].names) == [f"stage1_train/{number}.JPG" for number in range(5)]
+    assert not problems.found
+
+
+def test_an_id_of_several_images_is_refused_with_all(tmp_path: Path) -> None:
+    put(tmp_path, "left/1.png", "right/1.png")
+    with pytest.raises(ValueError, match=r"names the image 1, which may be any of .*left/1\.png, .*right/1\.png; give"):
+        found(table(tmp_path, lines("1,a", header="id,label")))

@@ -155,3 +155,9 @@ def test_other_commands_warn_once_of_a_picture_in_two_splits(pets: Path, capsys:
         f"warning: an image is in two splits; `latebloom check {pets}` lists them. test/cat/again.png (test) is the "
         "same picture as train/cat/00.png (train); remove one, or errors on test are too good\n"
     )
+
+
+def test_a_source_to_give_is_named_as_it_is_typed(run_command: RunCommand, pets: Path) -> None:
+    outcome = run_command("check", pets.parent)
+    assert outcome.code == 1
+    assert f"give {pets} as the source" in " ".join(outcome.out.split())

@@ -123,7 +123,9 @@ def picture(value: int) -> np.ndarray:
 @pytest.fixture
 def colours(tmp_path: Path) -> SyntheticFolder:
     """Two variants of each of three references: values 10, 20 of the first, 30, 40, 50, 60; the last is off label."""
+    digests = references([200, 201, 202]).sha256
     known = {
+        "source_sha256": [digests[i // 2] for i in range(6)],
         "image": [{"bytes": encode_png(picture(10 * i + 10)), "path": "x.png"} for i in range(6)],
         "label": [0, 0, 1, 1, 0, 0],
         "item_id": [f"item-{i}" for i in range(6)],
@@ -153,9 +155,9 @@ def references(values: list[int]) -> LabeledImages:
     return LabeledImages(images, np.array([0, 1, 0]), ("cat", "dog"), "colours")
 
 
-def left(picture: Image.Image) -> int:
-    """Where the first cell of the first row begins: the reference, of value 200."""
-    return int(np.flatnonzero((np.asarray(picture)[88] == 200).all(-1))[0])
+def left(picture: Image.Image, value: int = 200) -> int:
+    """Where the first cell of the first row begins: the reference, of that value."""
+    return int(np.flatnonzero((np.asarray(picture)[88] == value).all(-1))[0])
 
 
 def test_a_sheet_by_state_has_a_reference_beside_a_variant_of_each_state(colours: SyntheticFolder) -> None:
@@ -164,8 +166,15 @@ def test_a_sheet_by_state_has_a_reference_beside_a_variant_of_each_state(colours
 
 
 def test_a_sheet_with_few_rows_shows_the_rare_state(colours: SyntheticFolder) -> None:
-    picture = sheet(colours, references([200, 201, 200]), "state", 1, 0)
-    assert values(picture, left(picture)) == [[200, 50, 60]]
+    picture = sheet(colours, references([200, 201, 202]), "state", 1, 0)
+    assert values(picture, left(picture, 202)) == [[202, 50, 60]]
+
+
+def test_a_variant_stays_with_its_picture_where_rows_have_moved(colours: SyntheticFolder) -> None:
+    picture = sheet(colours, references([202, 99, 200]), "state", 3, 0)  # 201 is gone
+    assert values(picture, left(picture, 202)) == [[202, 50, 60], [200, 10, -1]]
+    with pytest.raises(ValueError, match=r"none of the images that .* were made from is in the data any more"):
+        sheet(colours, references([97, 98, 99]), "state", 3, 0)
 
 
 def test_a_sheet_by_score_has_fifths_of_its_values(colours: SyntheticFolder) -> None:
