@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latebloom.data.depth import Decoding
 from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
@@ -73,7 +74,8 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 def stored(*shapes: tuple[int, ...], crop: int = 8) -> LabeledImages:
     """Images of noise of these (H, W, C), stored as files, cut square when they are read; labels 0, 1, 2, 0, ..."""
     blobs = [encode_png(noise(row, *shape)) for row, shape in enumerate(shapes)]
-    images = EncodedImages(blobs, [f"{row}.png" for row in range(len(blobs))], (crop, crop, shapes[0][2]), crop)
+    names = [f"{row}.png" for row in range(len(blobs))]
+    images = EncodedImages(blobs, names, (crop, crop, shapes[0][2]), Decoding(crop))
     return LabeledImages(images, np.arange(len(shapes)) % 3, ("a", "b", "c"), "files")
 
 
@@ -334,7 +336,7 @@ def test_images_kept_larger_are_scored_as_the_classifier_will_see_them(fakes: Si
         scored_by=scorers(data, classifier=classifier),
     )
     blobs = [cell["bytes"] for cell in part["image"].to_pylist()]
-    np.testing.assert_array_equal(seen[0], np.stack([decode(blob, "x", size=8) for blob in blobs]))
+    np.testing.assert_array_equal(seen[0], np.stack([decode(blob, "x", decoding=Decoding(8)) for blob in blobs]))
     assert [decode(blob, "x").shape for blob in blobs] == [(8, 16, 1), (20, 10, 1), (8, 8, 1)]
 
 
