@@ -94,7 +94,7 @@ def main() -> None:
         print(f"  of the arm the stage itself, wall clock: {record['seconds']:.2f} s")
         found = []
         for level in range(times):
-            levels = ["--levels", f"{30 + level},60"]
+            levels = ["--k", "3", "--levels", f"{30 + level},60"]
             found.append(cpu_seconds(["generate", "--out", "run", *levels], folder, 0))
         show("generate, images of one level to make", found)
 
