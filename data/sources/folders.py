@@ -84,6 +84,14 @@ def _class_folders(
     asked = [name for name in (config.train, config.test, config.validation) if "/" in name and (path / name).is_dir()]
     if config.train == ALL or (not asked and not config.train and not any(map(role_of, names))):
         chosen = {"train": ALL}
+        flat = [folder.name for folder in folders if holds_images(folder, depth=0)]
+        roles = [role_of(part_of(name)) for name in flat]
+        if config.train != ALL and len(flat) > 1 and all(roles) and len(set(roles)) == len(flat):
+            raise ValueError(
+                f"{path} has the folders {listed(flat)}, which are called like parts and hold images without classes; "
+                f"expected <part>/<class>/<image>, or a table of path and label beside them. If they are the classes: "
+                f"--set data.train={ALL}"
+            )
     else:
         outer = {name.split("/")[0] for name in asked}
         chosen = assign([*(name for name in names if name not in outer), *asked], config, str(path), problems)

@@ -38,7 +38,8 @@ class Meter:
     """Counts what is done of one piece of work and says so: rate, time to go, and counts by name (states, say).
 
     Args:
-        in_parts: whether it is done in parts of minutes, whose counts come at their end.
+        in_parts: whether it is done in parts of minutes, whose counts come at their end; until then the line says no
+            number of things done.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, in_parts: bool = False) -> None:
@@ -88,6 +89,8 @@ class Meter:
         if self.done < self.total and len(self.samples) > 1:
             then, before = self.samples[0]
             return (self.done - before) / (now - then) if now > then else 0.0
+        if self.done - self.before < 1:  # the first step of the first one: mostly start-up
+            return 0.0
         return (self.done - self.before) / (now - self.begin) if now > self.begin else 0.0
 
     def refresh(self) -> None:
@@ -102,6 +105,8 @@ class Meter:
         # What a process that died had made of a part is made, and counted, once more.
         done, share = min(self.total, math.floor(self.done + 1e-6)), min(1.0, self.done / max(self.total, 1))
         parts = [self.title, f"{done:,}/{self.total:,} {self.unit}", f"{share:.0%}"]
+        if self.in_parts and done < self.total:  # a share of work: what is made of a batch is no image yet
+            parts = [self.title, f"{share:.0%} of {self.total:,} {self.unit}"]
         if rate > 0:
             parts += [f"{rate:,.{0 if rate >= 10 else 2}f} {self.unit}/s"]
             if done < self.total:

@@ -131,7 +131,7 @@ def synthesize(
         scorers = _scorers(images, classifier, kind == "pixel")
         made_by.prepare(sorted(set(plan["prompt"].to_pylist())))
         batch, done = BatchSizes(config.batch_size), sum(record.rows for record in records if record)
-        with meter("generate", plan.num_rows, "images", done) as bar:
+        with meter("generate", plan.num_rows, "images", done, in_parts=True) as bar:
             for number, part in enumerate(parts):
                 if records[number]:
                     continue
@@ -184,6 +184,15 @@ def _scorers(images: LabeledImages, classifier: nn.Module | None, pixel_noise: b
     spread = Spread.of(images.pixels, len(images))
     if classifier is None:
         return Scorers(None, None, spread, pixel_noise)
+
+    try:
+        features_of(classifier, images.subset(np.arange(1)))
+    except RuntimeError as error:
+        height, width, channels = images.image_shape
+        raise ValueError(
+            f"the classifier cannot take these images, float32 (n, {channels}, {height}, {width}) in 0..1 ({error}); "
+            "put what your transform does (grey to RGB, another size, normalisation) into a module before it"
+        ) from error
 
     def classify(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch = LabeledImages(pixels, np.zeros(len(pixels), np.int64), images.class_names, "a part")

@@ -38,6 +38,11 @@ def reference_digest(config: CompareConfig) -> str:
             f"there is no reference classifier at {file}; give a .safetensors file that a run wrote, a .pt2 file of "
             "torch.export.save, or none"
         )
+    if file.suffix.lower() not in (".safetensors", ".pt2"):
+        raise ValueError(
+            f"{file} is no reference classifier by its name; give a .safetensors file that a run wrote, or a .pt2 file "
+            "of torch.export.save (docs/commands.md has the three lines)"
+        )
     return digest_file(file)
 
 

@@ -101,6 +101,10 @@ CASES: dict[str, list[Case]] = {
             {"test": "none"},
         ),
         Case(
+            "`train_images/*` and `test_images/*`, without classes or a table",
+            lambda r: made.put(r, *(f"{part}_images/{n}.png" for part in ("train", "test") for n in range(5))),
+        ),
+        Case(
             "`train/GROUP/CLASS/*`, one folder deeper",
             made.pictures("train/all", "test/all"),
         ),

@@ -78,11 +78,11 @@ def test_a_generation_has_one_line_a_part(
     bar.close()
     # 20 images in 400 s are 0.05 a second.
     assert capsys.readouterr().err.splitlines() == [
-        "generate  20/40 images  50%  0.05 images/s  7 min to go  ok 19, flat 1",
+        "generate  50% of 40 images  0.05 images/s  7 min to go  ok 19, flat 1",
         "generate  40/40 images  100%  0.05 images/s  in 13 min  ok 38, flat 2",
     ]
     assert sent == [
-        (0, "generate  0/40 images  0%"),
+        (0, "generate  0% of 40 images"),
         (100, "generate  40/40 images  100%  0.05 images/s  in 13 min  ok 38, flat 2"),
     ]
 

@@ -49,6 +49,18 @@ def test_a_line_says_how_much_is_done_how_fast_and_how_long_it_will_take(wait: C
     assert bar.line() == "generate  512/800 images  64%  256 images/s  1.1 s to go  ok 510, off_label 2"
 
 
+def test_work_in_parts_is_a_share_until_its_end_and_a_first_step_has_no_rate(wait: Callable[[float], None]) -> None:
+    bar = Meter("generate", 128, "images", in_parts=True)
+    wait(30)  # loading
+    bar.add(0.25)
+    assert bar.line() == "generate  0% of 128 images"
+    wait(10)
+    bar.add(31.75)  # 32 of 128 are a quarter; 31.75 in 10 s leave 96 for 30 s
+    assert bar.line() == "generate  25% of 128 images  3.17 images/s  30 s to go"
+    bar.add(96, {"ok": 128})
+    assert bar.line().startswith("generate  128/128 images  100%")
+
+
 def test_a_line_at_the_end_says_how_long_it_took(wait: Callable[[float], None]) -> None:
     bar = Meter("train", 1500, "steps")
     wait(100)

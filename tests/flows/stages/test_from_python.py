@@ -119,6 +119,7 @@ def test_a_classifier_scores_the_label(images: LabeledImages, tmp_path: Path) ->
         ({"levels": (11,)}, "level 11 of 10 does not exist"),
         ({"quality": QualityConfig(min_label_probability=0.5)}, "score with a reference classifier"),
         ({"part_size": 0}, "part_size is 0"),
+        ({"classifier": nn.Conv2d(3, 10, 3)}, r"cannot take these images, float32 \(n, 1, 8, 8\)"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], words: str, images: LabeledImages, tmp_path: Path) -> None:
