@@ -30,7 +30,8 @@ class DataConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     source: str = Field(
         "digits",
         min_length=1,
-        description=f"A name ({', '.join(NAMES)}) or the path or URL of a folder or .npz file. For a folder that is "
+        description=f"A name ({', '.join(NAMES)}) or the path or URL of a folder of images, "
+        "parquet, tables or shards, or of one such file or an .npz (docs/layouts.md). For a folder that is "
         "called like one of the names, write ./name.",
     )
     root: str = Field(

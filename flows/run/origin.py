@@ -192,9 +192,14 @@ def usual_folder(source: str) -> Path:
 
 
 def free_folder(source: str, taken: Path) -> Path:
-    """A run folder for a data source beside one that is of another source."""
-    folders = [taken.parent / name for name in _names(source)]
-    return next((folder for folder in folders if folder != taken and read_origin(folder) is None), folders[-1])
+    """A run folder for a data source beside one of another source: its own where it has one, else a free one."""
+    folders = [taken.parent / name for name in _names(source) if taken.parent / name != taken]
+    origins = [read_origin(folder) for folder in folders]
+    own = [
+        folder for folder, origin in zip(folders, origins, strict=True) if origin and origin.place == place_of(source)
+    ]
+    free = [folder for folder, origin in zip(folders, origins, strict=True) if origin is None]
+    return [*own, *free, *folders][0]
 
 
 def _names(source: str) -> list[str]:

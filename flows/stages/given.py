@@ -154,7 +154,8 @@ def _in_order(outputs: GivenOutputs, train: LabeledImages) -> GivenOutputs:
         if given != len(train):
             raise ValueError(
                 f"{file} has {given:,} rows, and there are {len(train):,} training images ({train.origin}): a row for "
-                "each is expected, as they are loaded, after limits and a validation split; give the array names too, "
+                "each is expected, as they are loaded, after limits and what is held out for test and validation; "
+                "give the array names too, "
                 "and rows of other images are left out"
             )
         if outputs.labels is None:
@@ -267,7 +268,8 @@ def _places(file: str, names: Sequence[str], train: LabeledImages, others: bool)
     if len(none) and (not others or len(none) == len(rows)):
         raise ValueError(
             f"{file}: {len(none):,} of {len(rows):,} names are of no training image, such as "
-            f"{listed([names[row] for row in none[:_SHOWN]])}; training images are called like {train.names[0]!r}"
+            f"{listed([names[row] for row in none[:_SHOWN]])}; training images are called like {train.names[0]!r}, and "
+            "those held out for test or validation (data.test_fraction, data.validation_fraction) are none"
         )
     again = rows[rows >= 0]
     if len(np.unique(again)) < len(again):

@@ -177,6 +177,11 @@ def _there(file: str) -> Path:
 
 def _loaded(file: str) -> Any:
     """An array, or arrays by name."""
+    if as_path(file).suffix.lower() in (".pt", ".pth", ".pkl"):
+        raise ValueError(
+            f"{file} is a pickle by its name, which may run code and is not read; write "
+            "numpy.savez('outputs.npz', logits=logits.numpy(), labels=labels.numpy()) and give that"
+        )
     content = io.BytesIO(_there(file).read_bytes())
     try:
         found = np.load(content, allow_pickle=False)

@@ -95,6 +95,7 @@ def test_two_sources_of_one_name_have_two_folders() -> None:
     found = [run_of(source, usual_folder(source)) for source in sources]
     assert [path.name for path in found] == ["cats", "b-cats", "c-b-cats", "d-c-b-cats"]
     assert [usual_folder(source) for source in sources] == found  # and each finds its own again
+    assert free_folder(sources[1], found[0]) == found[1]  # also where it is refused in another's
 
 
 def test_a_name_and_a_folder_of_that_name_have_two_run_folders(tmp_path: Path) -> None:
