@@ -70,25 +70,13 @@ def _compare(
             copies[split].append((in_split[split], name))
         for other, first in in_split.items():
             if other != split:
-                found.append(
-                    Problem(
-                        TWO_SPLITS,
-                        name,
-                        f"{name} ({split}) is the same picture as {first} ({other}); remove one, or errors on {split} "
-                        "are too good",
-                        "warning",
-                    )
-                )
+                words = f"{name} ({split}) is the same picture as {first} ({other})"
+                words += f"; remove one, or errors on {split} are too good"
+                found.append(Problem(TWO_SPLITS, name, words, "warning"))
         for other_label, first in with_label.items():
             if other_label != label:
-                found.append(
-                    Problem(
-                        TWO_LABELS,
-                        name,
-                        f"{name} is {class_names[label]}, and the same picture as {first}, which is "
-                        f"{class_names[other_label]}; correct one",
-                        "warning",
-                    )
-                )
+                words = f"{name} is {class_names[label]}, and the same picture as {first}"
+                words += f", which is {class_names[other_label]}; correct one"
+                found.append(Problem(TWO_LABELS, name, words, "warning"))
         in_split.setdefault(split, name)
         with_label.setdefault(label, name)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from latebloom.data.seeds import numpy_rng
+from latebloom.data.seeds import numpy_rng, torch_stream
 from latebloom.flows.report.page import Cluster, ContactRow, Example, Flagged, Pictures
 from latebloom.flows.report.scores import flagged_rows
 from latebloom.flows.stages.context import RunContext
@@ -95,8 +95,7 @@ def _plane(points: np.ndarray) -> np.ndarray:
     """The first two principal components of points (n, C), n above 2, float (n, 2); an equal set gives equal ones."""
     import torch  # which is there by now; scikit-learn is not, and takes two CPU seconds to import
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_stream(0, "clusters"):
         left, size, right = torch.pca_lowrank(torch.from_numpy(points).double(), q=min(50, *points.shape))
     first, second = right[:, :2].T
     signs = torch.stack([axis[axis.abs().argmax()].sign() for axis in (first, second)])  # else the library's choice

@@ -1,21 +1,15 @@
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from sources import picture, read, refused
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.found import Problems
-from latebloom.data.sources.load import Splits, find, load
+from latebloom.data.sources.load import find
 
 CIFAR10 = Path(__file__).parents[4] / "shared" / "cifar10"
-
-
-def picture(value: int = 0, mode: str = "L", size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size, value if mode in ("1", "L", "P", "I;16", "F") else (value,) * len(mode)).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def put(folder: Path, tree: dict[str, bytes]) -> Path:
@@ -36,22 +30,6 @@ def tree() -> dict[str, bytes]:
         "test/dog/b.png",
     ]
     return {name: picture(value) for value, name in enumerate(names, 1)}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def read(folder: Path, **settings: Any) -> Splits:
-    return load(DataConfig(source=str(folder), **settings))
-
-
-def refused(folder: Path, words: str, **settings: Any) -> None:
-    before = contents(folder)
-    with pytest.raises(ValueError, match=words) as caught:
-        read(folder, **settings)
-    assert "\n" not in str(caught.value)
-    assert contents(folder) == before
 
 
 # Image folders

@@ -1,7 +1,6 @@
 """Parquet files, and folders of save_to_disk: what is read of them, and what is wrong with their rows."""
 
 import contextlib
-import io
 import json
 import re
 from collections.abc import Callable
@@ -12,35 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from sources import picture, read, refused
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.found import Found, Problem, Problems, numbered
-from latebloom.data.sources.load import Splits, find, load
+from latebloom.data.sources.load import find
 
 CIFAR10 = Path(__file__).parents[4] / "shared" / "cifar10"
-
-
-def picture(value: int = 0, mode: str = "L", size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size, value if mode in ("1", "L", "P", "I;16", "F") else (value,) * len(mode)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def read(folder: Path, **settings: Any) -> Splits:
-    return load(DataConfig(source=str(folder), **settings))
-
-
-def refused(folder: Path, words: str, **settings: Any) -> None:
-    before = contents(folder)
-    with pytest.raises(ValueError, match=words) as caught:
-        read(folder, **settings)
-    assert "\n" not in str(caught.value)
-    assert contents(folder) == before
 
 
 Rows = list[tuple[bytes | None, int | None]]
