@@ -17,6 +17,7 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.run.folder import measured
 from latebloom.flows.run.progress import meter
 from latebloom.flows.stages.loaders import device_of
+from latebloom.flows.stages.scorers import scorers_by
 from latebloom.flows.stages.thresholds import as_of_now
 from latebloom.synth.config import (
     GenerateConfig,
@@ -26,16 +27,15 @@ from latebloom.synth.config import (
     SampleConfig,
     SizeConfig,
 )
-from latebloom.synth.generate import Scorers, describe, draw
+from latebloom.synth.generate import describe, draw
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.generators.load import load_generator
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import deciding, make_plan, requests
 from latebloom.synth.prompts import names_of, prompt_of
-from latebloom.synth.scoring.quality import RealFeatures, check_scorers, without_classifier
-from latebloom.synth.scoring.spread import Spread
+from latebloom.synth.scoring.quality import check_scorers, without_classifier
 from latebloom.synth.sizes import check_channels
-from latebloom.train.evaluate import features_of, softmax
+from latebloom.train.evaluate import features_of
 
 __all__ = ["synthesize"]
 
@@ -128,7 +128,9 @@ def synthesize(
     if None in records:
         with contextlib.suppress(FileNotFoundError):
             (folder.path / "manifest.json").unlink()  # no data set until all of it is there
-        scorers = _scorers(images, classifier, kind == "pixel")
+        if classifier:
+            _check_takes(classifier, images)
+        scorers = scorers_by([classifier] if classifier else [], images, kind == "pixel")
         made_by.prepare(sorted(set(plan["prompt"].to_pylist())))
         batch, done = BatchSizes(config.batch_size), sum(record.rows for record in records if record)
         with meter("generate", plan.num_rows, "images", done, in_parts=True) as bar:
@@ -180,11 +182,8 @@ def _parts(plan: pa.Table, size: int) -> list[pa.Table]:
     return [plan.slice(start, size) for start in range(0, plan.num_rows, size)]
 
 
-def _scorers(images: LabeledImages, classifier: nn.Module | None, pixel_noise: bool) -> Scorers:
-    spread = Spread.of(images.pixels, len(images))
-    if classifier is None:
-        return Scorers(None, None, spread, pixel_noise)
-
+def _check_takes(classifier: nn.Module, images: LabeledImages) -> None:
+    """Refuse a classifier that cannot take these images, before any is made."""
     try:
         features_of(classifier, images.subset(np.arange(1)))
     except RuntimeError as error:
@@ -193,10 +192,3 @@ def _scorers(images: LabeledImages, classifier: nn.Module | None, pixel_noise: b
             f"the classifier cannot take these images, float32 (n, {channels}, {height}, {width}) in 0..1 ({error}); "
             "put what your transform does (grey to RGB, another size, normalisation) into a module before it"
         ) from error
-
-    def classify(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = LabeledImages(pixels, np.zeros(len(pixels), np.int64), images.class_names, "a part")
-        logits, features = features_of(classifier, batch)
-        return softmax(logits), features
-
-    return Scorers(classify, RealFeatures.of(features_of(classifier, images)[1]), spread, pixel_noise)

@@ -21,7 +21,15 @@ from latebloom.synth.scoring.spread import Spread
 from latebloom.train.evaluate import features_of
 from latebloom.train.models.exported import load_exported
 
-__all__ = ["check_named", "forget_named", "named_reference", "reference_digest", "scorer_digests", "scorers_of"]
+__all__ = [
+    "check_named",
+    "forget_named",
+    "named_reference",
+    "reference_digest",
+    "scorer_digests",
+    "scorers_by",
+    "scorers_of",
+]
 
 
 def reference_digest(config: CompareConfig) -> str:
@@ -89,8 +97,18 @@ def scorers_of(config: CompareConfig, reference: Sequence[nn.Module]) -> Scorers
         reference: the mean of their probabilities and the features of the first are scored by; none: what needs a
             classifier is not measured.
     """
-    train = images_of(config).train
     _, clip, safety = _named(config, reference_digest(config))
+    return scorers_by(reference, images_of(config).train, kind_of(config.generate) == "pixel", clip, safety)
+
+
+def scorers_by(
+    reference: Sequence[nn.Module],
+    train: LabeledImages,
+    pixel_noise: bool,
+    clip: ClipScorer | None = None,
+    safety: SafetyScorer | None = None,
+) -> Scorers:
+    """Scorers of these models, as `Scorers` names them; `reference` as in `scorers_of`."""
 
     def classify(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch = LabeledImages(images, np.zeros(len(images), np.int64), train.class_names, "a part")
@@ -99,7 +117,7 @@ def scorers_of(config: CompareConfig, reference: Sequence[nn.Module]) -> Scorers
 
     spread = Spread.of(train.pixels, len(train))
     real = RealFeatures.of(features_of(reference[0], train)[1]) if reference else None
-    return Scorers(classify if reference else None, real, spread, kind_of(config.generate) == "pixel", clip, safety)
+    return Scorers(classify if reference else None, real, spread, pixel_noise, clip, safety)
 
 
 @functools.lru_cache(maxsize=1)
