@@ -53,6 +53,8 @@ class RunLog:
         else:
             from torch.utils.tensorboard import SummaryWriter  # half a second, and only training needs it
 
+            for stale in [] if resume_epoch else list((folder / _EVENTS).glob("events.out.tfevents.*")):
+                stale.unlink()
             # TensorBoard then ignores this step and later ones in earlier files of the folder.
             self._events = SummaryWriter(str(folder / _EVENTS), purge_step=resume_epoch + 1)
         if os.environ.get("MLFLOW_TRACKING_URI"):
