@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x, 2.x, SDXL and their LCM and Turbo children as a `Denoiser`, from a diffusers folder."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from latebloom.synth.generators.adapters import Lora, TextualInversion, find_lor
 from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet
+from latebloom.synth.generators.latent_space import LatentSpace, autoencoder_dtype
+from latebloom.synth.generators.prompt_table import PromptTable, warn_of_cut
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
 __all__ = ["USUAL_GUIDANCE", "LatentDenoiser"]
@@ -50,14 +51,11 @@ class LatentDenoiser:
 
         self._checkpoint = checkpoint
         self._unet = unet.eval()
-        self._vae = vae.eval()
+        self._space = LatentSpace(vae)
         self._loras = loras
         self._textual_inversions = textual_inversions
         self._negative_prompt = negative_prompt
-        self._rows: dict[str, int] = {}  # prompt -> condition; row 0 of the tables is condition -1
-        # On the CPU: SDXL has 315 KB a prompt in half precision, 3 GB for 10,000 prompts.
-        self._hidden = torch.empty(0)  # (1 + P, L, D)
-        self._pooled = torch.empty(0)  # (1 + P, D'), for SDXL alone
+        self._prompts = PromptTable()
         self._compiled = compiled
         self.dtype = dtype
         self.device = next(unet.parameters()).device
@@ -84,15 +82,9 @@ class LatentDenoiser:
             scale = torch.tensor([1000 * (embedded_guidance - 1)])
             self._guidance = get_timestep_embedding(scale, width, downscale_freq_shift=1).to(self.device, dtype)
 
-        vae_config = self._vae.config
-        self._vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)  # pixels a latent, in each direction
-        self.size = int(self._unet.config["sample_size"]) * self._vae_scale
+        self.size = int(self._unet.config["sample_size"]) * self._space.factor
         # Every level of the UNet must halve evenly, too.
-        self.multiple = self._vae_scale * 2 ** (len(self._unet.config["block_out_channels"]) - 1)
-        mean = torch.tensor(vae_config["latents_mean"] or vae_config["shift_factor"] or 0.0)
-        scale = vae_config["scaling_factor"] / torch.tensor(vae_config["latents_std"] or 1.0)
-        self._latent_mean: Tensor = mean.view(1, -1, 1, 1).to(self.device)
-        self._latent_scale: Tensor = scale.view(1, -1, 1, 1).to(self.device)
+        self.multiple = self._space.factor * 2 ** (len(self._unet.config["block_out_channels"]) - 1)
 
     @classmethod
     def load(
@@ -111,8 +103,7 @@ class LatentDenoiser:
         """Load the UNet and VAE of a diffusers folder; weights from safetensors only, pickles are refused.
 
         Args:
-            dtype: of the UNet and text encoders. The VAE is float32 where its config says `force_upcast` (SDXL), and
-                always instead of float16, in which it sometimes overflows to black images.
+            dtype: of the UNet and text encoders; for the VAE see `autoencoder_dtype`.
             negative_prompt: what "none" (-1) means to `predict`.
             loras: "path" or "path@scale" of safetensors files or folders; merged into the weights in this order.
             textual_inversions: safetensors files or folders of embeddings of new words for prompts; not for SDXL.
@@ -155,9 +146,7 @@ class LatentDenoiser:
         if loras:
             merge_loras(_pipeline(checkpoint, unet=unet), lora_files, unet.config)
             torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns of layers to keep in float32; there are none
-        upcast = dtype == torch.float16 or checkpoint.configs["vae"].get("force_upcast", False)
-        vae = checkpoint.load(AutoencoderKL, "vae", torch.float32 if upcast else dtype)
-        vae.enable_slicing()  # one image at a time: memory is bounded, and no image depends on its batch
+        vae = checkpoint.load(AutoencoderKL, "vae", autoencoder_dtype(checkpoint.configs["vae"], dtype))
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         unet.to(device, memory_format=layout)
         vae.to(device, memory_format=layout)
@@ -193,21 +182,16 @@ class LatentDenoiser:
         Raises:
             ValueError: broken text encoders, or a LoRA or textual inversion that does not fit them.
         """
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        new = self._prompts.missing(prompts)
         if not new:
             return
-        first = not self._rows
+        first = not self._prompts
         with quiet():
             encoders = self._text_encoders()
-        texts = [self._negative_prompt, *new] if first else new
-        embeddings = [_embed(text, encoders, self._checkpoint.sdxl) for text in texts]
-        hidden = torch.cat([hidden.cpu() for hidden, _ in embeddings])
-        pooled = torch.cat([pooled.cpu() for _, pooled in embeddings])
+        rows = [_embed(text, encoders, self._checkpoint.sdxl) for text in [self._negative_prompt] * first + new]
         if first and self._checkpoint.zeros_for_none and not self._negative_prompt:
-            hidden[0] = pooled[0] = 0
-        self._hidden = hidden if first else torch.cat([self._hidden, hidden])
-        self._pooled = pooled if first else torch.cat([self._pooled, pooled])
-        self._rows |= {prompt: row for row, prompt in enumerate(new, len(self._rows))}
+            rows[0] = {name: torch.zeros_like(tensor) for name, tensor in rows[0].items()}
+        self._prompts.add(new, rows)
         del encoders
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -218,25 +202,15 @@ class LatentDenoiser:
         Raises:
             ValueError: a prompt that was not prepared.
         """
-        for prompt in prompts:
-            if prompt not in self._rows:
-                raise ValueError(f"prompt {prompt!r} was not prepared; give `prepare` every prompt before it is used")
-        return torch.tensor([self._rows[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)
+        return self._prompts.conditions(prompts, self.device)
 
-    @torch.inference_mode()
     def encode(self, images: np.ndarray) -> Tensor:
-        """uint8 (n, h, w, 3) to latents float32 (n, c', h / 8, w / 8): the posterior's mode, the same every time."""
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        x = (x.float() / 127.5 - 1).to(self._vae.dtype)
-        mode: Tensor = self._vae.encode(x, return_dict=False)[0].mode().float()
-        return (mode - self._latent_mean) * self._latent_scale
+        """As `LatentSpace.encode`."""
+        return self._space.encode(images)
 
-    @torch.inference_mode()
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents to pixels, float32 (n, 3, h, w), -1 black to 1 white; not clipped, and perhaps not finite."""
-        latents = (x0 / self._latent_scale + self._latent_mean).to(self._vae.dtype)
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return pixels.float()
+        """As `LatentSpace.decode`."""
+        return self._space.decode(x0)
 
     @torch.inference_mode()
     def predict(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
@@ -244,18 +218,17 @@ class LatentDenoiser:
         count = len(x)
         if self._compiled:
             x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
-        rows, places = (conditions + 1).unique(return_inverse=True)  # with guidance, half of a batch are "none"
-        rows = rows.cpu()
+        text = self._prompts.take(conditions)
         added = None
         if self._checkpoint.sdxl:
-            height, width = (side * self._vae_scale for side in x.shape[2:])
+            height, width = (side * self._space.factor for side in x.shape[2:])
             # Original size, corner of the crop, target size (arXiv 2307.01952, section 2.2): not resized, not cropped.
             sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device).expand(len(x), -1)
-            added = {"text_embeds": self._pooled[rows].to(x.device)[places], "time_ids": sizes}
+            added = {"text_embeds": text["pooled"], "time_ids": sizes}
         output: Tensor = self._unet(
             x.to(self.dtype),
             timesteps,
-            encoder_hidden_states=self._hidden[rows].to(x.device)[places],
+            encoder_hidden_states=text["hidden"],
             timestep_cond=None if self._guidance is None else self._guidance.expand(len(x), -1),
             added_cond_kwargs=added,
             return_dict=False,
@@ -298,8 +271,8 @@ def _pipeline(checkpoint: Checkpoint, **parts: Any) -> Any:
     return StableDiffusionPipeline(**every, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _embed(prompt: str, pipeline: Any, sdxl: bool) -> tuple[Tensor, Tensor]:
-    """Hidden states (1, L, D) and pooled text (1, D') of a prompt, the same as those of `pipeline.encode_prompt`.
+def _embed(prompt: str, pipeline: Any, sdxl: bool) -> dict[str, Tensor]:
+    """Hidden states (1, L, D) of a prompt and, for SDXL, pooled text (1, D'): those of `pipeline.encode_prompt`.
 
     With one encoder, its last hidden state. With SDXL's two, the last but one of both, side by side, and the pooled
     text of the second.
@@ -310,16 +283,9 @@ def _embed(prompt: str, pipeline: Any, sdxl: bool) -> tuple[Tensor, Tensor]:
         text = pipeline.maybe_convert_prompt(prompt, tokenizer)  # an inversion of several vectors is several words
         limit = tokenizer.model_max_length
         if not suffix:
-            _warn_of_cut(prompt, text, tokenizer)
+            warn_of_cut(prompt, text, tokenizer, limit)
         tokens = tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
         hidden.append(output.hidden_states[-2] if sdxl else output.last_hidden_state)
-    return torch.cat(hidden, -1), output.text_embeds if sdxl else output.pooler_output
-
-
-def _warn_of_cut(prompt: str, text: str, tokenizer: Any) -> None:
-    tokens = tokenizer(text, verbose=False).input_ids
-    limit = tokenizer.model_max_length
-    if len(tokens) > limit:
-        cut = tokenizer.decode(tokens[limit - 1 : -1])
-        warnings.warn(f"prompt {prompt!r} has more than {limit} tokens: {cut!r} is cut off", stacklevel=2)
+    pooled = {"pooled": output.text_embeds} if sdxl else {}
+    return {"hidden": torch.cat(hidden, -1), **pooled}

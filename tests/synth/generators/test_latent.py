@@ -258,7 +258,7 @@ def test_half_precision_gives_finite_float32(
 ) -> None:
     edit(sd / "vae" / "config.json", force_upcast=force_upcast)
     denoiser = load(sd, dtype=dtype)
-    assert (denoiser._unet.dtype, denoiser._vae.dtype) == (dtype, expected)
+    assert (denoiser._unet.dtype, denoiser._space._vae.dtype) == (dtype, expected)
     whole = ready("sd")
     x, timesteps, rows = noise(2, 4, 8, 8), torch.tensor([500, 20]), torch.tensor([0, -1])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
