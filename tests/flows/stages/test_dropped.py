@@ -167,6 +167,7 @@ def cifar10() -> Path:
 
 
 @pytest.mark.skipif(not cifar10().is_dir(), reason="no CIFAR-10 as parquet at ../shared/cifar10 or LATEBLOOM_CIFAR10")
+@pytest.mark.slow
 def test_on_cifar10_a_poor_generators_drops_do_not_fall_on_the_slowest() -> None:
     """600 images; the generator averages squares of 8 pixels. By quartile of the reference's early probability."""
     data = load(DataConfig(source=str(cifar10()), train_limit=600, test_limit=10)).train

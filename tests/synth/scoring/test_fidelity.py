@@ -178,6 +178,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_inception_scores_are_those_of_torch_fidelity(inception_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch_fidelity
 

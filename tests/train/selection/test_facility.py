@@ -345,6 +345,7 @@ def test_rows_on_demand_keep_memory_in_bounds(monkeypatch: pytest.MonkeyPatch) -
     assert max(sizes) <= 64 * 1000
 
 
+@pytest.mark.slow
 def test_city_distances_are_never_written_out_by_coordinate() -> None:
     """LCMat's memory is O(n^2 + n K): all |c_i - c_j| of 400 x 400 x 200 numbers would be 122 MiB.
 
