@@ -66,8 +66,7 @@ class Pixels:
         epoch, give the rest of its rows.
 
         Raises:
-            ValueError: an image cannot be decoded; raised when its batch is due, with the image's name.
-            FileNotFoundError: an image file is gone since the data set was read.
+            ValueError: an image cannot be decoded, or is gone; raised when its batch is due, with the image's name.
         """
         if self.resident is None:
             yield from self._streamed(rows)

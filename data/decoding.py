@@ -103,12 +103,9 @@ def header(blob: bytes | Path, name: str, *, decoding: Decoding = DEFAULT) -> He
     Raises:
         BadImage: not there, not an image, or one that the rules refuse.
     """
-    try:
-        with _opened(blob, name) as opened:
-            orientation = 1 if opened.format == "TIFF" else _orientation(opened, late=True)
-            return _header(opened, name, decoding, orientation)
-    except FileNotFoundError as error:  # a link to nothing, or removed meanwhile
-        raise _unreadable("not readable", name, error) from error
+    with _opened(blob, name) as opened:
+        orientation = 1 if opened.format == "TIFF" else _orientation(opened, late=True)
+        return _header(opened, name, decoding, orientation)
 
 
 def values_of(blob: bytes | Path, name: str, *, decoding: Decoding) -> tuple[float, float] | None:
@@ -160,7 +157,7 @@ def _opened(blob: bytes | Path, name: str) -> Iterator[Any]:
         with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as opened:
             kind = "truncated or damaged"
             yield opened
-    except (FileNotFoundError, BadImage):
+    except BadImage:
         raise
     except UnidentifiedImageError as error:
         empty = not (len(blob) if isinstance(blob, bytes) else blob.stat().st_size)

@@ -1,13 +1,24 @@
 """The rules by which images become uint8 pixels, the same for a whole data set; and numbers of more than 8 bits."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
 
 from latebloom.data.config import DataConfig
+from latebloom.data.names import listed
 
-__all__ = ["DEFAULT", "BadImage", "Decoding", "check_finite", "refuse_deep", "to_8_bits"]
+__all__ = [
+    "DEFAULT",
+    "BadImage",
+    "BadImages",
+    "Decoding",
+    "and_others",
+    "check_finite",
+    "refuse_deep",
+    "to_8_bits",
+]
 
 _CHUNK = 256  # images of an array that are made 8 bits at once
 
@@ -20,8 +31,32 @@ class BadImage(ValueError):
     """
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(kind, message)  # both, or it could not come back from another process
         self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class BadImages(ValueError):
+    """Images of a data set that cannot be used, all of them; its words are those of the first and name the others.
+
+    Attributes:
+        found: what is wrong, by the image's name.
+    """
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        super().__init__(dict(found))
+        self.found = dict(found)
+
+    def __str__(self) -> str:
+        first, *others = self.found
+        return and_others(self.found[first], others)
+
+
+def and_others(first: str, others: Sequence[str], then: str = "") -> str:
+    """What is wrong with an image, the names of others with which something is, and what to do then."""
+    return f"{first} ({len(others):,} more: {listed(others, 9)}{then})" if others else first
 
 
 @dataclasses.dataclass(frozen=True)

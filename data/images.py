@@ -9,17 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from latebloom.data.decoding import cut, decode, encode_png
-from latebloom.data.depth import DEFAULT, Decoding
+from latebloom.data.depth import DEFAULT, BadImage, BadImages, Decoding
 from latebloom.data.store import digest_bytes
 
-__all__ = ["EncodedImages", "LabeledImages", "concat", "cut", "decode", "encode_png"]
+__all__ = ["EncodedImages", "LabeledImages", "concat", "cut", "decode", "digest_pixels", "encode_png"]
+
+
+def digest_pixels(pixels: np.ndarray) -> str:
+    """SHA-256 of an image, uint8 (H, W, C): of its shape and pixels, whatever file they came from."""
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
     """Image files that are decoded when they are needed, all to one (H, W, C).
 
-    Indexing with an integer array gives uint8 (n, H, W, C). `decoding` has the rules, such as the size they are cut to.
+    Indexing with an integer array gives uint8 (n, H, W, C); where some cannot be decoded, `BadImages` names all of
+    these. `decoding` has the rules, such as the size they are cut to.
     """
 
     blobs: Sequence[bytes | Path]
@@ -32,16 +38,26 @@ class EncodedImages:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self.shape), np.uint8)
+        bad: dict[str, BadImage] = {}
         for place, row in enumerate(rows):
-            pixels = decode(self.blobs[row], self.names[row], channels=self.shape[2], decoding=self.decoding)
-            if pixels.shape != self.shape:
-                height, width, _ = pixels.shape
-                raise ValueError(
-                    f"{self.names[row]} is {width}x{height} while the first image is {self.shape[1]}x{self.shape[0]}; "
-                    "give an image size (--image-size) to resize and centre-crop all of them"
-                )
-            out[place] = pixels
+            try:
+                out[place] = self._decoded(row)
+            except BadImage as error:
+                bad[self.names[row]] = error
+        if bad:
+            raise BadImages({name: str(error) for name, error in bad.items()}) from next(iter(bad.values()))
         return out
+
+    def _decoded(self, row: int) -> np.ndarray:
+        pixels = decode(self.blobs[row], self.names[row], channels=self.shape[2], decoding=self.decoding)
+        if pixels.shape != self.shape:
+            height, width, _ = pixels.shape
+            raise BadImage(
+                "several sizes",
+                f"{self.names[row]} is {width}x{height} while the first image is {self.shape[1]}x{self.shape[0]}; "
+                "give an image size (--image-size) to resize and centre-crop all of them",
+            )
+        return pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,12 +172,33 @@ class LabeledImages:
 
     @functools.cached_property
     def sha256(self) -> tuple[str, ...]:
-        """Per image, SHA-256 of its shape and decoded pixels: the same picture has the same digest in any file."""
-        digests = []
+        """Per image, `digest_pixels` of it as a classifier gets it: the same picture has the same digest in any file.
+
+        Raises:
+            BadImages: some cannot be decoded; it names all of them.
+        """
+        digests: list[str] = []
+        bad: dict[str, str] = {}
+        first: BadImages | None = None
         for start in range(0, len(self), 1024):
-            for pixels in self.pixels(np.arange(start, min(start + 1024, len(self)))):
-                digests.append(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest())
+            try:
+                digests += map(digest_pixels, self.pixels(np.arange(start, min(start + 1024, len(self)))))
+            except BadImages as error:
+                bad |= error.found
+                first = first or error
+        if first:
+            raise BadImages(bad) from first.__cause__
         return tuple(digests)
+
+    def unreadable(self) -> dict[int, str]:
+        """Why images cannot be decoded any more, by row. It decodes every image."""
+        bad: dict[int, str] = {}
+        for row in range(len(self)):
+            try:
+                self.pixels(np.array([row]))
+            except BadImages as error:
+                bad[row] = str(error)
+        return bad
 
     @functools.cached_property
     def digest(self) -> str:

@@ -3,9 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from latebloom.data.sources.found import listed
-
-__all__ = ["base_name", "place_of", "shortened"]
+__all__ = ["base_name", "listed", "place_of", "shortened"]
 
 
 def place_of(wanted: str, names: Sequence[str], others: Sequence[str] = ()) -> int:
@@ -43,6 +41,11 @@ def place_of(wanted: str, names: Sequence[str], others: Sequence[str] = ()) -> i
 def base_name(name: str) -> str:
     """What follows the last `/`."""
     return name.rpartition("/")[2]
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def shortened(text: str, most: int) -> str:

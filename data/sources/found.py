@@ -8,6 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from latebloom.data.depth import and_others
+from latebloom.data.names import listed
+
 __all__ = ["Files", "Found", "Problem", "Problems", "Split", "listed", "numbered"]
 
 
@@ -91,13 +94,12 @@ class Problems:
         """Refuse the data set if there is an error.
 
         Raises:
-            ValueError: the first error, how many more there are, and the command that lists them.
+            ValueError: the first error, what the others concern, and the command that lists them.
         """
         errors = self.errors()
         if errors:
-            more = len(errors) - 1
-            rest = f" ({more} more: `latebloom check {shlex.quote(source)}` lists all)" if more else ""
-            raise ValueError(f"{errors[0].message}{rest}")
+            then = f"; `latebloom check {shlex.quote(source)}` lists all"
+            raise ValueError(and_others(errors[0].message, [error.where for error in errors[1:]], then))
 
 
 def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
@@ -111,8 +113,3 @@ def numbered(origin: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
     if top >= images > 0:  # a wrong label of 2**40 must not become a tuple of that many names
         raise ValueError(f"{origin} has label {top} but only {images} images; number the classes 0..K-1 without gaps")
     return tuple(str(label) for label in range(top + 1))
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,7 +1,6 @@
 """Looks at every image of a data set, and lists all that is wrong with it at once."""
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from latebloom.data.config import DataConfig
 from latebloom.data.decoding import Header, read
 from latebloom.data.depth import BadImage, Decoding
+from latebloom.data.images import digest_pixels
 from latebloom.data.sources.found import Files, Problem, Problems, Split
 from latebloom.data.sources.load import Splits, find, splits_of
 from latebloom.data.sources.repeated import Pictures, repeated
@@ -146,7 +146,7 @@ def _decoded(
     with ThreadPoolExecutor() as pool:
         for split, part in found.items():
             if isinstance(part.images, np.ndarray):
-                digests |= {name: _digest(one) for name, one in zip(part.names, part.images, strict=True)}
+                digests |= {name: digest_pixels(one) for name, one in zip(part.names, part.images, strict=True)}
                 continue
             files, read_here = part.images, headers.setdefault(split, [])
             starts = range(0, len(files), _CHUNK)
@@ -167,16 +167,10 @@ def _chunk(files: Files, start: int, rules: Decoding) -> list[tuple[Header | Non
         name = files.names[row]
         try:
             header, pixels = read(files.blobs[row], name, decoding=rules)
-            found.append((header, _digest(pixels), None))
+            found.append((header, digest_pixels(pixels), None))
         except BadImage as error:
             found.append((None, "", Problem(error.kind, name, str(error))))
-        except FileNotFoundError as error:  # a link to nothing, or removed meanwhile
-            found.append((None, "", Problem("not readable", name, f"{name} is not there ({error}); remove it")))
     return found
-
-
-def _digest(pixels: np.ndarray) -> str:
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 def _pictures(found: Mapping[str, Split], splits: Splits | None, digests: Mapping[str, str]) -> dict[str, Pictures]:

@@ -42,7 +42,7 @@ def scaled(found: Mapping[str, Split], rules: Decoding) -> Decoding:
         for blob, name in zip(part.images.blobs, part.images.names, strict=True):
             try:
                 values = values_of(blob, name, decoding=rules)
-            except (BadImage, FileNotFoundError):
+            except BadImage:
                 continue
             if values:
                 ends.append(values)

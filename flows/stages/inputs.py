@@ -5,6 +5,7 @@ Light to import (docs/architecture.md, Start), so that a wrong input ends a comm
 
 import shlex
 
+from latebloom.data.depth import BadImages
 from latebloom.data.sources.repeated import TWO_SPLITS, Pictures, repeated
 from latebloom.data.store import as_path, is_remote
 from latebloom.flows.config.compare import CompareConfig
@@ -51,7 +52,15 @@ def check_data(config: CompareConfig, kind: str = "compare") -> None:
         kind_of(config.generate)
     # It decodes every image, as the stages will anyway (it is kept): a damaged one is named now.
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    pictures = {name: Pictures(part.names, part.labels, part.sha256) for name, part in parts.items() if part}
+    pictures, bad = {}, dict[str, str]()
+    for name, part in parts.items():
+        try:
+            if part:
+                pictures[name] = Pictures(part.names, part.labels, part.sha256)
+        except BadImages as error:
+            bad |= error.found
+    if bad:
+        raise BadImages(bad)
     problems, _ = repeated(pictures, splits.train.class_names)
     if twice := [problem for problem in problems if problem.kind == TWO_SPLITS]:
         words = f"{len(twice):,} images are in two splits" if len(twice) > 1 else "an image is in two splits"

@@ -15,6 +15,7 @@ from torch import nn
 
 from latebloom.data import batches
 from latebloom.data.batches import Pixels, epoch_order
+from latebloom.data.depth import BadImages
 from latebloom.data.images import EncodedImages, LabeledImages, encode_png
 from latebloom.data.seeds import torch_stream
 
@@ -197,7 +198,7 @@ def test_a_damaged_image_is_named_when_its_batch_is_due() -> None:
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     files = EncodedImages([tmp_path / "gone.png"], ["gone"], (4, 5, 3))
     stream = Pixels(LabeledImages(files, np.zeros(1, int), ("only",), "gone"), CPU, 0)
-    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+    with pytest.raises(BadImages, match=r"gone\.png"):
         stream[np.array([0])]
 
 

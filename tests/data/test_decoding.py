@@ -109,9 +109,11 @@ def test_damaged_files_are_named() -> None:
             decode(blob, "cats/3.png")
 
 
-def test_a_missing_file_is_just_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        decode(tmp_path / "gone.png", "gone.png")
+def test_what_is_no_file_any_more_is_a_bad_image(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for name, why in (("gone.png", "No such file"), ("folder.png", "Is a directory")):
+        with pytest.raises(BadImage, match=rf"^{name} cannot be read as an image \(.*{why}"):
+            decode(tmp_path / name, name)
 
 
 # EXIF orientation

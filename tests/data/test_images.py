@@ -1,12 +1,14 @@
 import dataclasses
 import io
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from latebloom.data.depth import Decoding
+from latebloom.data.depth import BadImage, BadImages, Decoding
 from latebloom.data.images import EncodedImages, LabeledImages, concat, encode_png
 
 
@@ -163,3 +165,29 @@ def test_concat_refuses_what_does_not_match() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             concat(labelled(3), labelled(2, origin="there", **changes))
+
+
+# Images that cannot be used any more
+
+
+def test_all_that_cannot_be_decoded_is_named_at_once_and_the_error_crosses_processes(tmp_path: Path) -> None:
+    files = [tmp_path / f"{row}.png" for row in range(14)]
+    for file in files:
+        file.write_bytes(encode_png(np.full((8, 8, 1), 7, np.uint8)))
+    images = EncodedImages(files, [file.name for file in files], (8, 8, 1))
+    data = LabeledImages(images, np.arange(14) % 2, ("a", "b"), "files")
+    files[1].write_bytes(b"")
+    files[5].write_bytes(encode_png(np.full((9, 8, 1), 7, np.uint8)))
+    for row in range(7, 14):
+        files[row].unlink()
+    with pytest.raises(BadImages) as caught:
+        _ = data.sha256
+    came_back = pickle.loads(pickle.dumps(caught.value))
+    for error in (caught.value, came_back):
+        assert list(error.found) == [f"{row}.png" for row in (1, 5, *range(7, 14))]
+        assert str(error).startswith("1.png cannot be read as an image (the file is empty)")
+        assert str(error).endswith("(8 more: 5.png, 7.png, 8.png, 9.png, 10.png, 11.png, 12.png, 13.png)")
+    assert "5.png is 8x9 while the first image is 8x8" in caught.value.found["5.png"]
+    assert data.unreadable() == dict(zip((1, 5, *range(7, 14)), caught.value.found.values(), strict=True))
+    one = pickle.loads(pickle.dumps(BadImage("no such kind", "a.png is broken")))
+    assert (one.kind, str(one)) == ("no such kind", "a.png is broken")

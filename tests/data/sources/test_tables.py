@@ -60,7 +60,7 @@ def test_a_line_that_does_not_fit_is_named_and_the_others_are_read(tmp_path: Pat
         f"names the image gone.png, and there is no file {tmp_path / 'gone.png'}; correct the path or drop the line"
     )
     assert words[4].endswith(f"which line 2 of {tmp_path / 'labels.csv'} names already; keep one of the lines")
-    with pytest.raises(ValueError, match=r"line 6 of .*\(5 more: `latebloom check .*labels\.csv` lists all\)"):
+    with pytest.raises(ValueError, match=r"line 6 of .*\(5 more: .*; `latebloom check .*labels\.csv` lists all\)"):
         read(str(tmp_path / "labels.csv"))
 
 
