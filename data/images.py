@@ -174,6 +174,9 @@ class LabeledImages:
     def sha256(self) -> tuple[str, ...]:
         """Per image, `digest_pixels` of it as a classifier gets it: the same picture has the same digest in any file.
 
+        So neither its name, its row nor its label is in it, nor metadata of its file. Another `crop`, other channels
+        or another rule of `decoding` that changes its pixels change it.
+
         Raises:
             BadImages: some cannot be decoded; it names all of them.
         """

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from latebloom.synth.scoring.quality import (
 from latebloom.synth.scoring.spread import Spread
 from latebloom.synth.sizes import Frame, buckets
 
-__all__ = ["Drawn", "Scorers", "batch_key", "describe", "draw", "frame_of", "reference", "wanted_of"]
+__all__ = ["Drawn", "Scorers", "batch_key", "describe", "draw", "drawn_seeds", "frame_of", "reference", "wanted_of"]
 
 # An image of less contrast than this, in grey levels, gets its one retry. Not a threshold of the config: those may
 # move after the images are made, and which images were retried must not depend on when they did.
@@ -110,7 +111,8 @@ def draw(
         batch: how many images are drawn together at most; None: 64.
         on_images: called with how many images were added, after each denoiser step with the share of the batch that
             it is; first with the number of the known ones. Their sum is the number of images finished.
-        known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before; they are not drawn again.
+        known: rows (`SYNTHETIC_SCHEMA`) of images that this generator drew before, for this plan or another, in any
+            order; they are not drawn again.
         keep: gets rows of images that are final, in the columns that `known` needs, every few seconds and where the
             drawing is ended from outside.
 
@@ -139,7 +141,7 @@ def draw(
         again = np.array([row for row in todo.tolist() if _failed(drawn.images[row], drawn.finite[row])], np.int64)
         if len(again):
             keeper.forget(again)
-            seeds[again] = [child_seed(int(seed), "retry") for seed in seeds[again]]
+            seeds[again] = [_retry_seed(int(seed)) for seed in seeds[again]]
             drawn.attempts[again] = 1
             retry, silent = dataclasses.replace(wanted, seeds=seeds.tolist()), Progress(None, generator.digest)
             for rows in references.groups():
@@ -171,24 +173,44 @@ def _keep(plan: pa.Table, drawn: Drawn, keep: Callable[[pa.Table], None], rows: 
 
 def wanted_of(plan: pa.Table) -> Wanted:
     """What a generator is asked for, of the rows of a plan."""
-    return Wanted(
-        plan["label"].to_numpy(), plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist()
-    )
+    labels = pc.coalesce(plan["generator_label"], plan["label"]).to_numpy()
+    return Wanted(labels, plan["prompt"].to_pylist(), plan["level_steps"].to_numpy(), plan["seed"].to_pylist())
+
+
+def drawn_seeds(plan: pa.Table) -> list[int]:
+    """The seeds by which images of these rows of a plan may have been drawn: each row's own, and that of its retry."""
+    seeds = plan["seed"].to_pylist()
+    return [*seeds, *map(_retry_seed, seeds)]
+
+
+def _retry_seed(seed: int) -> int:
+    return child_seed(seed, "retry")
 
 
 def _recall(plan: pa.Table, known: pa.Table, channels: int, drawn: Drawn) -> None:
-    """Put known images in their places. A row counts as known where everything that decides its image is equal."""
-    rows = {name: row for row, name in enumerate(known["item_id"].to_pylist())}
-    names = ["label", "source_sha256", "level_steps", "level_grid", "prompt"]
-    for place, wanted in enumerate(plan.to_pylist()):
-        if wanted["item_id"] not in rows:
-            continue
-        found = known.slice(rows[wanted["item_id"]], 1).to_pylist()[0]
-        seed = child_seed(wanted["seed"], "retry") if found["attempt"] else wanted["seed"]
-        if found["seed"] == seed and all(found[name] == wanted[name] for name in names):
-            drawn.blobs[place] = found["image"]["bytes"]
-            drawn.images[place] = decode(found["image"]["bytes"], wanted["item_id"], channels=channels)
-            drawn.finite[place], drawn.seeds[place], drawn.attempts[place] = found["finite"], seed, found["attempt"]
+    """Put known images in their places.
+
+    A known image is found by its seed, in which reference, level, variant and root seed are, and by what the generator
+    was conditioned with: not by its row, which moves where the data grow.
+    """
+    columns = ("seed", "generator_label", "prompt")
+    there, wanted = (zip(*(table[name].to_pylist() for name in columns), strict=True) for table in (known, plan))
+    found = {_drawn_by(*row): number for number, row in enumerate(there)}
+    for place, (seed, *condition) in enumerate(wanted):
+        for attempt, own in enumerate((seed, _retry_seed(seed))):
+            row = found.get(_drawn_by(own, *condition))
+            if row is not None:
+                blob = known["image"][row].as_py()["bytes"]
+                drawn.blobs[place] = blob
+                drawn.images[place] = decode(blob, plan["item_id"][place].as_py(), channels=channels)
+                drawn.finite[place] = known["finite"][row].as_py()
+                drawn.seeds[place], drawn.attempts[place] = own, attempt
+                break
+
+
+def _drawn_by(seed: int, generator_label: int | None, prompt: str) -> tuple[int, int | str]:
+    """What an image is drawn by: its seed, and the generator's label for it or, where it has none, the prompt."""
+    return seed, prompt if generator_label is None else generator_label
 
 
 def _failed(image: np.ndarray | None, finite: bool) -> bool:

@@ -38,6 +38,7 @@ SYNTHETIC_SCHEMA = pa.schema(
     [
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         ("label", pa.int64()),
+        ("generator_label", pa.int64()),
         ("item_id", pa.string()),
         ("source_index", pa.int64()),
         ("source_name", pa.string()),
@@ -206,7 +207,7 @@ class SyntheticFolder:
                     self.path / ".cache" / f"{made[:16]}-{record.sha256}.parquet", self.part_path(part).read_bytes()
                 )
                 file.unlink()
-        return sum(len(found) for found in self._cached_items(made).values())
+        return sum(len(found) for found in self._cached_seeds(made).values())
 
     def keep(self, made: str, rows: pa.Table) -> Path:
         """Put images of a part in the making into the cache, where `cached` finds them; the file.
@@ -221,22 +222,24 @@ class SyntheticFolder:
         write_bytes(file, blob)
         return file
 
-    def cached(self, made: str, items: Collection[str]) -> pa.Table:
-        """Rows in the cache that were made under `made`, with some item ids (`SYNTHETIC_SCHEMA`), in no order."""
+    def cached(self, made: str, seeds: Collection[int]) -> pa.Table:
+        """Rows in the cache that were made under `made` with some seeds (`SYNTHETIC_SCHEMA`), in no order.
+
+        By seed, which an image keeps where the rows of its plan move. Images of one seed may have other prompts.
+        """
         tables = [SYNTHETIC_SCHEMA.empty_table()]
-        wanted = set(items)
-        for file, names in self._cached_items(made).items():
-            rows = [row for row, name in enumerate(names) if name in wanted]
+        wanted = set(seeds)
+        for file, found in self._cached_seeds(made).items():
+            rows = [row for row, seed in enumerate(found) if seed in wanted]
             if rows and digest_file(file) == file.stem.partition("-")[2]:
-                wanted -= {names[row] for row in rows}
                 tables.append(read_table(file).take(rows).replace_schema_metadata())
         return pa.concat_tables(tables, promote_options="default")  # an older version had fewer scores
 
-    def _cached_items(self, made: str) -> dict[Path, list[str]]:
+    def _cached_seeds(self, made: str) -> dict[Path, list[int]]:
         found = {}
         for file in sorted(self.path.glob(f".cache/{made[:16]}-*.parquet")):
             with contextlib.suppress(pa.ArrowException):  # a damaged one is as good as none
-                found[file] = read_table(file, columns=["item_id"])["item_id"].to_pylist()
+                found[file] = read_table(file, columns=["seed"])["seed"].to_pylist()
         return found
 
     def write_manifest(self, about: dict[str, Any], class_names: tuple[str, ...], parts: list[PartRecord]) -> str:
@@ -279,7 +282,7 @@ class SyntheticFolder:
         if manifest.get("format") != FORMAT:
             raise ValueError(
                 f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; run `latebloom generate` "
-                "with its settings again: its images are kept"
+                "with its settings again: all of its images are made anew"
             )
         return manifest
 

@@ -136,7 +136,7 @@ class RunContext:
         """Digest of what decides an image beside its own row of the plan."""
         return digest_json(
             {
-                "version": 2,
+                "version": 3,
                 "generator": self.planned.facts.generator.digest,
                 "sample": self.config.sample.model_dump(mode="json"),
                 "sizes": self.config.sizes.model_dump(mode="json"),

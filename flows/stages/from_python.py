@@ -27,7 +27,7 @@ from latebloom.synth.config import (
     SampleConfig,
     SizeConfig,
 )
-from latebloom.synth.generate import describe, draw
+from latebloom.synth.generate import describe, draw, drawn_seeds
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.generators.load import load_generator
 from latebloom.synth.memory import BatchSizes
@@ -102,6 +102,8 @@ def synthesize(
         sample.grid,
         seed,
         lambda label, own: prompt_of(prompts, names[label], own),
+        generator_labels=made_by.labels_of(images.class_names),
+        whole=sizes.returned == "source",
     )
     weights = _digest(classifier)
     about = {
@@ -128,6 +130,7 @@ def synthesize(
     if None in records:
         with contextlib.suppress(FileNotFoundError):
             (folder.path / "manifest.json").unlink()  # no data set until all of it is there
+        folder.cache_parts(kind_made, [number for number, record in enumerate(records) if record])
         if classifier:
             _check_takes(classifier, images)
         scorers = scorers_by([classifier] if classifier else [], images, kind == "pixel")
@@ -138,7 +141,8 @@ def synthesize(
                 if records[number]:
                     continue
                 items, unfinished = part["item_id"].to_pylist(), list[Path]()
-                known = folder.cached(kind_made, items)  # what an interrupted call had drawn of it
+                # What an interrupted call had drawn of it, or one for other images or rows.
+                known = folder.cached(kind_made, drawn_seeds(part))
 
                 def keep(drawn: pa.Table, files: list[Path] = unfinished) -> None:
                     files.append(folder.keep(kind_made, drawn))

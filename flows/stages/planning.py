@@ -11,7 +11,7 @@ import torch
 from rich.filesize import decimal
 
 from latebloom.data.images import LabeledImages
-from latebloom.data.store import atomic_path, write_json
+from latebloom.data.store import atomic_path, read_table, write_json
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Cost, RunFolder
 from latebloom.flows.run.progress import duration, say
@@ -58,7 +58,7 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         "generator": digest,
         "seed": config.seed,
     }
-    stage = folder.stage(PLAN, 2, inputs)  # without the names of images: a file renamed is no other plan
+    stage = folder.stage(PLAN, 3, inputs)  # without the names of images: a file renamed is no other plan
     if not known:
         remember_generator(folder, config, train, digest)
     if before := stage.done():
@@ -68,6 +68,7 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         else:
             say("plan: done before")
         return
+    _tell_of_other_seeds(run)
     with stage.making() as outcome:
         wanted = [
             request
@@ -75,11 +76,17 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
             for number in range(config.seeds)
             for request in requests(run.selected(method, number), levels)
         ]
+        generator = generator_of(config)
         plan = make_plan(
-            wanted, train, config.sample.grid, config.seed, lambda label, seed: prompt_of(prompts, names[label], seed)
+            wanted,
+            train,
+            config.sample.grid,
+            config.seed,
+            lambda label, seed: prompt_of(prompts, names[label], seed),
+            generator_labels=generator.labels_of(train.class_names),
+            whole=config.sizes.returned == "source",
         )
         outcome.outputs.append(_write_plan(run, plan))
-        generator = generator_of(config)
         generator.prepare(distinct_prompts(plan))
         measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
         steps = sorted(set(plan["level_steps"].to_pylist()))
@@ -106,6 +113,13 @@ def _write_plan(run: RunContext, plan: pa.Table) -> Path:
     with atomic_path(file) as temporary:
         pq.write_table(plan, temporary)
     return file
+
+
+def _tell_of_other_seeds(run: RunContext) -> None:
+    """Say that no image of a plan of an older version fits: its seeds followed from rows."""
+    file = run.path / "plan.parquet"
+    if file.is_file() and "generator_label" not in read_table(file).column_names:
+        say("plan: the plan here is of an older version, with other seeds: all of its images are made anew")
 
 
 def _renamed(run: RunContext, train: LabeledImages) -> bool:

@@ -22,7 +22,7 @@ from latebloom.flows.stages.dropped import columns_of_filter, quartiles, quartil
 from latebloom.flows.stages.loaders import generator_of
 from latebloom.flows.stages.planning import batch_sizes, distinct_prompts, generator_config
 from latebloom.flows.stages.thresholds import as_of_now
-from latebloom.synth.generate import describe, draw
+from latebloom.synth.generate import describe, draw, drawn_seeds
 from latebloom.synth.prompts import names_of
 
 __all__ = [
@@ -110,7 +110,7 @@ def make_one_part(
     part, key, train = run.parts[number], run.part_key(number), run.splits.train
     _check_space(run, part.num_rows)
     kept = run.synthetic.kept_part(number, key)
-    known = run.synthetic.cached(run.made, part["item_id"].to_pylist())
+    known = run.synthetic.cached(run.made, drawn_seeds(part))
     if kept:
         known = pa.concat_tables([known, read_table(run.synthetic.part_path(number), schema=SYNTHETIC_SCHEMA)])
     # First of all: they read every real image, and one that has become unreadable must not cost what is drawn.

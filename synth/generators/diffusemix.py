@@ -121,6 +121,9 @@ class DiffuseMixGenerator:
     def check(self, class_names: tuple[str, ...]) -> None:
         """Nothing: an edit needs no class."""
 
+    def labels_of(self, class_names: tuple[str, ...]) -> None:
+        """None: it goes by the prompt."""
+
     def level(self, steps: int) -> Level:
         """Pure noise and `config.steps` steps, whatever the level; ValueError where the grid does not have it."""
         if not 1 <= steps <= self.grid:

@@ -173,6 +173,9 @@ class LatentDenoiser:
             if not name.strip():
                 raise ValueError(f"class {label} has no name, which its prompt needs; name it in the class-name map")
 
+    def labels_of(self, class_names: tuple[str, ...]) -> None:
+        """None: it goes by the prompt."""
+
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
         """Embed the prompts that are new, one at a time so that none depends on the others; then free the encoders.

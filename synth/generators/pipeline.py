@@ -205,6 +205,9 @@ class PipelineGenerator:
     def check(self, class_names: tuple[str, ...]) -> None:
         """Nothing: a class is known by its prompt alone."""
 
+    def labels_of(self, class_names: tuple[str, ...]) -> None:
+        """None: it goes by the prompt."""
+
     def level(self, steps: int) -> Level:
         """Where level `steps` of the grid starts on this pipeline's own schedule.
 

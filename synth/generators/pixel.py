@@ -155,6 +155,10 @@ class PixelDenoiser:
                     f"{self.class_names[label]!r}{hint}; give data with the same class names in the same order"
                 )
 
+    def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...]:
+        """Those of the data, which `check` has compared with its own."""
+        return tuple(range(len(class_names)))
+
     def prepare(self, prompts: Sequence[str]) -> None:
         """Nothing: there is no text encoder."""
 

@@ -20,7 +20,7 @@ class Wanted:
     """Images to make in one call, all of one work size; n rows.
 
     Attributes:
-        labels: int64 (n,).
+        labels: int64 (n,), the generator's own where it has `labels_of` the classes, else those of the data.
         prompts: n texts; a class-conditional model uses the label and ignores them.
         levels: int64 (n,), R of the grid, 1..S.
         seeds: n numbers, 0 <= seed < 2**63; an image's seed decides all of its noise.
@@ -95,6 +95,14 @@ class Generator(Protocol):
         """Raise ValueError where it cannot make images of these classes."""
         ...
 
+    def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...] | None:
+        """By label of these classes, the label that the network is given for it; None where it goes by the prompt.
+
+        An image that was made is used again where this, or the prompt, is what it was: so it must decide what is made
+        of a class, and only that.
+        """
+        ...
+
     def level(self, steps: int) -> Level:
         """What level `steps` of the configured grid is here; ValueError where it does not exist.
 
@@ -158,6 +166,10 @@ class Denoiser(Protocol):
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot make images of these classes."""
+        ...
+
+    def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...] | None:
+        """As `Generator.labels_of`."""
         ...
 
     def prepare(self, prompts: Sequence[str]) -> None:

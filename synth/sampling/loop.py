@@ -47,6 +47,10 @@ class LoopGenerator:
         """Raise ValueError where it cannot make images of these classes."""
         self.denoiser.check(class_names)
 
+    def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...] | None:
+        """The labels that the network is given for these classes; None where it goes by the prompt."""
+        return self.denoiser.labels_of(class_names)
+
     def level(self, steps: int) -> Level:
         """What level `steps` of the grid is on this model's schedule."""
         return self.grid.level(steps, self.config.calls(steps))

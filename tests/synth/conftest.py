@@ -78,6 +78,9 @@ class FakeDenoiser:
     def check(self, class_names: tuple[str, ...]) -> None:
         """Anything goes."""
 
+    def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(range(len(class_names)))
+
     def prepare(self, prompts: Sequence[str]) -> None:
         self.prepared.append(list(prompts))
 
@@ -143,6 +146,9 @@ class FakeGenerator:
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Anything goes."""
+
+    def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(range(len(class_names)))
 
     def level(self, steps: int) -> Level:
         return NoiseGrid.of(cosine_alphas_cumprod(1000), 10).level(steps, steps)

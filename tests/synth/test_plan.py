@@ -6,7 +6,9 @@ import pyarrow as pa
 import pydantic
 import pytest
 
-from latebloom.data.images import LabeledImages
+from latebloom.data.depth import Decoding
+from latebloom.data.images import EncodedImages, LabeledImages, digest_pixels, encode_png
+from latebloom.data.seeds import child_seed
 from latebloom.synth.config import PlanConfig
 from latebloom.synth.plan import PLAN_SCHEMA, Request, forecast, item_id, make_plan, requests
 
@@ -65,6 +67,7 @@ def test_a_plan_row_by_row(tiny_images: LabeledImages) -> None:
             "source_name": f"[{source}]",
             "variant": variant,
             "label": label,
+            "generator_label": None,
             "level_steps": level,
             "level_grid": 20,
             "prompt": name,
@@ -112,13 +115,41 @@ def test_every_image_carries_the_digest_of_its_source(tiny_images: LabeledImages
     assert plan["source_sha256"].to_pylist() == expected
 
 
-def test_seeds_stay_what_they_were_in_every_version(tiny_images: LabeledImages) -> None:
+def test_seeds_stay_what_they_were_in_every_version() -> None:
     # A changed number here makes other images of every plan ever written.
-    plan = make_plan([Request(3, 50, 0), Request(3, 40, 1)], tiny_images, 100, 7, named)
-    assert dict(zip(plan["item_id"].to_pylist(), plan["seed"].to_pylist(), strict=True)) == {
-        "0000003-50of100-v0": 8284484749781675706,
-        "0000003-40of100-v1": 3504463842631168303,
-    }
+    black = LabeledImages(np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]), ("top", "middle"), "two equal images")
+    plan = make_plan([Request(0, 50, 0), Request(0, 40, 1), Request(1, 50, 0)], black, 100, 7, named)
+    digest = hashlib.sha256(b"(1, 1, 1)\0").hexdigest()
+    # What `data.seeds.child_seed` makes of the root, the picture, how many equal ones are before it, level, grid and
+    # variant; by hand: the first eight bytes of the SHA-256 of this JSON, halved.
+    names = [f'[7, "image", "{digest}", {place}]' for place in ("0, 40, 100, 1", "0, 50, 100, 0", "1, 50, 100, 0")]
+    hashes = [hashlib.sha256(name.encode()).digest() for name in names]
+    assert plan["seed"].to_pylist() == [int.from_bytes(value[:8], "big") >> 1 for value in hashes]
+    assert plan["seed"].to_pylist() == [8639060582514929717, 1486548147878060396, 3651062802690034435]
+
+
+def test_the_order_of_equal_images_counts_also_those_that_no_image_is_made_of() -> None:
+    black = LabeledImages(np.zeros((3, 1, 1, 1), np.uint8), np.zeros(3, np.int64), ("top",), "equal images")
+    alone = make_plan([Request(2, 50, 0)], black, 100, 7, named)
+    together = make_plan([Request(row, 50, 0) for row in range(3)], black, 100, 7, named)
+    assert alone["seed"].to_pylist() == together["seed"].to_pylist()[2:]
+
+
+def test_where_references_are_whole_images_what_is_cut_away_counts() -> None:
+    wide = np.zeros((4, 4, 8, 1), np.uint8)
+    wide[:, :, 2:6] = np.random.default_rng(0).integers(0, 256, (4, 4, 1))  # all equal in the square that is cut out
+    wide[1, :, 0], wide[3] = 9, 7  # the first and the third equal in all; the last in nothing
+    blobs = [encode_png(image) for image in wide]
+    seeds = {}
+    for whole in (False, True):
+        images = EncodedImages(blobs, list("abcd"), (4, 4, 1), Decoding(4))
+        data = LabeledImages(images, np.zeros(4, np.int64), ("top",), "wide images")
+        plan = make_plan(requests(np.arange(4), (50,)), data, 100, 7, named, whole=whole)
+        seeds[whole] = plan["seed"].to_pylist()
+        orders = [0, 0, 1, 0] if whole else [0, 1, 2, 0]
+        digests = [digest_pixels(image) for image in (wide if whole else wide[:, :, 2:6])]
+        named_so = zip(digests, orders, strict=True)
+        assert seeds[whole] == [child_seed(7, "image", digest, order, 50, 100, 0) for digest, order in named_so]
 
 
 def test_every_image_has_a_seed_of_its_own(tiny_images: LabeledImages) -> None:

@@ -29,6 +29,7 @@ def table(first: int = 0, n: int = 3, **changes: Any) -> pa.Table:
     columns: dict[str, Any] = {
         "image": [{"bytes": encode_png(picture(i)), "path": f"{i}.png"} for i in numbers],
         "label": [i % 2 for i in numbers],
+        "generator_label": [i % 2 for i in numbers],
         "item_id": [f"item {i}" for i in numbers],
         "source_index": [10 * i for i in numbers],
         "source_name": [f"train/{NAMES[i % 2]}/{i}.png" for i in numbers],
@@ -404,10 +405,10 @@ def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
         folder.rows()
 
 
-def test_parts_in_the_cache_are_found_again_by_item(tmp_path: Path) -> None:
+def test_images_in_the_cache_are_found_again_by_seed(tmp_path: Path) -> None:
     folder = written(tmp_path)
     everything = folder.rows()
-    items = everything["item_id"].to_pylist()
+    seeds = everything["seed"].to_pylist()
     records = {n: folder.kept_part(n, f"key {n}") for n in range(2)}
     assert all(records.values())
     for number, record in records.items():
@@ -417,20 +418,20 @@ def test_parts_in_the_cache_are_found_again_by_item(tmp_path: Path) -> None:
     assert folder.cache_parts("b" * 64, []) == 0  # of other settings: not worth it
     assert folder.cache_parts("a" * 64, [1]) == records[0].rows
     assert folder.cache_parts("a" * 64, [1]) == records[0].rows  # twice is once
-    found = folder.cached("a" * 64, [items[1], "another item"])
-    assert found["item_id"].to_pylist() == [items[1]]
+    found = folder.cached("a" * 64, [seeds[1], 7])
+    assert found["seed"].to_pylist() == [seeds[1]]
     assert found["image"].to_pylist() == everything.slice(1, 1)["image"].to_pylist()
-    assert folder.cached("b" * 64, items).num_rows == 0
+    assert folder.cached("b" * 64, seeds).num_rows == 0
     (cached,) = (tmp_path / ".cache").iterdir()
     older = pq.read_table(cached).drop_columns(["distance_ratio", "source_name"])  # of a version without these
     pq.write_table(older, tmp_path / "older.parquet")
     cached.unlink()
     name = f"{'a' * 16}-{digest_file(tmp_path / 'older.parquet')}.parquet"
     (tmp_path / "older.parquet").rename(tmp_path / ".cache" / name)
-    found = folder.cached("a" * 64, [items[1]])
-    assert (found["item_id"].to_pylist(), found["distance_ratio"].to_pylist()) == ([items[1]], [None])
+    found = folder.cached("a" * 64, [seeds[1]])
+    assert (found["seed"].to_pylist(), found["distance_ratio"].to_pylist()) == ([seeds[1]], [None])
     (cached,) = (tmp_path / ".cache").iterdir()
     cached.write_bytes(cached.read_bytes()[:-9] + b"x" * 9)
     with pytest.raises((ValueError, OSError)):
         pq.read_table(cached)
-    assert folder.cached("a" * 64, items).num_rows == 0  # damaged: drawn again
+    assert folder.cached("a" * 64, seeds).num_rows == 0  # damaged: drawn again
