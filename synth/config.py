@@ -154,6 +154,12 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     loras: tuple[str, ...] = Field((), description="LoRA weights as PATH or PATH@SCALE, fused into the model")
     textual_inversions: tuple[str, ...] = Field((), description="Textual inversion embeddings by path")
+    classes: str = Field(
+        "",
+        description="Which of a class-conditional generator's classes each class of the data is: the path of a map of "
+        "class to its name or number there, in the formats of prompts.names; or order: class i is class i. Empty, and "
+        "for classes that the map leaves out: the one of the same name",
+    )
     compile: bool = Field(False, description="torch.compile: minutes once per size, faster then; changes no image much")
     fuse_qkv: bool = Field(False, description="One matrix product for query, key and value")
     batch_size: int = Field(

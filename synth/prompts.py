@@ -15,7 +15,7 @@ from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path
 from latebloom.synth.config import PromptConfig
 
-__all__ = ["lint", "names_of", "prompt_of"]
+__all__ = ["lint", "names_of", "prompt_of", "read_map"]
 
 
 def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...
     Raises:
         ValueError: the map cannot be read, or it lacks a class of the data and names one that does not exist.
     """
-    named = _read_map(as_path(config.names)) if config.names else {}
+    named = read_map(as_path(config.names)) if config.names else {}
     missing = [name for name in class_names if name not in named]
     unknown = [name for name in named if name not in class_names] if missing else []
     if unknown:
@@ -108,8 +108,8 @@ def lint(class_names: Sequence[str], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _read_map(path: Path) -> dict[str, str]:
-    """Class to name, from a file.
+def read_map(path: Path) -> dict[str, str]:
+    """Class to name, or to number as text, from a file.
 
     Raises:
         ValueError: no such file, of another kind, damaged, or a line that is not one class and its name.
@@ -137,16 +137,19 @@ def _read_map(path: Path) -> dict[str, str]:
 def _json_pairs(text: str) -> list[tuple[str, str]]:
     # An object becomes a tuple of pairs: so keys given twice are found, and lists are refused.
     pairs = json.loads(text, object_pairs_hook=tuple)
-    if not isinstance(pairs, tuple) or not all(isinstance(name, str) for _, name in pairs):
+    if not isinstance(pairs, tuple) or not all(type(name) in (str, int) for _, name in pairs):
         raise ValueError('expected one object of strings, such as {"n01440764": "tench"}')
-    return list(pairs)
+    return [(own, str(name)) for own, name in pairs]
+
+
+_HEADINGS = (["class", "name"], ["class", "number"])
 
 
 def _table_pairs(text: str, delimiter: str) -> list[tuple[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     pairs = []
     for row in reader:
-        heading = reader.line_num == 1 and [cell.casefold() for cell in row] == ["class", "name"]
+        heading = reader.line_num == 1 and [cell.casefold() for cell in row] in _HEADINGS
         if heading or not row:
             continue
         if len(row) != 2:

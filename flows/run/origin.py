@@ -37,7 +37,7 @@ ORIGIN = "origin.json"
 # The settings that may name a file or folder.
 _PATHS = (
     *("data.source", "data.root", "classifier.weights", "generate.generator", "prompts.names"),
-    *("diffusemix.fractals", "strong.file", "scores.reference_classifier", "scores.clip"),
+    *("generate.classes", "diffusemix.fractals", "strong.file", "scores.reference_classifier", "scores.clip"),
     *("slow.outputs", "slow.indices"),
 )
 

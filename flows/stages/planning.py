@@ -20,6 +20,7 @@ from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.known_generator import known_generator, remember_generator
 from latebloom.flows.stages.loaders import device_of, generator_of
 from latebloom.synth.config import PromptConfig
+from latebloom.synth.generators.classes import wording
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Forecast, forecast, make_plan, requests
@@ -46,8 +47,7 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
     known = known_generator(folder, config, train)
     digest = known or generator_of(config).digest
     wants = [(arm.method, config.levels(arm)) for arm in config.parsed_arms if arm.kind == "synthetic"]
-    prompts = _prompts(config)
-    names = names_of(prompts, train.class_names)
+    prompts, names = _wording(config, train.class_names)
     inputs: dict[str, Any] = {
         "selection": run.select.digest,
         "wants": wants,
@@ -150,11 +150,12 @@ def _generator_facts(generator: Generator, train: Sequence[str], config: Compare
     )
 
 
-def _prompts(config: CompareConfig) -> PromptConfig:
+def _wording(config: CompareConfig, class_names: Sequence[str]) -> tuple[PromptConfig, tuple[str, ...]]:
     """DiffuseMix edits by a style, whatever the class; the prompts of the others name the class."""
     if kind_of(config.generate) == "diffusemix":
-        return PromptConfig.model_construct(templates=config.diffusemix.prompts)
-    return config.prompts
+        prompts = PromptConfig.model_construct(templates=config.diffusemix.prompts)
+        return prompts, names_of(prompts, class_names)
+    return wording(config.generate, config.prompts, class_names)
 
 
 def distinct_prompts(plan: pa.Table) -> list[str]:

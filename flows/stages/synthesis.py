@@ -23,6 +23,7 @@ from latebloom.flows.stages.loaders import generator_of
 from latebloom.flows.stages.planning import batch_sizes, distinct_prompts, generator_config
 from latebloom.flows.stages.thresholds import as_of_now
 from latebloom.synth.generate import describe, draw, drawn_seeds
+from latebloom.synth.generators.classes import mapping_of
 from latebloom.synth.prompts import names_of
 
 __all__ = [
@@ -238,6 +239,7 @@ def _about(run: RunContext) -> dict[str, Any]:
         "templates": list(facts.templates),
         "negative_prompt": config.prompts.negative,
         "names": list(names_of(config.prompts, train.class_names)),
+        "classes": mapping_of(config.generate.classes),
         "quality": run.quality.model_dump(mode="json"),
         "scorers": run.scorer_digests,
         "seed": config.seed,

@@ -21,6 +21,7 @@ __all__ = ["load_generator"]
 _TAKES: dict[str, tuple[Kind, ...]] = {
     "loras": ("latent", "pipeline"),
     "textual_inversions": ("latent",),
+    "classes": ("pixel",),
     "compile": ("pixel", "latent", "pipeline"),
     "fuse_qkv": ("latent", "pipeline"),
 }
@@ -68,7 +69,7 @@ def _load(
 ) -> Generator:
     dtype = _dtype(config.dtype, device)
     if kind == "pixel":
-        return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile), sample)
+        return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile, config.classes), sample)
     if kind == "diffusemix":
         return DiffuseMixGenerator.load(folder, device, dtype=dtype, config=diffusemix, grid=sample.grid)
     options: dict[str, Any] = {

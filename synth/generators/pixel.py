@@ -1,6 +1,5 @@
 """Class-conditional `UNet2DModel` in pixel space, from a diffusers folder; the shipped digits generator is one."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from latebloom.data.store import digest_file, digest_json, read_json
-from latebloom.synth.generators.card import CARD_FILE, read_card
+from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import check_schedule
+from latebloom.synth.generators.classes import class_labels, label_of, mapping_of, pixel_classes
 from latebloom.synth.generators.diffusers_folder import compile_network, licence, load_part
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
@@ -23,8 +23,8 @@ _CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 class PixelDenoiser:
     """A `UNet2DModel` with class embeddings behind the `Denoiser` interface.
 
-    The last class embedding is "no label" where the model has one more than there are classes. Prompts are ignored:
-    the label says what to make.
+    The last class embedding is "no label" where the model has one more than there are classes. Prompts are those of
+    `classes.wording`.
     """
 
     clip = True
@@ -41,6 +41,7 @@ class PixelDenoiser:
         name: str,
         digest: str,
         class_names: tuple[str, ...] = (),
+        classes: str = "",
         trained_on: frozenset[str] = frozenset(),
         trained_on_words: str = "",
         licence: str = "",
@@ -54,6 +55,7 @@ class PixelDenoiser:
         self.name = name
         self.digest = digest
         self.class_names = class_names
+        self.classes = classes
         self.trained_on = trained_on
         self.trained_on_words = trained_on_words
         self.licence = licence
@@ -67,9 +69,17 @@ class PixelDenoiser:
 
     @classmethod
     def load(
-        cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, compile: bool = False
+        cls,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+        classes: str = "",
     ) -> "PixelDenoiser":
         """Load `unet/` and `scheduler/` of a diffusers folder; weights from safetensors only, pickles are refused.
+
+        Args:
+            classes: as the setting `generate.classes`; no part of the digest, since each prompt names its class.
 
         Raises:
             ValueError: another kind of model, missing or broken files, a schedule or prediction type that is not
@@ -113,12 +123,7 @@ class PixelDenoiser:
                 "model without it"
             )
         card = read_card(folder)
-        class_names = tuple(card.get("class_names", ()))
-        if len(class_names) > embeddings:
-            raise ValueError(
-                f"{folder / CARD_FILE} names {len(class_names)} classes, the model has {embeddings} embeddings; give "
-                "the folder as it was written"
-            )
+        class_names, num_classes = pixel_classes(folder)
         # Keys with an underscore name the version of diffusers and a path; they do not change the model.
         settings = {
             part: {key: value for key, value in config.items() if not key.startswith("_")}
@@ -129,10 +134,11 @@ class PixelDenoiser:
             unet.to(device),
             scheduler.alphas_cumprod.double().numpy(),
             scheduler.config["prediction_type"],
-            num_classes=len(class_names) or embeddings,
+            num_classes=num_classes,
             name=folder.name,
             digest=digest,
             class_names=class_names,
+            classes=classes,
             trained_on=frozenset(card.get("trained_on_sha256", ())),
             trained_on_words=card.get("trained_on", ""),
             licence=licence(folder),
@@ -140,20 +146,8 @@ class PixelDenoiser:
         )
 
     def check(self, class_names: tuple[str, ...]) -> None:
-        """Raise ValueError where the model's classes have other names or numbers."""
-        if len(class_names) > self.num_classes:
-            raise ValueError(
-                f"generator {self.name} knows {self.num_classes} classes, the data have {len(class_names)}; give a "
-                "generator that was trained on these classes"
-            )
-        for label, name in enumerate(class_names):
-            if self.class_names and self.class_names[label] != name:
-                near = difflib.get_close_matches(name, self.class_names, 1)
-                hint = f" (it has {near[0]!r} at {self.class_names.index(near[0])})" if near else ""
-                raise ValueError(
-                    f"class {label} of the data is {name!r}, of generator {self.name} it is "
-                    f"{self.class_names[label]!r}{hint}; give data with the same class names in the same order"
-                )
+        """Raise ValueError where a class of the data has no partner among the model's."""
+        class_labels(class_names, self.class_names, self.num_classes, mapping_of(self.classes))
 
     def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...]:
         """Those of the data, which `check` has compared with its own."""
@@ -163,7 +157,8 @@ class PixelDenoiser:
         """Nothing: there is no text encoder."""
 
     def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
-        """The labels."""
+        """int64 (n,) on `device`: the class that each prompt names; the labels where all prompts are empty."""
+        labels = np.array([label_of(prompt) for prompt in prompts]) if any(prompts) else labels
         return torch.tensor(labels, dtype=torch.int64, device=self.device)
 
     def encode(self, images: np.ndarray) -> Tensor:

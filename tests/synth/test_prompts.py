@@ -86,7 +86,7 @@ def test_a_bad_map_is_refused_by_its_name(tmp_path: Path) -> None:
         ("map.yaml", "sea: sea", r"map\.yaml is no \.json, \.csv, \.tsv or \.txt file"),
         ("map.json", '{"sea": ', "cannot be read: Expecting value"),
         ("map.json", '[["sea", "sea"]]', "cannot be read: expected one object of strings"),
-        ("map.json", '{"sea": 3}', "cannot be read: expected one object of strings"),
+        ("map.json", '{"sea": 3.5}', "cannot be read: expected one object of strings"),
         ("map.json", '{"sea": {"name": "sea"}}', "cannot be read: expected one object of strings"),
         ("map.json", '{"sea": "sea", "sea": "lake"}', "names 'sea' twice, 'sea' and 'lake'; keep one"),
         ("map.json", '{"sea": " "}', "has an empty name for 'sea'; fill it in"),

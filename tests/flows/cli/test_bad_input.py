@@ -126,6 +126,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, generator: Path) -> Path:
     save_unet(shop / "unguided", ten, num_class_embeds=10)
     save_unet(shop / "coarse", ten, timesteps=10)
     save_unet(shop / "few-classes", ten[:5], num_class_embeds=6)
+    save_unet(shop / "unnamed", (), num_class_embeds=10)
     for name in ("broken-index", "no-weights"):
         shutil.copytree(generator, shop / name)
     (shop / "broken-index" / "model_index.json").write_text("{")
@@ -242,13 +243,21 @@ BAD_INPUT = [
     ("run digits --generator SHOP/broken-index", "model_index.json is not valid JSON"),
     ("run digits --generator SHOP/latent --kind pixel", "holds a UNet2DConditionModel, expected a UNet2DModel"),
     ("run digits --generator SHOP/no-weights", "pickled weights (.bin) are refused"),
-    ("run digits --generator SHOP/few-classes", "generator few-classes knows 5 classes, the data have 10"),
+    (
+        "run digits --generator SHOP/few-classes",
+        "class '5' of the data is none of the generator's 5 classes",
+    ),
     (
         "run digits --generator SHOP/unguided --set sample.guidance_scale=3",
         "generator unguided has no unconditional branch, which guidance needs: set the guidance scale to 1",
     ),
     ("run digits --generator SHOP/coarse", "a grid of 100 steps is finer than the 10 timesteps of generator coarse"),
-    ("run SHOP/good", "class 0 of the data is 'cat', of generator tiny it is '0'"),
+    ("run SHOP/good", "class 'cat' of the data is none of the generator's 10 classes"),
+    (
+        "run SHOP/good --generator SHOP/unnamed --set sample.guidance_scale=1",
+        "which of them is 'cat' is not known; set generate.classes=order",
+    ),
+    ("run digits --set generate.classes=nowhere.json", "class-name map nowhere.json does not exist"),
     # Prompts, sizes, scores
     ("run digits --set prompts.names=SHOP/names.csv", "names classes that do not exist, ten"),
     ("run SHOP/colour", "the images are in colour and the generator makes grey ones; name a generator with 3"),

@@ -113,11 +113,11 @@ def test_a_generator_is_compared_with_the_classes(run_command: RunCommand, pets:
     outcome = run_command("check", pets, "--generator", generator)
     assert outcome.code == 1
     assert "  generator: 1" in outcome.out
-    assert "class 0 of the data is 'big dog', of generator tiny it is '0'" in " ".join(outcome.out.split())
+    assert "class 'big dog' of the data is none of the generator's 10 classes" in " ".join(outcome.out.split())
     outcome = run_command("check", "digits", "--generator", generator)
     assert outcome.code == 0, outcome.out
     assert f"generator  {generator}, pixel, works at 8 pixels\n" in outcome.out
-    assert "classes    the same 10 in the same order\n" in outcome.out
+    assert 'classes    by prompts: "class 0 0", "class 1 1", "class 2 2", ...\n' in outcome.out
     assert "of weights" in outcome.out
     assert outcome.out.endswith(f"  latebloom run digits --generator {generator}\n")
 

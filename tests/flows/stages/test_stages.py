@@ -259,6 +259,19 @@ def test_another_setting_runs_the_stages_again_that_depend_on_it_and_no_other(
     assert story.made(finished) == made
 
 
+def test_another_mapping_of_classes_makes_images_of_the_other_classes(
+    finished: RunFolder, tiny: Tiny, story: Story, tmp_path: Path
+) -> None:
+    before = synthetic(finished)
+    (tmp_path / "map.json").write_text(json.dumps({str(digit): 9 - digit for digit in range(10)}))
+    story.all_stages(finished.path, tiny({"generate.classes": str(tmp_path / "map.json")}))
+    assert story.made(finished) == {"plan", "generate", "retrain-ours-3-sgd"}
+    after = synthetic(finished)
+    assert after["label"].equals(before["label"])
+    assert after["prompt"].to_pylist() == [f"class {9 - label} {9 - label}" for label in before["label"].to_pylist()]
+    assert not after["image"].equals(before["image"])
+
+
 def test_rho_runs_the_arms_of_sam_again_and_nothing_else(finished: RunFolder, tiny: Tiny, story: Story) -> None:
     both = tiny({"optimizers": ("sgd", "sam")})
     story.all_stages(finished.path, both)

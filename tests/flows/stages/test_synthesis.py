@@ -318,6 +318,7 @@ def test_another_reference_classifier_scores_the_images_that_are_there(
         ({"sample.guidance_scale": 2}, "sample"),
         ({"sizes": {"work_size": 16}}, "sizes"),
         ({"prompts": {"negative": "blur"}}, "negative_prompt"),
+        ({"generate.classes": "order"}, "classes"),
         ({"data.subset_seed": 1}, "data"),
         ({"seed": 5}, "seed"),
         ({"generate.generator": "digits"}, "generate"),

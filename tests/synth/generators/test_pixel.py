@@ -216,22 +216,16 @@ def test_a_card_with_more_names_than_embeddings_is_refused(folder: Path) -> None
 # Does it fit the data?
 
 
-def test_data_that_fit_pass_the_check(denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path) -> None:
-    denoiser.check(NAMES)
-    denoiser.check(NAMES[:2])
-    plain = PixelDenoiser.load(save_tiny(tmp_path / "plain", card=False), CPU)
-    plain.check(("any", "other", "names", "at all"))  # it has none to compare with
-
-
-def test_data_that_do_not_fit_are_refused(denoiser: PixelDenoiser) -> None:
-    for names, message in [
-        ((*NAMES, "left"), "generator rows knows 3 classes, the data have 4"),
-        (("top", "bottom", "middle"), r"class 1 of the data is 'bottom', .* \(it has 'bottom' at 2\)"),
-        (("Top", "middle", "bottom"), r"class 0 of the data is 'Top', .* is 'top' \(it has 'top' at 0\)"),
-        (("cat", "dog"), "class 0 of the data is 'cat', of generator rows it is 'top'; give data with the"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            denoiser.check(names)
+def test_classes_go_by_their_names_or_as_the_setting_says(
+    denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path
+) -> None:
+    denoiser.check(("bottom", "top"))
+    with pytest.raises(ValueError, match=r"class 'left' of the data is none of the generator's 3 classes"):
+        denoiser.check((*NAMES, "left"))
+    plain = save_tiny(tmp_path / "plain", card=False)
+    with pytest.raises(ValueError, match=r"set generate\.classes=order"):
+        PixelDenoiser.load(plain, CPU).check(NAMES)
+    PixelDenoiser.load(plain, CPU, classes="order").check(NAMES)
 
 
 # Pixels in and out
@@ -247,9 +241,11 @@ def test_every_grey_level_survives_encoding_and_decoding(denoiser: PixelDenoiser
     np.testing.assert_array_equal(to_pixels(denoiser.decode(x0)).images, images)
 
 
-def test_conditions_are_the_labels_whatever_the_prompts(denoiser: PixelDenoiser) -> None:
-    conditions = denoiser.conditions(np.array([2, 0]), ["a photo of a top", ""])
-    assert (conditions.tolist(), conditions.dtype) == ([2, 0], torch.int64)
+def test_conditions_are_the_classes_that_prompts_name_or_else_the_labels(denoiser: PixelDenoiser) -> None:
+    labels = np.array([2, 0])
+    for prompts, expected in [(["class 1 middle", "class 2"], [1, 2]), (["", ""], [2, 0])]:
+        conditions = denoiser.conditions(labels, prompts)
+        assert (conditions.tolist(), conditions.dtype) == (expected, torch.int64)
 
 
 def test_condition_minus_one_is_the_embedding_after_the_last_class(denoiser: PixelDenoiser) -> None:
