@@ -110,10 +110,11 @@ def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[st
     """How a generator that fits these images takes them."""
     from rich.filesize import decimal
 
+    from latebloom.data.sources.found import listed
     from latebloom.flows.run.machine import machine
     from latebloom.flows.stages.loaders import generator_of
-    from latebloom.synth.generators.classes import wording
     from latebloom.synth.generators.find import generator_folder
+    from latebloom.synth.prompts import names_of
 
     generator = generator_of(config)
     height, width, channels = train.image_shape
@@ -123,9 +124,15 @@ def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[st
         said += f"; images of {width}x{height} are {'enlarged' if min(height, width) < work else 'made smaller'} for it"
     if channels != generator.channels:
         said += "; it makes colour, and the images are grey"
-    prompts, names = wording(config.generate, config.prompts, train.class_names)
-    classes = "by prompts: " + ", ".join(f'"{prompts.templates[0].replace("{name}", name)}"' for name in names[:3])
-    classes += ", ..." if len(names) > 3 else ""
+    if kind == "pixel":
+        labels = generator.labels_of(train.class_names) or ()
+        pairs = [f"{name} is {label}" for name, label in zip(train.class_names, labels, strict=True)]
+        classes = f"by label: {listed(pairs, 3)}"
+    else:
+        shown = names_of(config.prompts, train.class_names)[:3]
+        template = config.prompts.templates[0]
+        classes = "by prompts: " + ", ".join(f'"{template.replace("{name}", name)}"' for name in shown)
+        classes += ", ..." if train.num_classes > len(shown) else ""
     folder = generator_folder(config.generate.generator, config.generate.revision)
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     here = machine(config.device)

@@ -28,12 +28,11 @@ from latebloom.synth.config import (
     SizeConfig,
 )
 from latebloom.synth.generate import describe, draw, drawn_seeds
-from latebloom.synth.generators.classes import wording
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.generators.load import load_generator
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import deciding, make_plan, requests
-from latebloom.synth.prompts import prompt_of
+from latebloom.synth.prompts import names_of, prompt_of
 from latebloom.synth.scoring.quality import check_scorers, without_classifier
 from latebloom.synth.sizes import check_channels
 from latebloom.train.evaluate import features_of
@@ -96,7 +95,7 @@ def synthesize(
             "that was trained on other images too",
             stacklevel=2,
         )
-    prompts, names = wording(config, prompts, images.class_names)
+    names = names_of(prompts, images.class_names)
     plan = make_plan(
         requests(np.unique(np.asarray(indices, np.int64)), list(levels)),
         images,

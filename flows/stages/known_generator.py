@@ -5,7 +5,7 @@ made needs only to know that they are of this generator.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,37 +17,58 @@ from latebloom.flows.run.file_state import FileState, files_below
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.stages.loaders import device_of, generator_files
 
-__all__ = ["known_generator", "reference_sizes", "remember_generator"]
+if TYPE_CHECKING:
+    from latebloom.synth.sampling.denoiser import Generator
+
+__all__ = ["Known", "known_generator", "reference_sizes", "remember_generator"]
 
 
-def known_generator(folder: RunFolder, config: CompareConfig, train: LabeledImages) -> str:
-    """Digest of the generator, if it was checked for these images and settings and no file of it has changed since.
+class Known(NamedTuple):
+    """What a plan needs to know of a generator.
+
+    Attributes:
+        digest: of the generator.
+        labels: `Generator.labels_of` the classes of the images.
+    """
+
+    digest: str
+    labels: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, generator: "Generator", train: LabeledImages) -> "Known":
+        """Of a generator that is loaded."""
+        return cls(generator.digest, generator.labels_of(train.class_names))
+
+
+def known_generator(folder: RunFolder, config: CompareConfig, train: LabeledImages) -> Known | None:
+    """The generator, if it was checked for these images and settings and no file of it has changed since.
 
     Returns:
-        Empty: it is not known, and must be loaded.
+        None: it is not known, and must be loaded.
     """
     file = _file(folder)
     if is_remote(folder.path) or not file.is_file():
-        return ""
+        return None
     try:
         known = read_json(file)
-        code, files, digest = known["code"], known["files"], str(known["digest"])
+        code, files, labels = known["code"], known["files"], known["labels"]
+        found = Known(str(known["digest"]), labels if labels is None else tuple(labels))
         same = (
             known["settings"] == _settings(config, train)
             and code == _code(code["at"])
             and files == generator_files(config, files["at"])
         )
     except (ValueError, LookupError, TypeError, OSError):  # damaged, or a file went away meanwhile
-        return ""
-    return digest if same else ""
+        return None
+    return found if same else None
 
 
-def remember_generator(folder: RunFolder, config: CompareConfig, train: LabeledImages, digest: str) -> None:
+def remember_generator(folder: RunFolder, config: CompareConfig, train: LabeledImages, known: Known) -> None:
     """Write down that the generator has been loaded and checked for these images and settings."""
     files = None if is_remote(folder.path) else generator_files(config)
     if files:
-        content = {"settings": _settings(config, train), "code": _code(files["at"]), "files": files, "digest": digest}
-        write_json(_file(folder), content)
+        content = {"settings": _settings(config, train), "code": _code(files["at"]), "files": files}
+        write_json(_file(folder), content | known._asdict())
 
 
 def reference_sizes(config: CompareConfig, train: LabeledImages) -> set[tuple[int, int]]:

@@ -17,10 +17,9 @@ from latebloom.flows.run.folder import Cost, RunFolder
 from latebloom.flows.run.progress import duration, say
 from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
 from latebloom.flows.stages.context import RunContext
-from latebloom.flows.stages.known_generator import known_generator, remember_generator
+from latebloom.flows.stages.known_generator import Known, known_generator, remember_generator
 from latebloom.flows.stages.loaders import device_of, generator_of
 from latebloom.synth.config import PromptConfig
-from latebloom.synth.generators.classes import wording
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Forecast, forecast, make_plan, requests
@@ -45,9 +44,10 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
     run = RunContext(folder, config)
     train = run.splits.train
     known = known_generator(folder, config, train)
-    digest = known or generator_of(config).digest
+    generates = known or Known.of(generator_of(config), train)
     wants = [(arm.method, config.levels(arm)) for arm in config.parsed_arms if arm.kind == "synthetic"]
-    prompts, names = _wording(config, train.class_names)
+    prompts = _prompts(config)
+    names = names_of(prompts, train.class_names)
     inputs: dict[str, Any] = {
         "selection": run.select.digest,
         "wants": wants,
@@ -55,12 +55,13 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         "sizes": config.sizes.model_dump(mode="json"),
         "templates": prompts.templates,
         "names": names,
-        "generator": digest,
+        "generator": generates.digest,
+        "labels": generates.labels,
         "seed": config.seed,
     }
     stage = folder.stage(PLAN, 3, inputs)  # without the names of images: a file renamed is no other plan
     if not known:
-        remember_generator(folder, config, train, digest)
+        remember_generator(folder, config, train, generates)
     if before := stage.done():
         if _renamed(run, train):
             stage.finish([run.path / "plan.parquet"], before.facts, Cost(before.seconds, before.peak_memory_mb))
@@ -83,7 +84,7 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
             config.sample.grid,
             config.seed,
             lambda label, seed: prompt_of(prompts, names[label], seed),
-            generator_labels=generator.labels_of(train.class_names),
+            generator_labels=generates.labels,
             whole=config.sizes.returned == "source",
         )
         outcome.outputs.append(_write_plan(run, plan))
@@ -150,12 +151,11 @@ def _generator_facts(generator: Generator, train: Sequence[str], config: Compare
     )
 
 
-def _wording(config: CompareConfig, class_names: Sequence[str]) -> tuple[PromptConfig, tuple[str, ...]]:
+def _prompts(config: CompareConfig) -> PromptConfig:
     """DiffuseMix edits by a style, whatever the class; the prompts of the others name the class."""
     if kind_of(config.generate) == "diffusemix":
-        prompts = PromptConfig.model_construct(templates=config.diffusemix.prompts)
-        return prompts, names_of(prompts, class_names)
-    return wording(config.generate, config.prompts, class_names)
+        return PromptConfig.model_construct(templates=config.diffusemix.prompts)
+    return config.prompts
 
 
 def distinct_prompts(plan: pa.Table) -> list[str]:

@@ -1,7 +1,6 @@
 """Which class of a class-conditional generator each class of the data is. Light to import."""
 
 import difflib
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +9,11 @@ import numpy as np
 
 from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path, read_json
-from latebloom.synth.config import GenerateConfig, PromptConfig
 from latebloom.synth.generators.card import CARD_FILE, read_card
-from latebloom.synth.generators.find import generator_folder, kind_of
-from latebloom.synth.prompts import names_of, read_map
+from latebloom.synth.prompts import read_map
 
-__all__ = ["class_labels", "label_of", "mapping_of", "pixel_classes", "wording"]
+__all__ = ["class_labels", "mapping_of", "pixel_classes"]
 
-_PROMPT = re.compile(r"class (\d+)\b")
 # Names of a model by label: as they stand; in plain letters; each of several alone, in plain letters.
 _Names = tuple[dict[str, set[int]], dict[str, set[int]], dict[str, set[int]]]
 
@@ -126,41 +122,3 @@ def pixel_classes(folder: Path) -> tuple[tuple[str, ...], int]:
             "as it was written"
         )
     return names, len(names) or embeddings
-
-
-def wording(
-    generate: GenerateConfig, prompts: PromptConfig, class_names: Sequence[str]
-) -> tuple[PromptConfig, tuple[str, ...]]:
-    """How images of each class are asked for: the templates, and the name of each class in them.
-
-    A class-conditional model reads no prompts. Its prompt is its own class by number, and by name where it has one:
-    "class 207 golden retriever". So the plan says what was asked for, and another mapping asks for other images.
-
-    Raises:
-        ValueError: as `names_of` and `class_labels`.
-    """
-    classes = _classes_of(generate)
-    if classes is None:
-        return prompts, names_of(prompts, class_names)
-    names, count = classes
-    labels = class_labels(class_names, names, count, mapping_of(generate.classes)).tolist()
-    return PromptConfig(templates=("{name}",)), tuple(f"class {i} {names[i] if names else ''}".strip() for i in labels)
-
-
-def _classes_of(generate: GenerateConfig) -> tuple[tuple[str, ...], int] | None:
-    """Names and number of a class-conditional generator's classes; None: it goes by prompts."""
-    if kind_of(generate) == "pixel":
-        return pixel_classes(generator_folder(generate.generator, generate.revision))
-    return None
-
-
-def label_of(prompt: str) -> int:
-    """The label in a prompt of `wording`.
-
-    Raises:
-        ValueError: it is another text.
-    """
-    found = _PROMPT.match(prompt)
-    if not found:
-        raise ValueError(f"prompt {prompt!r} names no class of the generator, expected such as 'class 7'")
-    return int(found[1])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from latebloom.data.store import digest_file, digest_json, read_json
 from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import check_schedule
-from latebloom.synth.generators.classes import class_labels, label_of, mapping_of, pixel_classes
+from latebloom.synth.generators.classes import class_labels, mapping_of, pixel_classes
 from latebloom.synth.generators.diffusers_folder import compile_network, licence, load_part
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
@@ -23,8 +23,8 @@ _CONFIG_FILES = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 class PixelDenoiser:
     """A `UNet2DModel` with class embeddings behind the `Denoiser` interface.
 
-    The last class embedding is "no label" where the model has one more than there are classes. Prompts are those of
-    `classes.wording`.
+    The last class embedding is "no label" where the model has one more than there are classes. Prompts are ignored:
+    the label says what to make.
     """
 
     clip = True
@@ -79,7 +79,7 @@ class PixelDenoiser:
         """Load `unet/` and `scheduler/` of a diffusers folder; weights from safetensors only, pickles are refused.
 
         Args:
-            classes: as the setting `generate.classes`; no part of the digest, since each prompt names its class.
+            classes: as the setting `generate.classes`; no part of the digest, since the labels say what is made.
 
         Raises:
             ValueError: another kind of model, missing or broken files, a schedule or prediction type that is not
@@ -147,18 +147,18 @@ class PixelDenoiser:
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Raise ValueError where a class of the data has no partner among the model's."""
-        class_labels(class_names, self.class_names, self.num_classes, mapping_of(self.classes))
+        self.labels_of(class_names)
 
     def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...]:
-        """Those of the data, which `check` has compared with its own."""
-        return tuple(range(len(class_names)))
+        """The model's class of each class, as `class_labels` finds it."""
+        labels = class_labels(class_names, self.class_names, self.num_classes, mapping_of(self.classes))
+        return tuple(labels.tolist())
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Nothing: there is no text encoder."""
 
     def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
-        """int64 (n,) on `device`: the class that each prompt names; the labels where all prompts are empty."""
-        labels = np.array([label_of(prompt) for prompt in prompts]) if any(prompts) else labels
+        """The labels."""
         return torch.tensor(labels, dtype=torch.int64, device=self.device)
 
     def encode(self, images: np.ndarray) -> Tensor:

@@ -117,7 +117,7 @@ def test_a_generator_is_compared_with_the_classes(run_command: RunCommand, pets:
     outcome = run_command("check", "digits", "--generator", generator)
     assert outcome.code == 0, outcome.out
     assert f"generator  {generator}, pixel, works at 8 pixels\n" in outcome.out
-    assert 'classes    by prompts: "class 0 0", "class 1 1", "class 2 2", ...\n' in outcome.out
+    assert "classes    by label: 0 is 0, 1 is 1, 2 is 2 and 7 more\n" in outcome.out
     assert "of weights" in outcome.out
     assert outcome.out.endswith(f"  latebloom run digits --generator {generator}\n")
 

@@ -39,7 +39,7 @@ def test_it_has_a_variant_of_each_image_at_each_level_as_draw_makes_it(images: L
     assert rows["source_name"].to_pylist() == [images.names[row] for row in (1, 1, 6, 6)]
     assert rows["level_steps"].to_pylist() == [4, 6, 4, 6]
     generator = load_generator(GenerateConfig(generator="digits"), FAST)
-    plan = make_plan(requests(np.array([1, 6]), (4, 6)), images, 10, 5, lambda label, _: f"class {label}")
+    plan = make_plan(requests(np.array([1, 6]), (4, 6)), images, 10, 5)
     assert [image["bytes"] for image in rows["image"].to_pylist()] == draw(generator, images, plan).blobs
 
 

@@ -10,7 +10,7 @@ import pytest
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder
 from latebloom.flows.stages import checks, loaders, planning
-from latebloom.flows.stages.known_generator import known_generator, remember_generator
+from latebloom.flows.stages.known_generator import Known, known_generator, remember_generator
 from latebloom.flows.stages.loaders import forget_generator, generator_of, images_of
 
 Tiny = Callable[..., CompareConfig]
@@ -28,17 +28,17 @@ def folder(tmp_path: Path, config: CompareConfig) -> RunFolder:
     """A run folder that knows the generator."""
     folder = RunFolder(tmp_path / "run")
     forget_generator()
-    remember_generator(folder, config, images_of(config).train, generator_of(config).digest)
+    remember_generator(folder, config, images_of(config).train, Known.of(generator_of(config), images_of(config).train))
     forget_generator()
     return folder
 
 
-def known(folder: RunFolder, config: CompareConfig) -> str:
+def known(folder: RunFolder, config: CompareConfig) -> Known | None:
     return known_generator(folder, config, images_of(config).train)
 
 
 def test_it_is_known_by_its_digest(folder: RunFolder, config: CompareConfig, tmp_path: Path) -> None:
-    assert known(folder, config) == generator_of(config).digest
+    assert known(folder, config) == (generator_of(config).digest, tuple(range(10)))
     assert not known(RunFolder(tmp_path / "another"), config)
     (folder.path / ".done/generator.json").write_text("{")
     assert not known(folder, config)
@@ -92,9 +92,9 @@ def test_it_is_known_for_the_settings_it_was_checked_with(
 def test_a_file_that_changes_after_it_was_loaded_is_not_what_was_loaded(config: CompareConfig, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     forget_generator()
-    digest = generator_of(config).digest
+    loaded = Known.of(generator_of(config), images_of(config).train)
     (Path(config.generate.generator) / "unet/more.json").write_text("{}")
-    remember_generator(folder, config, images_of(config).train, digest)
+    remember_generator(folder, config, images_of(config).train, loaded)
     forget_generator()
     assert not known(folder, config)
 

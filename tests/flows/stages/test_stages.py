@@ -268,7 +268,7 @@ def test_another_mapping_of_classes_makes_images_of_the_other_classes(
     assert story.made(finished) == {"plan", "generate", "retrain-ours-3-sgd"}
     after = synthetic(finished)
     assert after["label"].equals(before["label"])
-    assert after["prompt"].to_pylist() == [f"class {9 - label} {9 - label}" for label in before["label"].to_pylist()]
+    assert after["generator_label"].to_pylist() == [9 - label for label in before["label"].to_pylist()]
     assert not after["image"].equals(before["image"])
 
 

@@ -1,10 +1,8 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from latebloom.synth.config import GenerateConfig, PromptConfig
-from latebloom.synth.generators.classes import class_labels, label_of, mapping_of, wording
+from latebloom.synth.generators.classes import class_labels, mapping_of
 
 FISH = ("goldfish, Carassius auratus", "great white shark", "crane", "crane", "Hen")
 
@@ -61,21 +59,3 @@ def test_a_mapping_is_a_word_or_a_file_of_names_and_numbers(tmp_path: Path) -> N
     for name, text in [("map.json", '{"cat": 3, "dog": "hen"}'), ("map.csv", "class,number\ncat,3\ndog,hen\n")]:
         (tmp_path / name).write_text(text)
         assert mapping_of(str(tmp_path / name)) == {"cat": "3", "dog": "hen"}
-
-
-def test_a_class_conditional_model_is_asked_for_its_own_class(
-    save_tiny: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    named, unnamed = save_tiny(tmp_path / "named"), save_tiny(tmp_path / "unnamed", card=False)
-    prompts = PromptConfig(templates=("a {name}",))
-    for generator, classes, template, names in [
-        (named, "", "{name}", ("class 2 bottom", "class 0 top")),
-        (unnamed, "order", "{name}", ("class 0", "class 1")),
-        (checkpoint("sd"), "", "a {name}", ("bottom", "top")),
-    ]:
-        config = GenerateConfig(generator=str(generator), classes=classes)
-        used, texts = wording(config, prompts, ("bottom", "top"))
-        assert (used.templates, texts) == ((template,), names)
-    assert label_of("class 12 top 3") == 12
-    with pytest.raises(ValueError, match="prompt 'a top' names no class of the generator"):
-        label_of("a top")
