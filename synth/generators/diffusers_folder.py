@@ -1,6 +1,8 @@
 """A diffusers folder: its digest, its weights, its cards; and what makes a loaded network faster."""
 
 import contextlib
+import importlib.util
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from latebloom.data.store import digest_file, digest_json, read_json
 from latebloom.synth.generators.card import read_card
 
 __all__ = [
+    "check_packages",
     "compile_network",
     "digest_files",
     "fuse_projections",
@@ -24,6 +27,11 @@ __all__ = [
 # Class names and the images that the model was trained on, for which diffusers has no place.
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _LEFT_OUT = ("safety_checker", "watermarker")  # change no image that is kept
+# Modules, and the packages that have them, without which a tokenizer of these files is not read.
+_TOKENIZERS = {
+    "spiece.model": {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"},
+    "tokenizer.model": {"sentencepiece": "sentencepiece"},
+}
 
 
 def digest_files(folder: Path) -> dict[str, str]:
@@ -53,6 +61,27 @@ def digest_files(folder: Path) -> dict[str, str]:
             elif file.suffix not in _PICKLES and (file.suffix != ".safetensors" or "." not in file.stem):
                 digests[f"{part}/{file.name}"] = digest_file(file)
     return digests
+
+
+def check_packages(folder: Path) -> None:
+    """Raise ValueError where a folder's tokenizers need packages that are not installed; the message names them.
+
+    Without them, diffusers has no Kolors, and transformers asks for a package that is of no use.
+    """
+    for part in _parts(folder):
+        if (folder / part / "tokenizer.json").is_file():  # needs none
+            continue
+        for file, modules in _TOKENIZERS.items():
+            missing = [package for module, package in modules.items() if not _installed(module)]
+            if missing and (folder / part / file).is_file():
+                raise ValueError(f"{folder} has {part}/{file}, which needs a package: pip install {' '.join(missing)}")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False
 
 
 def _parts(folder: Path) -> dict[str, list[str]]:
@@ -164,7 +193,9 @@ def quiet() -> Iterator[None]:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers about itself
+            yield
     finally:
         for library, (verbosity, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)

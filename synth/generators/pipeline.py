@@ -16,6 +16,7 @@ from latebloom.data.store import digest_file, digest_json, read_json
 from latebloom.synth.config import Match
 from latebloom.synth.generators.adapters import Lora, find_lora, fuse_loras
 from latebloom.synth.generators.diffusers_folder import (
+    check_packages,
     compile_network,
     digest_files,
     fuse_projections,
@@ -164,6 +165,7 @@ class PipelineGenerator:
             raise ValueError(
                 f"got {steps} steps, expected 1 to {grid} for a grid of {grid}; change sample.steps or sample.grid"
             )
+        check_packages(folder)
         kind = image_to_image_class(folder)
         files = digest_files(folder)
         adapters = [find_lora(spec) for spec in loras]

@@ -1,5 +1,6 @@
 """Prompts as a diffusers pipeline takes them: as embeddings that are made once, or as texts."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,7 +110,12 @@ class PipelinePrompts:
             if prompt not in self._embeddings:
                 raise ValueError(f"prompt {prompt!r} was not prepared; give `prepare` every prompt before it is used")
         rows = [self._embeddings[prompt] for prompt in prompts]
-        return {key: self._stack([row[key] for row in rows]) for key in rows[0]}
+        found = {key: self._stack([row[key] for row in rows]) for key in rows[0]}
+        if type(self._pipeline).__name__ == "KolorsImg2ImgPipeline":
+            # Its call encodes anew what it is given, and forgets the pooled embeddings there (diffusers 0.42).
+            given = tuple(found.get(name) for name in self._names)
+            self._pipeline.encode_prompt = lambda **_: given
+        return found
 
     def _stack(self, values: list[Any]) -> Any:
         if isinstance(values[0], list):  # Z-Image: a tensor a prompt, each of its own length
@@ -124,7 +130,7 @@ class PipelinePrompts:
         return found
 
     def _encode(self, prompt: str, negative: str | None) -> dict[str, Any]:
-        encode = self._pipeline.encode_prompt
+        encode = functools.partial(type(self._pipeline).encode_prompt, self._pipeline)
         offered = {
             "prompt": [prompt],
             "prompt_2": None,

@@ -5,15 +5,17 @@ from typing import Any
 
 import torch
 from tiny_checkpoints import save_tiny_tokenizer
+from tiny_texts import clip_encoder, save_t5_tokenizer, t5_encoder
 from torch import nn
 
-__all__ = ["save_tiny_flux", "save_tiny_if", "save_tiny_kandinsky22", "save_tiny_sd3"]
+__all__ = ["autoencoder", "movq", "save_tiny_flux", "save_tiny_if", "save_tiny_kandinsky22", "save_tiny_sd3"]
 
 
-def save_tiny_sd3(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
-    """Stable Diffusion 3 in small, without T5: 32x32 pixels, 16x16 latents of 4 channels in patches of 2.
+def save_tiny_sd3(folder: Path, *, t5: bool = False, seed: int = 0, **scheduler: Any) -> Path:
+    """Stable Diffusion 3 in small: 32x32 pixels, 16x16 latents of 4 channels in patches of 2.
 
     Args:
+        t5: with its third text encoder, which some folders leave out.
         scheduler: changes of the scheduler's config; its shift is 3, as the real one's.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -34,13 +36,13 @@ def save_tiny_sd3(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
                 out_channels=4,
                 pos_embed_max_size=16,
             ),
-            vae=_vae(latent_channels=4, shift_factor=0.06, scaling_factor=1.5),
-            text_encoder=_text_encoder(),
-            text_encoder_2=_text_encoder(),
-            text_encoder_3=None,
+            vae=autoencoder(latent_channels=4, shift_factor=0.06, scaling_factor=1.5),
+            text_encoder=clip_encoder(),
+            text_encoder_2=clip_encoder(),
+            text_encoder_3=t5_encoder(width=64) if t5 else None,
             tokenizer=save_tiny_tokenizer(folder / "tokenizer"),
             tokenizer_2=save_tiny_tokenizer(folder / "tokenizer_2"),
-            tokenizer_3=None,
+            tokenizer_3=save_t5_tokenizer(folder / "tokenizer_3") if t5 else None,
             scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | scheduler),
         )
     pipeline.save_pretrained(folder)
@@ -50,13 +52,13 @@ def save_tiny_sd3(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
 def save_tiny_flux(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> Path:
     """Flux in small: 16x16 pixels, 8x8 latents of 4 channels packed by four, CLIP and T5 of width 32.
 
+    Of T5's tokenizer the folder has both files, spiece.model and tokenizer.json.
+
     Args:
         guidance_embeds: as Flux dev; without, as schnell.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
 
-    t5 = T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=2, is_encoder_decoder=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = FluxPipeline(
@@ -72,11 +74,11 @@ def save_tiny_flux(folder: Path, *, guidance_embeds: bool = True, seed: int = 0)
                 axes_dims_rope=(4, 4, 8),
                 guidance_embeds=guidance_embeds,
             ),
-            vae=_vae(latent_channels=4, shift_factor=0.06, scaling_factor=1.5),
-            text_encoder=_text_encoder(projection=False),
+            vae=autoencoder(latent_channels=4, shift_factor=0.06, scaling_factor=1.5),
+            text_encoder=clip_encoder(projection=False),
             tokenizer=save_tiny_tokenizer(folder / "tokenizer"),
-            text_encoder_2=T5EncoderModel(t5),
-            tokenizer_2=_t5_tokenizer(),
+            text_encoder_2=t5_encoder(),
+            tokenizer_2=save_t5_tokenizer(folder / "tokenizer_2"),
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
         )
     pipeline.save_pretrained(folder)
@@ -86,14 +88,12 @@ def save_tiny_flux(folder: Path, *, guidance_embeds: bool = True, seed: int = 0)
 def save_tiny_if(folder: Path, *, seed: int = 0) -> Path:
     """DeepFloyd IF's first stage in small: 16x16 pixels, a UNet that gives a variance too, T5 of width 32."""
     from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
-    from transformers import T5Config, T5EncoderModel
 
-    t5 = T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=2, is_encoder_decoder=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = IFPipeline(
-            tokenizer=_t5_tokenizer(),
-            text_encoder=T5EncoderModel(t5),
+            tokenizer=save_t5_tokenizer(folder / "tokenizer"),
+            text_encoder=t5_encoder(),
             unet=UNet2DConditionModel(
                 sample_size=16,
                 out_channels=6,
@@ -119,6 +119,7 @@ def save_tiny_if(folder: Path, *, seed: int = 0) -> Path:
             requires_safety_checker=False,
         )
     pipeline.save_pretrained(folder)
+    save_t5_tokenizer(folder / "tokenizer")  # as it is published, without a tokenizer.json
     return folder
 
 
@@ -130,7 +131,6 @@ def save_tiny_kandinsky22(folder: Path, *, seed: int = 0) -> Path:
         PriorTransformer,
         UnCLIPScheduler,
         UNet2DConditionModel,
-        VQModel,
     )
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -164,22 +164,12 @@ def save_tiny_kandinsky22(folder: Path, *, seed: int = 0) -> Path:
                 norm_num_groups=8,
             ),
             scheduler=DDPMScheduler(variance_type="learned_range", clip_sample=False),
-            movq=VQModel(
-                block_out_channels=(32, 32),  # its spatial norm is always of 32 groups
-                down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-                up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=4,
-                norm_type="spatial",
-                num_vq_embeddings=12,
-                vq_embed_dim=4,
-            ),
+            movq=movq(),
             prior_prior=PriorTransformer(
                 num_attention_heads=2, attention_head_dim=8, embedding_dim=32, num_layers=1, num_embeddings=16
             ),
             prior_image_encoder=CLIPVisionModelWithProjection(vision),
-            prior_text_encoder=_text_encoder(),
+            prior_text_encoder=clip_encoder(),
             prior_tokenizer=save_tiny_tokenizer(folder / "prior_tokenizer"),
             prior_scheduler=UnCLIPScheduler(
                 variance_type="fixed_small_log",
@@ -193,7 +183,8 @@ def save_tiny_kandinsky22(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _vae(**changes: Any) -> nn.Module:
+def autoencoder(**changes: Any) -> nn.Module:
+    """Two pixels a latent."""
     from diffusers import AutoencoderKL
 
     settings: dict[str, Any] = {
@@ -207,25 +198,18 @@ def _vae(**changes: Any) -> nn.Module:
     return AutoencoderKL(**settings | changes)
 
 
-def _text_encoder(*, projection: bool = True) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def movq() -> nn.Module:
+    """Kandinsky's autoencoder, two pixels a latent of 4 channels."""
+    from diffusers import VQModel
 
-    config = CLIPTextConfig(
-        vocab_size=256,
-        hidden_size=32,
-        projection_dim=32,
-        intermediate_size=37,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        initializer_factor=10.0,  # embeddings of 0.02, as CLIP's start, would make every prompt look the same
+    return VQModel(
+        block_out_channels=(32, 32),  # its spatial norm is always of 32 groups
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        norm_type="spatial",
+        num_vq_embeddings=12,
+        vq_embed_dim=4,
     )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-
-
-def _t5_tokenizer() -> Any:
-    """A T5 tokenizer that knows letters alone."""
-    from transformers import T5TokenizerFast
-
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(97, 123))]
-    return T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_checkpoints
+import tiny_families
 import tiny_pipelines
 import torch
 from tiny_instruct import save_tiny_instruct
@@ -229,10 +230,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         "sd-lora": lambda folder: tiny_checkpoints.save_tiny_lora(folder, get("sd")),
         "sdxl-lora": lambda folder: tiny_checkpoints.save_tiny_lora(folder, get("sdxl")),
         "sd3": tiny_pipelines.save_tiny_sd3,
+        "sd3-t5": lambda folder: tiny_pipelines.save_tiny_sd3(folder, t5=True),
         "flux": tiny_pipelines.save_tiny_flux,
         "schnell": lambda folder: tiny_pipelines.save_tiny_flux(folder, guidance_embeds=False),
         "if": tiny_pipelines.save_tiny_if,
         "kandinsky22": tiny_pipelines.save_tiny_kandinsky22,
+        "kandinsky3": tiny_families.save_tiny_kandinsky3,
+        "kolors": tiny_families.save_tiny_kolors,
+        "chroma": tiny_families.save_tiny_chroma,
+        "qwen-image": tiny_families.save_tiny_qwen_image,
+        "z-image": tiny_families.save_tiny_z_image,
+        "sana-sprint": tiny_families.save_tiny_sana_sprint,
         "instruct": save_tiny_instruct,
     }
 

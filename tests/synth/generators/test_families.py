@@ -1,0 +1,311 @@
+"""The model families, each with a tiny checkpoint, from the command line; docs/generators.md has what comes of each.
+
+`PYTHONPATH=tests/support python tests/synth/generators/test_families.py` prints that part of the page again.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_checkpoints
+import tiny_families
+import tiny_pipelines
+import torch
+from PIL import Image
+from tiny_instruct import save_tiny_instruct
+
+from latebloom.data.seeds import child_seed
+from latebloom.synth.config import GenerateConfig
+from latebloom.synth.generators.find import kind_of
+from latebloom.synth.generators.pipeline import PipelineGenerator
+from latebloom.synth.sampling.denoiser import Wanted
+
+PAGE = Path(__file__).parents[3] / "docs" / "generators.md"
+Folders = Callable[[str], Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of models that some folder of it can be run.
+
+    Attributes:
+        save: makes a tiny checkpoint in a folder that is not there yet.
+        work_size: the side that it is tried at.
+        settings: of the command, beside those of all.
+    """
+
+    name: str
+    save: Callable[[Path], Path]
+    work_size: int = 16
+    settings: tuple[str, ...] = ()
+
+
+def save_tiny_pixel(folder: Path) -> Path:
+    """A class-conditional UNet for the two classes of `pictures`."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=8,
+            add_attention=False,
+            num_class_embeds=3,
+        )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+    (folder / "latebloom.json").write_text(json.dumps({"class_names": ["cat", "dog"]}))
+    return folder
+
+
+FAMILIES = (
+    Family("`UNet2DModel` with classes", save_tiny_pixel),
+    Family("Stable Diffusion 1.x", tiny_checkpoints.save_tiny_sd),
+    Family(
+        "Stable Diffusion 2.x (v-prediction)",
+        functools.partial(tiny_checkpoints.save_tiny_sd, prediction_type="v_prediction"),
+    ),
+    Family("SDXL, SDXL-Turbo", tiny_checkpoints.save_tiny_sdxl),
+    Family("LCM", tiny_checkpoints.save_tiny_lcm, settings=("--sampling", "fast")),
+    Family("InstructPix2Pix", save_tiny_instruct),
+    Family("Stable Diffusion 3", functools.partial(tiny_pipelines.save_tiny_sd3, t5=True)),
+    Family("Stable Diffusion 3 without T5", tiny_pipelines.save_tiny_sd3),
+    Family("Flux dev", tiny_pipelines.save_tiny_flux),
+    Family("Flux schnell", functools.partial(tiny_pipelines.save_tiny_flux, guidance_embeds=False)),
+    Family("Chroma", tiny_families.save_tiny_chroma),
+    Family("Qwen-Image", tiny_families.save_tiny_qwen_image),
+    Family("Z-Image", tiny_families.save_tiny_z_image),
+    Family("Sana-Sprint", tiny_families.save_tiny_sana_sprint, work_size=32),
+    Family("Kolors", tiny_families.save_tiny_kolors),
+    Family("Kandinsky 2.2, prior and decoder", tiny_pipelines.save_tiny_kandinsky22),
+    Family("Kandinsky 3", tiny_families.save_tiny_kandinsky3),
+    Family("DeepFloyd IF, first stage", tiny_pipelines.save_tiny_if),
+)
+
+# Refused by what model_index.json says: the class of the pipeline, and what else is in the file.
+REFUSED: dict[str, dict[str, Any]] = {
+    "Flux Kontext": {"_class_name": "FluxKontextPipeline"},
+    "Flux 2": {"_class_name": "Flux2Pipeline"},
+    "Qwen-Image-Edit": {"_class_name": "QwenImageEditPipeline"},
+    "SDXL refiner": {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "requires_aesthetics_score": True,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    },
+    "Stable Diffusion inpainting": {
+        "_class_name": "StableDiffusionInpaintPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    },
+    "ControlNet": {"_class_name": "StableDiffusionControlNetPipeline"},
+}
+
+
+def load(folder: Path) -> PipelineGenerator:
+    return PipelineGenerator.load(
+        folder, torch.device("cpu"), dtype=torch.float32, grid=100, steps=8, match="steps", guidance_scale=3.0
+    )
+
+
+def pictures(folder: Path) -> Path:
+    """Two classes of three training pictures and one test picture, of 16x16."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        for name in ("train/{}/a", "train/{}/b", "train/{}/c", "test/{}/d"):
+            file = folder / f"{name.format(label)}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+def command(*words: str | Path) -> tuple[int, str]:
+    """`latebloom WORDS...` in this process: its exit code and what it wrote to standard error."""
+    from latebloom.flows.cli import app
+
+    said = io.StringIO()
+    with (
+        mock.patch.object(app, "prepare_prefect"),  # it changes the environment
+        mock.patch.object(sys, "argv", ["latebloom", *map(str, words)]),
+        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            app.main()
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    return 0, said.getvalue()
+
+
+def outcome(family: Family, generator: Path, root: Path) -> str:
+    """What comes of generating with a folder or a file: `works`, or the line that refuses it."""
+    source = pictures(root / "pictures")
+    (root / "slow.txt").write_text("0\n4\n")
+    run = Path(tempfile.mkdtemp(dir=root))
+    words = ["generate", source, "--out", run, "--indices", root / "slow.txt", "--k", "2", "--generator", generator]
+    words += ["--set", "sample.steps=8", "--work-size", str(family.work_size), *family.settings]
+    code, said = command(*words)
+    if code:
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        return f"refused: {line.removeprefix('error: ').replace(str(generator), 'FOLDER')}"
+    rows = pq.read_table(run / "synthetic" / "part-00000.parquet", columns=["state"])["state"].to_pylist()
+    assert len(rows) == 2
+    assert not {"nan", "flat"} & set(rows)
+    return "works"
+
+
+def half_only(folder: Path, to: Path) -> Path:
+    """A copy of a folder that has its weights as fp16 files alone, as `save_pretrained(..., variant="fp16")` writes."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, to)
+    for file in to.glob("*/*.safetensors"):
+        weights = {
+            name: weight.half() if weight.is_floating_point() else weight for name, weight in load_file(file).items()
+        }
+        save_file(weights, file.with_name(f"{file.stem}.fp16.safetensors"), metadata={"format": "pt"})
+        file.unlink()
+    return to
+
+
+def row(family: Family, root: Path) -> str:
+    """The line of the page about a family, which is made in the folder `root`."""
+    folder = family.save(root / "generator")
+    kind = kind_of(GenerateConfig(generator=str(folder)))
+    driver = "its diffusers pipeline" if kind in ("pipeline", "diffusemix") else "our loop"
+    cells = [outcome(family, folder, root), outcome(family, half_only(folder, root / "half"), root)]
+    return f"| {family.name} | `{kind}` | {driver} | {' | '.join(cells)} |"
+
+
+# Tokenizers that SentencePiece wrote
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "end"), [("if", "tokenizer", [1]), ("flux", "tokenizer_2", [1]), ("kolors", "tokenizer", [])]
+)
+def test_tokens_are_those_of_sentencepiece(checkpoint: Folders, family: str, part: str, end: list[int]) -> None:
+    import sentencepiece
+
+    (file,) = (checkpoint(family) / part).glob("*.model")
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    tokenizer = getattr(load(checkpoint(family)).pipeline, part)
+    for text in ("a photo of the digit", "A  Photo", "top", "ß, bottom!"):
+        assert tokenizer(text, add_special_tokens=bool(end)).input_ids == oracle.encode(text) + end
+
+
+def test_t5s_tokenizer_is_the_same_from_either_of_its_files(checkpoint: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("flux"), tmp_path / "flux")
+    made = []
+    for left_out in ("spiece.model", "tokenizer.json"):
+        shutil.copytree(checkpoint("flux") / "tokenizer_2", folder / "tokenizer_2", dirs_exist_ok=True)
+        (folder / "tokenizer_2" / left_out).unlink()
+        made.append(load(folder).pipeline.tokenizer_2("a photo of the bottom", padding="max_length", max_length=40))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "module", "package"),
+    [
+        ("if", "sentencepiece", "sentencepiece"),
+        ("if", "google.protobuf", "protobuf"),
+        ("kolors", "sentencepiece", "sentencepiece"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named(
+    checkpoint: Folders, family: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(family)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    with pytest.raises(ValueError, match=rf"/{family} has tokenizer/\w+.model, which needs .*: pip install {package}$"):
+        load(folder)
+
+
+# The same images as from diffusers
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3-t5", "chroma", "qwen-image", "z-image")]
+SLOW += [pytest.param(name, marks=pytest.mark.slow) for name in ("sana-sprint", "kandinsky22", "kandinsky3", "if")]
+IMAGE_TO_IMAGE = {
+    "kolors": "KolorsImg2ImgPipeline",
+    "sd3-t5": "StableDiffusion3Img2ImgPipeline",
+    "chroma": "ChromaImg2ImgPipeline",
+    "qwen-image": "QwenImageImg2ImgPipeline",
+    "z-image": "ZImageImg2ImgPipeline",
+    "sana-sprint": "SanaSprintImg2ImgPipeline",
+    "kandinsky22": "KandinskyV22Img2ImgCombinedPipeline",
+    "kandinsky3": "Kandinsky3Img2ImgPipeline",
+    "if": "IFImg2ImgPipeline",
+}
+# Whose steps are strength * steps rounded down; the others round up.
+ROUNDED_DOWN = ("kolors", "kandinsky22", "kandinsky3", "if")
+# How a guidance of 3 is asked for, where not by its name.
+GUIDANCE = {
+    "z-image": {"guidance_scale": 2.0},
+    "qwen-image": {"true_cfg_scale": 3.0, "negative_prompt": [" "] * 3},
+}
+ARGUMENTS = {
+    "sana-sprint": {"use_resolution_binning": False, "clean_caption": False, "intermediate_timesteps": None},
+    "if": {"clean_caption": False},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.callback_steps:FutureWarning")  # Kandinsky's combined pipeline of its own parts
+@pytest.mark.parametrize("family", ["kolors", *SLOW])
+def test_images_are_those_of_the_diffusers_pipeline_that_is_given_the_texts(checkpoint: Folders, family: str) -> None:
+    import diffusers
+
+    prompts = ("a photo of top", "the digit", "a photo of top")
+    if family == "kandinsky3":  # its images depend on the longest text of the call
+        prompts = prompts[:1] * 3
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    seeds = [1, 2, 2**62 + 2]
+    generator = load(checkpoint(family))
+    generator.prepare(prompts)
+    references = generator.encode(pixels)
+    made = generator.make(references, Wanted(np.arange(3), prompts, np.array([80] * 3), seeds)).images
+    assert generator.level(80).calls == 6
+
+    cls: Any = getattr(diffusers, IMAGE_TO_IMAGE[family])
+    pipeline = cls.from_pretrained(checkpoint(family), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    image = references if references.is_floating_point() else references / 255
+    accepted = inspect.signature(cls.__call__).parameters
+    sides = {name: 32 for name in ("height", "width") if name in accepted}
+    expected = pipeline(
+        prompt=list(prompts),
+        image=image * 2 - 1 if family == "if" else image,
+        strength=6.5 / 8 if family in ROUNDED_DOWN else 5.5 / 8,
+        num_inference_steps=8,
+        generator=[torch.Generator().manual_seed(child_seed(seed, "torch")) for seed in seeds],
+        output_type="np",
+        **GUIDANCE.get(family, {"guidance_scale": 3.0}),
+        **ARGUMENTS.get(family, {}),
+        **sides,
+    )[0]
+    assert np.abs(made - np.rint(expected * 255)).max() <= 1
+
+
+if __name__ == "__main__":
+    for one in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            print(row(one, Path(folder)), flush=True)
