@@ -15,7 +15,7 @@ from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path
 from latebloom.train.selection.coreset import Coreset
 
-__all__ = ["SelectedExamples", "as_coreset", "on_images", "read_selected"]
+__all__ = ["SelectedExamples", "as_coreset", "on_images", "on_variants", "read_selected"]
 
 _KINDS = {"indices": "iu", "labels": "iu", "weights": "fiu", "source": "U"}  # NumPy's, of each array
 _LATER = {"sha256": "U", "names": "U"}  # which files of older versions do not have
@@ -167,6 +167,22 @@ def on_images(selected: SelectedExamples, train: LabeledImages) -> SelectedExamp
             f"training images ({len(absent)} such examples)"
         )
     return dataclasses.replace(selected, indices=indices, labels=labels)
+
+
+def on_variants(selected: SelectedExamples, digests: Mapping[str, str]) -> SelectedExamples:
+    """The synthetic examples by the item ids that their images have now, which move where a data set has grown.
+
+    Examples without digest keep the item id that they have; those that are not there any more have none.
+
+    Args:
+        digests: by item id, `digest_pixels` of the synthetic images.
+    """
+    now = {digest: item for item, digest in digests.items()}
+    source = [
+        item if item == "real" or digest in ("", digests.get(item)) else now.get(digest, "")
+        for item, digest in zip(selected.source.tolist(), selected.sha256.tolist(), strict=True)
+    ]
+    return dataclasses.replace(selected, source=np.array(source))
 
 
 def _rows_by_name(wanted: set[str], names: Sequence[str]) -> dict[str, list[int]]:

@@ -31,7 +31,7 @@ def as_of_now(
         read_table(
             folder.part_path(number),
             columns=[*names, "fingerprint", "label", "state", "item_id", "source_name"],
-            schema=SYNTHETIC_SCHEMA,  # a part of an older version has no names yet
+            schema=SYNTHETIC_SCHEMA,  # a part of an older version may lack columns
         )
         for number in range(len(records))
     ]

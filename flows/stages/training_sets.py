@@ -12,7 +12,7 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.arms import Arm, parse_arm
 from latebloom.flows.stages.classifiers import classifier_seeds
 from latebloom.flows.stages.context import RunContext
-from latebloom.flows.stages.coreset_file import as_coreset, on_images, read_selected
+from latebloom.flows.stages.coreset_file import as_coreset, on_images, on_variants, read_selected
 from latebloom.flows.stages.scout import scout_outputs
 from latebloom.synth.plan import item_id, requests
 from latebloom.train.augment.mixing import Mixer
@@ -154,6 +154,9 @@ def training_set(run: RunContext, arm: Arm, images: Images) -> TrainingSet:
         return TrainingSet(rows, None)
     strong = config.strong_of(arm)
     selected = on_images(read_selected(strong.file), run.splits.train) if arm.selector == "file" else None
+    if selected and set(selected.source) != {"real"} and images.pool.items:
+        places = np.array(list(images.pool.items.values()))
+        selected = on_variants(selected, dict(zip(images.pool.items, data.subset(places).sha256, strict=True)))
     mixers = []
     for number, (own, seed) in enumerate(zip(rows, classifier_seeds(config), strict=True)):
         coreset = None

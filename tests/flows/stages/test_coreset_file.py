@@ -203,6 +203,14 @@ def test_synthetic_picks_are_the_images_with_their_item_ids(finished: RunFolder,
     assert "real" in names
     assert set(names) != {"real"}
     assert data.labels[chosen].tolist() == picks["labels"].tolist()
+    # A data set that has grown has moved the item ids: the pictures are what they were.
+    moved = np.array(["real" if name == "real" else items[items.index(name) - 1] for name in picks["source"].tolist()])
+    other = changed(file, file.with_name("moved.npz"), **{**picks, "source": moved})
+    strong = config.strong.model_copy(update={"file": str(other)})
+    again = RunContext(finished, config.model_copy(update={"strong": strong}))
+    (same,) = training._job(again, "ours-3+file", "sgd").training.mixers or []
+    assert same.given is not None
+    assert same.given.indices.tolist() == mixer.given.indices.tolist()
     training.retrain_arm(finished, config, "ours-3+file", "sgd")
     share = np.mean(picks["source"] != "real")
     assert facts(finished, "ours-3+file").strong.selected_synthetic == pytest.approx(share)

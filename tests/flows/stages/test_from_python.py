@@ -19,6 +19,7 @@ from latebloom.synth.config import GenerateConfig, QualityConfig, SampleConfig
 from latebloom.synth.generate import draw
 from latebloom.synth.generators.load import load_generator
 from latebloom.synth.plan import make_plan, requests
+from latebloom.synth.sampling.loop import LoopGenerator
 
 FAST = SampleConfig(grid=10, steps=3, guidance_scale=1.0)
 
@@ -97,6 +98,23 @@ def test_an_interrupted_part_goes_on_where_it_was_and_progress_is_by_step(
     assert not list((tmp_path / "one/.cache").glob("*.parquet"))
     whole = synthesize(images, [6, 1], generator, tmp_path / "other", **arguments)
     assert folder.rows()["image"].to_pylist() == whole.rows()["image"].to_pylist()
+
+
+def test_images_that_were_made_before_the_data_grew_are_not_made_again(
+    images: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    make = LoopGenerator.make
+    monkeypatch.setattr(LoopGenerator, "make", lambda *args: drawn.append(len(args[2])) or make(*args))
+    small = images.subset(np.arange(1, 8))
+    synthesize(small, [5, 0], "digits", tmp_path / "grown", levels=(4, 6), seed=5, sample=FAST, part_size=3)
+    assert sum(drawn) == 4
+    grown, fresh = (
+        synthesize(images, [6, 1, 3], "digits", tmp_path / name, levels=(4, 6), seed=5, sample=FAST, part_size=3)
+        for name in ("grown", "fresh")
+    )
+    assert sum(drawn) == 4 + 2 + 6  # what is new, and all of it
+    assert grown.rows()["image"].to_pylist() == fresh.rows()["image"].to_pylist()
 
 
 def test_a_classifier_scores_the_label(images: LabeledImages, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from latebloom.data.config import DataConfig
 from latebloom.data.images import encode_png
 from latebloom.data.sources.load import load
-from latebloom.data.store import digest_file, digest_json, read_json, write_json
+from latebloom.data.store import read_json, write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Partial, RunFolder
@@ -422,41 +422,63 @@ def test_a_renamed_file_is_renamed_in_the_data_set_and_no_image_is_made_again(
     assert names_of_rows(run) == {item: new if name == old else name for item, name in before.items()}
 
 
-def test_after_a_rename_that_moves_rows_every_image_has_the_name_of_its_own_reference(
-    named: tuple[RunFolder, CompareConfig, Path], story: Story
+# ------------------------------------------------------------------------------------------------- a growing data set
+
+
+def images_by_reference(run: RunFolder) -> dict[tuple[str, int], bytes]:
+    """The PNG of each image, by the name of its reference and its level."""
+    rows = SyntheticFolder(run.path / "synthetic").rows()
+    columns = (rows[name].to_pylist() for name in ("source_name", "level_steps", "image"))
+    return {(name, level): image["bytes"] for name, level, image in zip(*columns, strict=True)}
+
+
+def test_a_data_set_that_has_grown_keeps_its_images_and_ends_as_one_made_from_nothing(
+    named: tuple[RunFolder, CompareConfig, Path],
+    tiny: Tiny,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    run, config, mine = named
-    (mine / "train/3/0.png").rename(mine / "train/3/zero.png")  # the first of its class is its last now
-    again(run, config, story)
+    run, _, mine = named
+    config = tiny({"data": {"source": str(mine)}, "seeds": 1, "arms": ("original", "all-3")})
+    again(run, config, story)  # two images of each of fifty, in parts of eight
+    before = images_by_reference(run)
+    assert len(before) == 100
+    (mine / "train/0/-first.png").write_bytes(encode_png(np.full((8, 8, 1), 90, np.uint8)))  # all rows move
+    (mine / "train/5/2.png").rename(mine / "train/5/renamed.png")
+    (mine / "train/7/4.png").unlink()
+    made: list[int] = []
+    make = LoopGenerator.make
+    monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
+    assert len(again(run, config, story)) == 13  # every part holds other images now
+    assert sum(made) == 2  # of the new one
+    fresh = story.with_images(tmp_path / "fresh", config)
+    assert sum(made) == 102
+    after = images_by_reference(run)
+    assert after == images_by_reference(fresh)
+    assert story.data_set(run) == story.data_set(fresh)
+    kept = {name: image for name, image in after.items() if name in before}
+    assert len(kept) == 96  # all but the new one and the renamed one
+    assert kept == {name: before[name] for name in kept}
+    for level in (3, 5):
+        assert after["train/5/renamed.png", level] == before["train/5/2.png", level]
     rows, train = SyntheticFolder(run.path / "synthetic").rows(), images_of(config).train
-    assert "train/3/zero.png" in train.names
     sources = rows["source_index"].to_pylist()
     assert rows["source_name"].to_pylist() == [train.names[source] for source in sources]
     assert rows["source_sha256"].to_pylist() == [train.sha256[source] for source in sources]
+    assert not list((run.path / "synthetic").glob(".cache/*"))
 
 
-def test_a_data_set_of_the_version_before_names_gets_them_and_keeps_its_images(
-    named: tuple[RunFolder, CompareConfig, Path], story: Story, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_of_a_version_with_other_seeds_is_made_anew_and_said_to_be(
+    named: tuple[RunFolder, CompareConfig, Path], story: Story, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, config, _ = named
-    folder, names = SyntheticFolder(run.path / "synthetic"), names_of_rows(run)
-    for number, part in enumerate(folder.manifest()["parts"]):
-        file, record = folder.part_path(number), read_json(folder.path / f".parts/part-{number:05d}.json")
-        rows = pq.read_table(file)
-        pq.write_table(rows.drop_columns(["source_name"]), file, compression="zstd")
-        del record["digest"]
-        record["sha256"] = part["sha256"] = digest_file(file)
-        write_json(folder.path / f".parts/part-{number:05d}.json", {**record, "digest": digest_json(record)})
-    plan = pq.read_table(run.path / "plan.parquet").drop_columns(["source_name"])
-    pq.write_table(plan, run.path / "plan.parquet")
+    plan = pq.read_table(run.path / "plan.parquet")
+    pq.write_table(plan.drop_columns(["generator_label"]), run.path / "plan.parquet")
     stage = read_json(run.path / "stages/plan.json")
-    write_json(
-        run.path / "stages/plan.json", {**stage, "outputs": {"plan.parquet": digest_file(run.path / "plan.parquet")}}
-    )
-    write_json(folder.path / "manifest.json", {**folder.manifest(), "format": 3})
-    with pytest.raises(ValueError, match="has format 3, this version reads 4; run `latebloom generate` with its"):
-        folder.rows()
-    for module, name in ((synthesis, "draw"), (synthesis, "describe"), (planning, "probe")):
-        monkeypatch.setattr(module, name, never)
-    assert again(run, config, story) == []
-    assert names_of_rows(run) == names
+    write_json(run.path / "stages/plan.json", {**stage, "digest": "0" * 64})
+    before = images_by_reference(run)
+    again(run, config, story)
+    assert "older version, with other seeds: all of its images are made anew" in capsys.readouterr().err
+    assert pq.read_table(run.path / "plan.parquet").equals(plan)
+    assert images_by_reference(run) == before
