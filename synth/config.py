@@ -132,7 +132,7 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return -(-level * (self.steps or self.grid) // self.grid)
 
 
-Kind = Literal["pixel", "latent", "pipeline", "diffusemix"]
+Kind = Literal["pixel", "latent", "transformer", "pipeline", "diffusemix"]
 
 
 class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -145,8 +145,9 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     kind: Literal["auto", Kind] = Field(
         "auto",
-        description="pixel: UNet2DModel; latent: Stable Diffusion 1.x, 2.x, SDXL in our own loop; pipeline: any other "
-        "image-to-image model with a strength; diffusemix: InstructPix2Pix and DiffuseMix. auto: what the folder holds",
+        description="pixel: UNet2DModel; latent: Stable Diffusion 1.x, 2.x, SDXL in our own loop; transformer: DiT, "
+        "PixArt, Sana and the like in our own loop; pipeline: any other image-to-image model with a strength; "
+        "diffusemix: InstructPix2Pix and DiffuseMix. auto: what the folder holds",
     )
     revision: str = Field("", description="Of a hub id: commit, tag or branch; empty: the newest")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

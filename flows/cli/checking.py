@@ -124,8 +124,8 @@ def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[st
         said += f"; images of {width}x{height} are {'enlarged' if min(height, width) < work else 'made smaller'} for it"
     if channels != generator.channels:
         said += "; it makes colour, and the images are grey"
-    if kind == "pixel":
-        labels = generator.labels_of(train.class_names) or ()
+    labels = generator.labels_of(train.class_names)
+    if labels is not None:
         pairs = [f"{name} is {label}" for name, label in zip(train.class_names, labels, strict=True)]
         classes = f"by label: {listed(pairs, 3)}"
     else:

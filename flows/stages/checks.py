@@ -20,7 +20,7 @@ from latebloom.flows.stages.memory import check_generator_memory, check_step_mem
 from latebloom.flows.stages.scorers import check_named
 from latebloom.flows.stages.scout import check_scout
 from latebloom.synth.config import PromptConfig
-from latebloom.synth.generators.find import kind_of
+from latebloom.synth.generators.find import kind_of, reads_prompts
 from latebloom.synth.prompts import lint, names_of
 from latebloom.synth.scoring.quality import check_scorers
 from latebloom.synth.sizes import Frame, check_channels, work_size_warning
@@ -111,7 +111,7 @@ def check_generator(config: CompareConfig, train: LabeledImages, folder: RunFold
         raise ValueError("DiffuseMix edits by diffusemix.prompts; leave prompts.* at their defaults")
     if kind == "diffusemix" and any(len(config.levels(arm)) > 1 for arm in config.parsed_arms):
         warn("DiffuseMix has no noise level: the variants of a reference differ by their seed alone; --k 2 makes one")
-    if kind in ("latent", "pipeline"):
+    if reads_prompts(config.generate):
         for line in lint(train.class_names, names):
             warn(line)
 

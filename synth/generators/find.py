@@ -5,8 +5,9 @@ from pathlib import Path
 
 from latebloom.data.store import as_path, local_folder, read_json
 from latebloom.synth.config import GenerateConfig, Kind
+from latebloom.synth.generators.families import FAMILIES, transformer_classes
 
-__all__ = ["generator_folder", "is_hub_id", "kind_of"]
+__all__ = ["generator_folder", "is_hub_id", "kind_of", "reads_prompts"]
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 
@@ -67,4 +68,12 @@ def kind_of(config: GenerateConfig) -> Kind:
         return "diffusemix"
     if unet == "UNet2DConditionModel" and pipeline.startswith(("StableDiffusion", "LatentConsistency")):
         return "latent"
-    return "pipeline"
+    return "transformer" if pipeline in FAMILIES else "pipeline"
+
+
+def reads_prompts(config: GenerateConfig) -> bool:
+    """Whether the generator is told by a prompt of the class what to make: not by its label, as DiT, or by an edit."""
+    kind = kind_of(config)
+    if kind != "transformer":
+        return kind in ("latent", "pipeline")
+    return transformer_classes(generator_folder(config.generator, config.revision)) is None

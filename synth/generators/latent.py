@@ -14,7 +14,7 @@ from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet
 from latebloom.synth.generators.latent_space import LatentSpace, autoencoder_dtype
-from latebloom.synth.generators.prompt_table import PromptTable, warn_of_cut
+from latebloom.synth.generators.prompt_table import PromptTable, check_class_names, warn_of_cut
 from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
 
 __all__ = ["USUAL_GUIDANCE", "LatentDenoiser"]
@@ -169,9 +169,7 @@ class LatentDenoiser:
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Raise ValueError where a class has no name for its prompt."""
-        for label, name in enumerate(class_names):
-            if not name.strip():
-                raise ValueError(f"class {label} has no name, which its prompt needs; name it in the class-name map")
+        check_class_names(class_names)
 
     def labels_of(self, class_names: tuple[str, ...]) -> None:
         """None: it goes by the prompt."""

@@ -12,6 +12,7 @@ from latebloom.synth.generators.find import generator_folder, is_hub_id, kind_of
 from latebloom.synth.generators.latent import USUAL_GUIDANCE, LatentDenoiser
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
+from latebloom.synth.generators.transformer import TransformerDenoiser
 from latebloom.synth.sampling.denoiser import Generator
 from latebloom.synth.sampling.loop import LoopGenerator
 
@@ -19,11 +20,11 @@ __all__ = ["load_generator"]
 
 # The kinds that use a setting.
 _TAKES: dict[str, tuple[Kind, ...]] = {
-    "loras": ("latent", "pipeline"),
+    "loras": ("latent", "transformer", "pipeline"),
     "textual_inversions": ("latent",),
-    "classes": ("pixel",),
-    "compile": ("pixel", "latent", "pipeline"),
-    "fuse_qkv": ("latent", "pipeline"),
+    "classes": ("pixel", "transformer"),
+    "compile": ("pixel", "latent", "transformer", "pipeline"),
+    "fuse_qkv": ("latent", "transformer", "pipeline"),
 }
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,6 +90,8 @@ def _load(
             guidance_scale=sample.guidance_scale,
             **options,
         )
+    if kind == "transformer":
+        return LoopGenerator(TransformerDenoiser.load(folder, device, classes=config.classes, **options), sample)
     denoiser = LatentDenoiser.load(
         folder,
         device,

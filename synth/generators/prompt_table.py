@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PromptTable", "warn_of_cut"]
+__all__ = ["PromptTable", "check_class_names", "warn_of_cut"]
 
 
 class PromptTable:
@@ -50,6 +50,13 @@ class PromptTable:
         rows, places = (conditions + 1).unique(return_inverse=True)  # with guidance, half of a batch are "none"
         rows = rows.cpu()
         return {name: tensor[rows].to(conditions.device)[places] for name, tensor in self._tensors.items()}
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raise ValueError where a class has no name for its prompt."""
+    for label, name in enumerate(class_names):
+        if not name.strip():
+            raise ValueError(f"class {label} has no name, which its prompt needs; name it in the class-name map")
 
 
 def warn_of_cut(prompt: str, text: str, tokenizer: Any, limit: int) -> None:

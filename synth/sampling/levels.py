@@ -16,7 +16,8 @@ class Level:
     Attributes:
         steps, grid: R and S.
         calls: denoising steps; R unless the sampler was given fewer.
-        timestep: where denoising starts, in the model's training timesteps (flow models: 1000 sigma).
+        timestep: where denoising starts, in the model's training timesteps (flow models that a pipeline drives:
+            1000 sigma).
         log_snr: log(signal variance / noise variance) there; -inf for pure noise.
         strength: the share of the model's own schedule that lies below the start, 0 to 1, as in diffusers' pipelines.
     """

@@ -29,6 +29,21 @@ _MORE_STEPS = 20
 _NEAR = 0.05  # of log-SNR: about half a level of 100
 
 
+# Models that neither diffusers can start from a noised image nor our own loop, and why.
+_CASCADE = "the image is decoded by a second diffusion, from latents that no reference can be encoded to"
+_OUT_OF_REACH = {
+    "CogView4Pipeline": "its prompts have no mask and many lengths, so images of one batch would change each other",
+    "HunyuanDiTPipeline": "its two text encoders and rotary grid are not adapted",
+    "LuminaPipeline": "it guides three channels alone, and its positions change with the timestep; give Lumina 2",
+    "StableCascadeCombinedPipeline": _CASCADE,
+    "StableCascadeDecoderPipeline": _CASCADE,
+    "StableCascadePriorPipeline": _CASCADE,
+    "WuerstchenCombinedPipeline": _CASCADE,
+    "WuerstchenDecoderPipeline": _CASCADE,
+    "WuerstchenPriorPipeline": _CASCADE,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
     """A place where a pipeline can begin to denoise.
@@ -77,7 +92,7 @@ def image_to_image_class(folder: Path) -> type:
             folder, name, "it takes the reference as a condition and starts from pure noise, so it has no noise level"
         )
     if cls is None:
-        raise _refusal(folder, name, "diffusers has no image-to-image pipeline for it")
+        raise _refusal(folder, name, _OUT_OF_REACH.get(name, "diffusers has no image-to-image pipeline for it"))
     if cls.__module__.endswith("dummy_objects") or not hasattr(cls, "_get_signature_keys"):
         raise _refusal(folder, name, f"{derived} needs packages that are not installed")
     arguments = _arguments(cls)

@@ -208,7 +208,7 @@ def save_tiny_sana_sprint(folder: Path, *, seed: int = 0) -> Path:
         num_attention_heads=2,
         num_hidden_layers=1,
         num_key_value_heads=2,
-        vocab_size=100,
+        vocab_size=1024,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,10 @@
 """Tiny tokenizers and text encoders of the model families, in the files that published folders have."""
 
 import functools
+import inspect
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +137,13 @@ def qwen_tokenizer() -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """Gemma's tokenizer with letters alone, for Sana."""
+    """Gemma's tokenizer with letters alone, for Sana, and the words that Sana puts before each prompt."""
+    from diffusers import SanaPipeline
     from transformers import GemmaTokenizer
 
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *map(chr, range(33, 127))]
-    return GemmaTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
+    usual = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    words = re.findall(r"[a-z]+", " ".join(usual))  # letter by letter they would be a thousand tokens
+    merges = {(word[:end], word[end]): None for word in words for end in range(1, len(word))}
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *map(chr, range(33, 127))]
+    tokens = dict.fromkeys([*letters, *(first + second for first, second in merges)])
+    return GemmaTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=list(merges))

@@ -1,5 +1,6 @@
 """What the tests of synth share: fakes behind the real interfaces, small images, a tiny real UNet."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tiny_checkpoints
 import tiny_families
 import tiny_pipelines
+import tiny_transformers
 import torch
 from tiny_instruct import save_tiny_instruct
 from torch import Tensor
@@ -242,6 +244,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         "z-image": tiny_families.save_tiny_z_image,
         "sana-sprint": tiny_families.save_tiny_sana_sprint,
         "instruct": save_tiny_instruct,
+        **{
+            family: functools.partial(tiny_transformers.save_tiny_transformer, family=family)
+            for family in tiny_transformers.FAMILIES
+        },
     }
 
     def get(family: str) -> Path:

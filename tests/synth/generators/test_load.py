@@ -201,6 +201,10 @@ def test_the_kind_is_what_the_folder_says_it_holds(tmp_path: Path) -> None:
         ("StableDiffusionXLPipeline", "UNet2DConditionModel", "latent"),
         ("LatentConsistencyModelPipeline", "UNet2DConditionModel", "latent"),
         ("StableDiffusionInstructPix2PixPipeline", "UNet2DConditionModel", "diffusemix"),
+        ("DiTPipeline", None, "transformer"),
+        ("PixArtSigmaPipeline", None, "transformer"),
+        ("SanaPipeline", None, "transformer"),
+        ("SanaSprintPipeline", None, "pipeline"),
         ("StableDiffusion3Pipeline", None, "pipeline"),
         ("FluxPipeline", None, "pipeline"),
         ("KandinskyV22Pipeline", "UNet2DConditionModel", "pipeline"),
@@ -332,6 +336,7 @@ def test_settings_that_a_kind_does_not_know_are_refused_before_anything_is_loade
         ("diffusemix", {"loras": ("a",)}),
         ("diffusemix", {"compile": True}),
         ("pipeline", {"textual_inversions": ("a",)}),
+        ("transformer", {"textual_inversions": ("a",)}),
     ]:
         name = next(iter(setting))
         config = GenerateConfig(generator=str(index_of(tmp_path / "x")), kind=kind, **setting)
@@ -363,6 +368,6 @@ def test_the_precision_is_what_the_device_has(
     folder = index_of(tmp_path / "x", unet=["diffusers", "UNet2DModel"])
     arguments = SampleConfig(), DiffuseMixConfig(), "", torch.device(device)
     load_generator(GenerateConfig(generator=str(folder)), *arguments)
-    loaders["PixelDenoiser"].assert_called_once_with(folder, torch.device(device), expected, False)
+    loaders["PixelDenoiser"].assert_called_once_with(folder, torch.device(device), expected, False, "")
     load_generator(GenerateConfig(generator=str(folder), dtype="float16", compile=True), *arguments)
-    loaders["PixelDenoiser"].assert_called_with(folder, torch.device(device), torch.float16, True)
+    loaders["PixelDenoiser"].assert_called_with(folder, torch.device(device), torch.float16, True, "")

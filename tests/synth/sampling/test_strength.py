@@ -261,6 +261,8 @@ def test_models_without_a_noise_level_are_refused_by_name(tmp_path: Path) -> Non
         ("StableDiffusionInstructPix2PixPipeline", CONDITION),
         ("PixArtAlphaPipeline", "diffusers has no image-to-image pipeline for it"),
         ("DDPMPipeline", "diffusers has no image-to-image pipeline for it"),
+        ("StableCascadeCombinedPipeline", "decoded by a second diffusion, from latents that no reference can be enco"),
+        ("CogView4Pipeline", "its prompts have no mask and many lengths"),
         ("StableDiffusionControlNetPipeline", "needs a control_image besides the reference"),
         ("IFImg2ImgSuperResolutionPipeline", "needs a original_image besides the reference"),
         ("StableDiffusion3PAGImg2ImgPipeline", "perturbed-attention guidance is not offered"),
