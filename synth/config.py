@@ -84,7 +84,7 @@ class PlanConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 Match = Literal["snr", "steps", "strength"]
 
 
-Sampler = Literal["ddpm", "ddim", "dpm++2m", "lcm"]
+Sampler = Literal["ddpm", "ddim", "euler", "heun", "dpm++2m", "lcm"]
 
 
 class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -92,16 +92,17 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     sampler: Sampler = Field(
         "ddpm",
-        description="ddpm: ancestral, fresh noise at each step; ddim, dpm++2m: deterministic after the start; lcm: for "
-        "few-step models (LCM, Turbo). Generators of kind pipeline and diffusemix bring their own",
+        description="ddpm: ancestral, fresh noise at each step; ddim, euler, heun, dpm++2m: deterministic after the "
+        "start, heun with two calls a step; lcm: for few-step models (LCM, Turbo). Generators of kind pipeline and "
+        "diffusemix bring their own",
     )
     grid: int = Field(100, ge=1, le=1000, description="S: steps of the noise grid that levels count in, 1 to 1000")
     steps: int = Field(
         0,
         ge=0,
         le=1000,
-        description="Denoiser calls from pure noise, at most the grid; level R of S then takes R / S of them, rounded "
-        "up. 0: one for each step of the grid, so level R takes R calls",
+        description="Steps from pure noise, at most the grid; level R of S then takes R / S of them, rounded up. 0: "
+        "those of the grid, so level R takes R. A step is one denoiser call; with heun two, and one in the last step",
     )
     match: Match = Field(
         "snr",
@@ -116,6 +117,15 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "guidance as an input (LCM) gets it there; 1 then means its usual 8.5",
     )
 
+    deterministic: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Images in every call of the networks, to the bit: 0 to 4096. Short calls are filled up with "
+        "repeats, and a CPU computes on one thread, so that an image depends neither on the batch, the part nor the "
+        "number of processes. 0: off; these then change the rounding",
+    )
+
     @pydantic.model_validator(mode="after")
     def _steps_on_grid(self) -> "SampleConfig":
         if self.steps > self.grid:
@@ -127,9 +137,14 @@ class SampleConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         """Network evaluations of one image in one step: guidance makes an unconditional one too."""
         return 1 if self.guidance_scale == 1 else 2
 
-    def calls(self, level: int) -> int:
-        """Denoising steps that level `level` of the grid takes."""
+    def solver_steps(self, level: int) -> int:
+        """Steps of the sampler from level `level` of the grid."""
         return -(-level * (self.steps or self.grid) // self.grid)
+
+    def calls(self, level: int) -> int:
+        """Denoiser calls from level `level` of the grid: one a step; heun makes two, but for its last step."""
+        steps = self.solver_steps(level)
+        return 2 * steps - 1 if self.sampler == "heun" else steps
 
 
 Kind = Literal["pixel", "latent", "transformer", "pipeline", "diffusemix"]

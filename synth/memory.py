@@ -21,6 +21,8 @@ class BatchSizes:
     Args:
         known: sizes found before, by key.
         remember: called with all sizes when one changes.
+        at_once: how many images every call of the generator holds, however many are asked for (sample.deterministic);
+            0: as many as are asked for.
     """
 
     def __init__(
@@ -28,10 +30,12 @@ class BatchSizes:
         most: int,
         known: Mapping[str, int] | None = None,
         remember: Callable[[dict[str, int]], None] | None = None,
+        at_once: int = 0,
     ) -> None:
         self.most = most
         self.known = dict(known or {})
         self._remember = remember
+        self._at_once = at_once
 
     def of(self, key: str) -> int:
         """The size for calls of one kind."""
@@ -41,8 +45,13 @@ class BatchSizes:
         """A call of `tried` images did not fit.
 
         Raises:
-            MemoryError: it was a single one.
+            MemoryError: it was a single one, or fewer would be filled up to as many.
         """
+        if self._at_once > 1 and tried <= self._at_once:
+            raise MemoryError(
+                f"{self._at_once} images do not fit into the memory at once ({key}); set a smaller "
+                "sample.deterministic, or a smaller sizes.work_size"
+            )
         if tried == 1:
             raise MemoryError(
                 f"not even one image fits into the memory ({key}); set a smaller sizes.work_size, set generate.dtype "

@@ -135,7 +135,8 @@ def synthesize(
             _check_takes(classifier, images)
         scorers = scorers_by([classifier] if classifier else [], images, kind == "pixel")
         made_by.prepare(sorted(set(plan["prompt"].to_pylist())))
-        batch, done = BatchSizes(config.batch_size), sum(record.rows for record in records if record)
+        batch = BatchSizes(config.batch_size, at_once=sample.deterministic)
+        done = sum(record.rows for record in records if record)
         with meter("generate", plan.num_rows, "images", done, in_parts=True) as bar:
             for number, part in enumerate(parts):
                 if records[number]:

@@ -184,7 +184,8 @@ def batch_sizes(run: RunFolder, config: CompareConfig, generator: Generator) -> 
         say(f"generate: out of memory; batches of {', '.join(f'{n} to {what}' for what, n in sizes.items())}")
         write_json(file, {**_read_sizes(file), key: sizes})
 
-    return BatchSizes(config.generate.batch_size, _read_sizes(file).get(key), remember)
+    known = _read_sizes(file).get(key)
+    return BatchSizes(config.generate.batch_size, known, remember, config.sample.deterministic)
 
 
 def _read_sizes(file: Path) -> dict[str, dict[str, int]]:

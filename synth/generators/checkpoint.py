@@ -128,7 +128,7 @@ class Checkpoint:
 
 
 def check_schedule(folder: Path, scheduler: dict[str, Any]) -> None:
-    """Raise ValueError where the config of a folder's scheduler has no betas, or predicts what is not understood."""
+    """Raise ValueError where the config of a folder's scheduler has no betas, or means what our loop does not do."""
     if "beta_schedule" not in scheduler:
         raise ValueError(
             f"{folder} has a {scheduler.get('_class_name')}, expected a schedule of betas; set generate.kind to "
@@ -139,6 +139,15 @@ def check_schedule(folder: Path, scheduler: dict[str, Any]) -> None:
         raise ValueError(
             f"{folder} predicts {scheduler['prediction_type']!r}, expected one of {', '.join(understood)}; give "
             "another model"
+        )
+    if scheduler.get("thresholding"):
+        raise ValueError(
+            f"{folder} has a scheduler with dynamic thresholding, which our loop does not do; set thresholding to "
+            "false in scheduler/scheduler_config.json, to clip images instead"
+        )
+    if scheduler.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"{folder} has continuous timesteps, expected those of a schedule of betas; set generate.kind to pipeline"
         )
 
 

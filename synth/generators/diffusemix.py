@@ -19,6 +19,7 @@ from latebloom.data.seeds import numpy_rng, torch_rng
 from latebloom.data.store import as_path, digest_file, digest_json, local_folder, read_json
 from latebloom.synth.config import DiffuseMixConfig
 from latebloom.synth.generators.diffusers_folder import digest_files, licence, load_pipeline
+from latebloom.synth.sampling.calls import in_calls, on_one_thread
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
 from latebloom.synth.sampling.loop import mean_seconds
@@ -68,6 +69,7 @@ class DiffuseMixGenerator:
         config: DiffuseMixConfig,
         *,
         grid: int,
+        deterministic: int = 0,
         digest: str,
     ) -> None:
         self.pipeline = pipeline  # without its text encoder
@@ -75,6 +77,7 @@ class DiffuseMixGenerator:
         self.config = config
         self.guidance_scale = config.guidance_scale
         self.grid = grid
+        self.deterministic = deterministic
         self.digest = digest
         self.name = folder.name
         self.licence = licence(folder)
@@ -88,12 +91,20 @@ class DiffuseMixGenerator:
 
     @classmethod
     def load(
-        cls, folder: Path, device: torch.device, *, dtype: torch.dtype, config: DiffuseMixConfig, grid: int
+        cls,
+        folder: Path,
+        device: torch.device,
+        *,
+        dtype: torch.dtype,
+        config: DiffuseMixConfig,
+        grid: int,
+        deterministic: int = 0,
     ) -> "DiffuseMixGenerator":
         """Load an InstructPix2Pix folder as diffusers saves it.
 
         Args:
             grid: levels that a plan may name, 1..grid; they all mean the same here.
+            deterministic: images in every call; 0: as many as are wanted.
 
         Raises:
             ValueError: another kind of model, missing, broken or pickled files, fractals that are missing or
@@ -116,7 +127,15 @@ class DiffuseMixGenerator:
             "config": config.model_dump(exclude={"prompts", "fractals"}),
             "fractals": [digest_file(file) for file in fractals] or _JULIA_VERSION,
         }
-        return cls(pipeline, folder, fractals or range(_JULIA_SETS), config, grid=grid, digest=digest_json(settings))
+        return cls(
+            pipeline,
+            folder,
+            fractals or range(_JULIA_SETS),
+            config,
+            grid=grid,
+            deterministic=deterministic,
+            digest=digest_json(settings),
+        )
 
     def check(self, class_names: tuple[str, ...]) -> None:
         """Nothing: an edit needs no class."""
@@ -130,6 +149,7 @@ class DiffuseMixGenerator:
             raise ValueError(f"level {steps} of {self.grid} does not exist: levels go from 1 to {self.grid}")
         return Level(steps, self.grid, self.config.steps, self._start, -np.inf, 1.0)
 
+    @on_one_thread
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
         """Embed prompts, once each; the text encoder is then freed.
@@ -157,10 +177,15 @@ class DiffuseMixGenerator:
         """The images themselves, uint8 (n, h, w, 3), on the CPU: the edit and the mixing both need the pixels."""
         return torch.from_numpy(np.ascontiguousarray(images))
 
+    @on_one_thread
     @torch.inference_mode()
     def make(self, references: Tensor, wanted: Wanted) -> Made:
         """Edit all references in one batch, then mix each with its own edit and a fractal."""
-        edits = to_pixels(self._edit(references, wanted))
+
+        def edit(rows: Tensor) -> Tensor:
+            return self._edit(references[rows], wanted.take(rows.numpy()), len(rows.unique()))
+
+        edits = to_pixels(in_calls(edit, torch.arange(len(wanted)), size=self.deterministic))
         images = [
             self._mix(reference, edit, seed)
             for reference, edit, seed in zip(references.cpu().numpy(), edits.images, wanted.seeds, strict=True)
@@ -168,6 +193,7 @@ class DiffuseMixGenerator:
         contrast = edits.images.std((1, 2)).max(1)  # (n,), of the liveliest channel
         return Made(np.stack(images), edits.finite & (contrast >= _FLAT))
 
+    @on_one_thread
     @torch.inference_mode()
     def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
         """Times the network alone for about a second, after one call to warm up."""
@@ -178,10 +204,20 @@ class DiffuseMixGenerator:
         x = conditions.new_zeros(
             len(conditions), unet.config.in_channels, height // self._factor, width // self._factor
         )
-        return mean_seconds(lambda: unet(x, self._start, conditions).sample) / len(x)
 
-    def _edit(self, references: Tensor, wanted: Wanted) -> Tensor:
-        """The edits by InstructPix2Pix of uint8 (n, h, w, 3): float (n, 3, h, w), -1 black to 1 white, not clipped."""
+        def network(x: Tensor, conditions: Tensor) -> Tensor:
+            output: Tensor = unet(x, self._start, conditions).sample
+            return output
+
+        size = self.calls_a_step * self.deterministic
+        return mean_seconds(lambda: in_calls(network, x, conditions, size=size)) / len(x)
+
+    def _edit(self, references: Tensor, wanted: Wanted, images: int) -> Tensor:
+        """The edits by InstructPix2Pix of uint8 (n, h, w, 3): float (n, 3, h, w), -1 black to 1 white, not clipped.
+
+        Args:
+            images: how many of the n count as made; the others are repeats.
+        """
         pipeline, seeds = self.pipeline, wanted.seeds
         _, height, width, _ = references.shape
         prompts, nothing = self._conditions(wanted.prompts)
@@ -189,7 +225,7 @@ class DiffuseMixGenerator:
         noise = [np.random.Generator(np.random.Philox(int(seed))).standard_normal(shape, np.float32) for seed in seeds]
 
         def counted(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            step_done(len(seeds))
+            step_done(images)
             return tensors
 
         latents = pipeline(

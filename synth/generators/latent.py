@@ -15,7 +15,8 @@ from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet
 from latebloom.synth.generators.latent_space import LatentSpace, autoencoder_dtype
 from latebloom.synth.generators.prompt_table import PromptTable, check_class_names, warn_of_cut
-from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
+from latebloom.synth.generators.schedule import Schedule
+from latebloom.synth.sampling.calls import fixed_shapes
 
 __all__ = ["USUAL_GUIDANCE", "LatentDenoiser"]
 
@@ -29,7 +30,7 @@ class LatentDenoiser:
     `encode`, `decode` and `predict` return float32, whatever the dtype of the weights.
     """
 
-    clip = False
+    clip = 0.0
     channels = 3
 
     def __init__(
@@ -46,7 +47,6 @@ class LatentDenoiser:
         embedded_guidance: float,
         compiled: bool,
     ) -> None:
-        from diffusers import DDPMScheduler
         from diffusers.models.embeddings import get_timestep_embedding
 
         self._checkpoint = checkpoint
@@ -66,11 +66,11 @@ class LatentDenoiser:
         self.trained_on: frozenset[str] = frozenset(card.get("trained_on_sha256", ()))
         self.trained_on_words: str = card.get("trained_on", "")
 
-        # Whichever sampler a checkpoint names: its betas are those that the model was trained with.
         settings = checkpoint.configs["scheduler"]
-        scheduler = DDPMScheduler.from_config(settings)
-        self.alphas_cumprod: np.ndarray = scheduler.alphas_cumprod.double().numpy()
-        self.prediction_type: PredictionType = scheduler.config["prediction_type"]
+        schedule = Schedule.of(checkpoint.folder, settings)
+        self.alphas_cumprod = schedule.alphas_cumprod
+        self.prediction_type = schedule.prediction_type
+        self.ends_at_first = schedule.ends_at_first
         # A consistency model distilled with guidance takes the scale as an embedding and has no "none".
         width = self._unet.config["time_cond_proj_dim"]
         self.unconditional = width is None

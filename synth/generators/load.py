@@ -72,7 +72,9 @@ def _load(
     if kind == "pixel":
         return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile, config.classes), sample)
     if kind == "diffusemix":
-        return DiffuseMixGenerator.load(folder, device, dtype=dtype, config=diffusemix, grid=sample.grid)
+        return DiffuseMixGenerator.load(
+            folder, device, dtype=dtype, config=diffusemix, grid=sample.grid, deterministic=sample.deterministic
+        )
     options: dict[str, Any] = {
         "dtype": dtype,
         "negative_prompt": negative_prompt,
@@ -88,6 +90,7 @@ def _load(
             steps=sample.steps or sample.grid,
             match=sample.match,
             guidance_scale=sample.guidance_scale,
+            deterministic=sample.deterministic,
             **options,
         )
     if kind == "transformer":

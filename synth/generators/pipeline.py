@@ -24,7 +24,8 @@ from latebloom.synth.generators.diffusers_folder import (
     load_pipeline,
 )
 from latebloom.synth.generators.pipeline_prompts import PipelinePrompts
-from latebloom.synth.sampling.denoiser import Made, Wanted, fixed_shapes, to_pixels
+from latebloom.synth.sampling.calls import fixed_shapes, in_calls, on_one_thread
+from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
 from latebloom.synth.sampling.strength import (
     Start,
@@ -79,6 +80,7 @@ class PipelineGenerator:
         steps: int,
         match: Match,
         guidance_scale: float,
+        deterministic: int = 0,
         negative_prompt: str = "",
         name: str,
         digest: str,
@@ -92,6 +94,7 @@ class PipelineGenerator:
         self.device = device
         self.grid = grid
         self.match: Match = match
+        self.deterministic = deterministic
         self.name = name
         self.digest = digest
         self.licence = licence
@@ -141,6 +144,7 @@ class PipelineGenerator:
         steps: int,
         match: Match,
         guidance_scale: float,
+        deterministic: int = 0,
         negative_prompt: str = "",
         loras: Sequence[str] = (),
         fuse_qkv: bool = False,
@@ -153,6 +157,7 @@ class PipelineGenerator:
             steps: solver steps from pure noise, 1..grid.
             match: see `strength.choose`.
             guidance_scale: 1 or less switches guidance off; an input of the network for distilled models (Flux, LCM).
+            deterministic: images in every call; 0: as many of a level as are wanted.
             loras: PATH or PATH@SCALE of .safetensors files, fused into the weights.
             fuse_qkv: one matrix product for query, key and value.
             compile: torch.compile the network's repeated blocks at the first call of each shape.
@@ -196,6 +201,7 @@ class PipelineGenerator:
             steps=steps,
             match=match,
             guidance_scale=guidance_scale,
+            deterministic=deterministic,
             negative_prompt=negative_prompt,
             name=folder.name,
             digest=digest_json(settings),
@@ -218,6 +224,7 @@ class PipelineGenerator:
         """
         return level_of(choose(self._starts, steps, self.grid, self.match), steps, self.grid)
 
+    @on_one_thread
     @torch.inference_mode()
     def prepare(self, prompts: Sequence[str]) -> None:
         """Embed new prompts, free the text encoders, and only then bring the network to the device.
@@ -231,6 +238,7 @@ class PipelineGenerator:
         for part in filter(None, (self.prior, self.pipeline)):
             part.to(self.device)
 
+    @on_one_thread
     def encode(self, images: np.ndarray) -> Tensor:
         """uint8 (n, h, w, 3) to latents float32 (n, c', h', w'), the mode of the posterior, or to uint8 (n, 3, h, w).
 
@@ -243,11 +251,17 @@ class PipelineGenerator:
         # SDXL's VAE overflows in half precision; diffusers upcasts it too.
         upcast = self._vae_dtype == torch.float16 and vae.config.get("force_upcast")
         nn.Module.to(vae, torch.float32 if upcast else self._vae_dtype)
+
+        def encode(rows: Tensor) -> Tensor:
+            scaled = (rows.to(self.device).float() / 127.5 - 1).to(vae.dtype)
+            mode: Tensor = vae.encode(scaled).latent_dist.mode().float()
+            return mode
+
         with torch.inference_mode():
-            scaled = (pixels.to(self.device).float() / 127.5 - 1).to(vae.dtype)
-            latents: Tensor = vae.encode(scaled).latent_dist.mode().float()
+            latents = in_calls(encode, pixels, size=self.deterministic)
         return (latents - (vae.config.get("shift_factor") or 0.0)) * float(vae.config["scaling_factor"])
 
+    @on_one_thread
     def make(self, references: Tensor, wanted: Wanted) -> Made:
         """One variant of each reference: one call of the pipeline for each level; for Kandinsky 3 also each prompt."""
         places = {level: choose(self._starts, level, self.grid, self.match) for level in set(wanted.levels.tolist())}
@@ -258,14 +272,15 @@ class PipelineGenerator:
             calls.setdefault((places[level], wanted.prompts[row] if alone else ""), []).append(row)
         images: list[np.ndarray] = [np.empty(0)] * len(wanted)
         finite = np.zeros(len(wanted), bool)
-        for (place, _), some in calls.items():
-            rows = torch.tensor(some)
-            if self._compiled:
-                (rows,) = fixed_shapes(rows)
-            made = self._make(references[rows.to(references.device)], wanted.take(rows.numpy()), place)
-            finite[some] = made.finite[: len(some)]
-            for row, image in zip(some, made.images, strict=False):
-                images[row] = image
+        for (place, _), every in calls.items():
+            for some in torch.tensor(every).split(self.deterministic or len(every)):
+                rows = some
+                if self.deterministic or self._compiled:
+                    (rows,) = fixed_shapes(some, size=self.deterministic)
+                made = self._make(references[rows.to(references.device)], wanted.take(rows.numpy()), place, len(some))
+                finite[some] = made.finite[: len(some)]
+                for row, image in zip(some.tolist(), made.images, strict=False):
+                    images[row] = image
         return Made(np.stack(images), finite)
 
     def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
@@ -279,7 +294,8 @@ class PipelineGenerator:
         return seconds / (len(wanted) * self.level(int(shallow.levels[0])).calls * self.calls_a_step)
 
     @torch.inference_mode()
-    def _make(self, references: Tensor, wanted: Wanted, place: Start) -> Made:
+    def _make(self, references: Tensor, wanted: Wanted, place: Start, counted: int) -> Made:
+        """One call of the pipeline; the first `counted` rows count as images made."""
         image = references if self._latents else references.float() / 255
         if self._kind == "IFImg2ImgPipeline":  # the only one whose images are -1 to 1
             image = image * 2 - 1
@@ -299,7 +315,7 @@ class PipelineGenerator:
         if self._vae_dtype is not None:
             # SDXL's VAE is float32 after `encode`, and after a decoding that ran out of memory. diffusers' `to` warns.
             nn.Module.to(self.pipeline.vae, self._vae_dtype)
-        with recorded(self.pipeline, place, len(wanted)) as record:
+        with recorded(self.pipeline, place, counted) as record:
             x = self.pipeline(
                 image=image.to(self.device),
                 strength=place.strength,

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.synth.config import Sampler
 from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import check_schedule
 from latebloom.synth.generators.classes import class_labels, mapping_of, pixel_classes
 from latebloom.synth.generators.diffusers_folder import compile_network, licence, load_part
-from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
+from latebloom.synth.generators.schedule import Schedule
+from latebloom.synth.sampling.calls import fixed_shapes
+from latebloom.synth.sampling.denoiser import PredictionType
 
 __all__ = ["PixelDenoiser"]
 
@@ -27,7 +30,6 @@ class PixelDenoiser:
     the label says what to make.
     """
 
-    clip = True
     embedded_guidance = 0.0
     timestep_scaling = 0.0
 
@@ -45,12 +47,16 @@ class PixelDenoiser:
         trained_on: frozenset[str] = frozenset(),
         trained_on_words: str = "",
         licence: str = "",
+        clip: float = 1.0,
+        ends_at_first: frozenset[Sampler] = frozenset(),
         compiled: bool = False,
     ) -> None:
         self.unet = unet.eval()
         self.compiled = compiled
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
+        self.clip = clip
+        self.ends_at_first = ends_at_first
         self.num_classes = num_classes
         self.name = name
         self.digest = digest
@@ -85,7 +91,7 @@ class PixelDenoiser:
             ValueError: another kind of model, missing or broken files, a schedule or prediction type that is not
                 understood, no class conditioning.
         """
-        from diffusers import DDPMScheduler, UNet2DModel
+        from diffusers import UNet2DModel
 
         index = read_json(folder / "model_index.json")
         kind = index.get("unet", [None, None])[1]
@@ -105,7 +111,7 @@ class PixelDenoiser:
                 raise ValueError(f"{folder} has no {part}/{file}; copy or save the whole diffusers folder")
         configs = {part: read_json(folder / part / file) for part, file in _CONFIG_FILES.items()}
         check_schedule(folder, configs["scheduler"])
-        scheduler = DDPMScheduler.from_config(configs["scheduler"])
+        schedule = Schedule.of(folder, configs["scheduler"])
         unet = load_part(UNet2DModel, folder, "unet", dtype)
         if device.type == "cuda":
             unet.to(memory_format=torch.channels_last)
@@ -132,8 +138,8 @@ class PixelDenoiser:
         digest = digest_json({"weights": digest_file(weights), "settings": settings, "dtype": str(dtype)})
         return cls(
             unet.to(device),
-            scheduler.alphas_cumprod.double().numpy(),
-            scheduler.config["prediction_type"],
+            schedule.alphas_cumprod,
+            schedule.prediction_type,
             num_classes=num_classes,
             name=folder.name,
             digest=digest,
@@ -142,6 +148,8 @@ class PixelDenoiser:
             trained_on=frozenset(card.get("trained_on_sha256", ())),
             trained_on_words=card.get("trained_on", ""),
             licence=licence(folder),
+            clip=schedule.clip,
+            ends_at_first=schedule.ends_at_first,
             compiled=compile,
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.synth.config import Sampler
 from latebloom.synth.generators.adapters import find_lora, fuse_loras
 from latebloom.synth.generators.checkpoint import check_schedule
 from latebloom.synth.generators.classes import class_labels, mapping_of
@@ -26,7 +27,9 @@ from latebloom.synth.generators.diffusers_folder import (
 from latebloom.synth.generators.families import FAMILIES, Family, transformer_classes
 from latebloom.synth.generators.latent_space import LatentSpace, autoencoder_dtype
 from latebloom.synth.generators.prompt_table import PromptTable, check_class_names, warn_of_cut
-from latebloom.synth.sampling.denoiser import PredictionType, fixed_shapes
+from latebloom.synth.generators.schedule import Schedule
+from latebloom.synth.sampling.calls import fixed_shapes
+from latebloom.synth.sampling.denoiser import PredictionType
 
 __all__ = ["TransformerDenoiser"]
 
@@ -46,7 +49,7 @@ class TransformerDenoiser:
     dtype of the weights.
     """
 
-    clip = False
+    clip = 0.0
     channels = 3
     unconditional = True
     embedded_guidance = 0.0
@@ -87,10 +90,14 @@ class TransformerDenoiser:
             signal = (1 - sigmas) ** 2
             self.alphas_cumprod: np.ndarray = signal / (signal + sigmas**2)
             self.prediction_type: PredictionType = "sample"
+            self.ends_at_first: frozenset[Sampler] = frozenset()
             self._sigmas = torch.from_numpy(sigmas).to(self.device)
             times = torch.from_numpy(family.timestep(sigmas)).float() * config.get("timestep_scale", 1.0)
         else:
-            self.alphas_cumprod, self.prediction_type = _training_schedule(folder, schedule)
+            check_schedule(folder, schedule)
+            training = Schedule.of(folder, schedule)
+            self.alphas_cumprod, self.prediction_type = training.alphas_cumprod, training.prediction_type
+            self.ends_at_first = training.ends_at_first
             times = torch.arange(len(self.alphas_cumprod))
         self._times = times.to(self.device)
         consistency = schedule.get("_class_name") == "LCMScheduler"
@@ -303,17 +310,6 @@ class TransformerDenoiser:
         if self._family.network == "CogView3PlusTransformer2DModel":
             return {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
         return {}
-
-
-def _training_schedule(folder: Path, settings: dict[str, Any]) -> tuple[np.ndarray, PredictionType]:
-    """alphas_cumprod float64 (T,) and what is predicted, of a scheduler of betas."""
-    from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
-
-    check_schedule(folder, settings)
-    # Whichever sampler a folder names, its betas are those of the training; CogView shifts them.
-    kind: Any = CogVideoXDDIMScheduler if "snr_shift_scale" in settings else DDPMScheduler
-    scheduler = kind.from_config(settings)
-    return scheduler.alphas_cumprod.double().numpy(), scheduler.config["prediction_type"]
 
 
 def _flow_sigmas(settings: dict[str, Any]) -> np.ndarray:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latebloom.synth.config import Sampler
 from latebloom.synth.sampling.levels import Level
 
-__all__ = ["Denoiser", "Generator", "Made", "PredictionType", "Wanted", "fixed_shapes", "to_pixels", "to_x0"]
+__all__ = ["Denoiser", "Generator", "Made", "PredictionType", "Wanted", "to_pixels", "to_x0"]
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -122,7 +123,10 @@ class Generator(Protocol):
         ...
 
     def make(self, references: Tensor, wanted: Wanted) -> Made:
-        """One variant of each reference. No image depends on the others of the call, except for rounding.
+        """One variant of each reference.
+
+        No image depends on the others of the call, except for rounding; not even so where `sample.deterministic` is
+        set.
 
         Args:
             references: (n, ...), rows of what `encode` gave for images of one work size.
@@ -142,7 +146,9 @@ class Denoiser(Protocol):
         name, digest, licence, device, trained_on, trained_on_words, size, multiple, channels: as of `Generator`.
         alphas_cumprod: float64 (T,), its training schedule.
         prediction_type: what `predict` returns.
-        clip: whether x0 lives in [-1, 1] (pixels) or not (latents).
+        clip: x0 is clipped to -clip..clip at each step (pixels: 1); 0: it is not (latents).
+        ends_at_first: samplers whose last step leads to alphas_cumprod[0], as the checkpoint's scheduler would have it,
+            and not to the clean image.
         unconditional: whether `predict` understands a condition of -1 as "none", which guidance needs.
         embedded_guidance: the scale that a model distilled with guidance is given as an input; 0 for all others.
         timestep_scaling: of a consistency model's boundary condition (arXiv 2310.04378, App.); 0 for all others.
@@ -159,7 +165,8 @@ class Denoiser(Protocol):
     channels: int
     alphas_cumprod: np.ndarray
     prediction_type: PredictionType
-    clip: bool
+    clip: float
+    ends_at_first: frozenset[Sampler]
     unconditional: bool
     embedded_guidance: float
     timestep_scaling: float
@@ -210,14 +217,3 @@ def to_pixels(x: Tensor) -> Made:
     finite = torch.isfinite(x).flatten(1).all(1)
     pixels = ((x.float().nan_to_num(-1, -1, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return Made(pixels.permute(0, 2, 3, 1).cpu().numpy(), finite.cpu().numpy())
-
-
-def fixed_shapes(*rows: Tensor) -> list[Tensor]:
-    """Tensors (n, ...) filled up to the next power of two with their own first rows, for a compiled network.
-
-    Compiling one graph takes minutes, and batches have many sizes: a ragged batch grows as images join, and the last
-    batch is short. Only the first n rows of the result count.
-    """
-    count = len(rows[0])
-    repeat = torch.arange(1 << (count - 1).bit_length(), device=rows[0].device) % count
-    return [tensor[repeat] for tensor in rows]

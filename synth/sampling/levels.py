@@ -15,7 +15,7 @@ class Level:
 
     Attributes:
         steps, grid: R and S.
-        calls: denoising steps; R unless the sampler was given fewer.
+        calls: denoiser calls, guidance not counted; R unless the sampler was given fewer steps, or makes two in each.
         timestep: where denoising starts, in the model's training timesteps (flow models that a pipeline drives:
             1000 sigma).
         log_snr: log(signal variance / noise variance) there; -inf for pure noise.
@@ -82,20 +82,18 @@ class NoiseGrid:
     def size(self) -> int:
         return len(self.timesteps)
 
-    def path(self, steps: int, calls: int) -> np.ndarray:
-        """The trajectory from level `steps` to the image: the grid index of each network call, int64 (calls,).
+    def path(self, level: int, steps: int) -> np.ndarray:
+        """The trajectory from level `level` to the image: the grid index at which each step begins, int64 (steps,).
 
-        With calls = steps these are all indices; fewer are spread evenly: round(R (n - j) / n) - 1 for j = 0..n-1.
+        With steps = level these are all indices; fewer are spread evenly: round(R (n - j) / n) - 1 for j = 0..n-1.
 
         Raises:
-            ValueError: a level that the grid does not have, or calls outside 1..steps.
+            ValueError: a level that the grid does not have, or steps outside 1..level.
         """
-        self.check(steps)
-        if not 1 <= calls <= steps:
-            raise ValueError(
-                f"got {calls} denoiser calls, expected 1 to {steps} for level {steps}; change sample.steps"
-            )
-        return np.round(steps * np.arange(calls, 0, -1) / calls).astype(np.int64) - 1
+        self.check(level)
+        if not 1 <= steps <= level:
+            raise ValueError(f"got {steps} steps, expected 1 to {level} for level {level}; change sample.steps")
+        return np.round(level * np.arange(steps, 0, -1) / steps).astype(np.int64) - 1
 
     def check(self, steps: int) -> None:
         """Raise ValueError where `steps` is no level of this grid."""
@@ -104,7 +102,8 @@ class NoiseGrid:
 
     def level(self, steps: int, calls: int) -> Level:
         """Level `steps` when it is denoised in `calls` calls."""
-        start = int(self.timesteps[self.path(steps, calls)[0]])
+        self.check(steps)
+        start = int(self.timesteps[steps - 1])
         alpha = self.alphas_cumprod[steps - 1]
         log_snr = -np.inf if steps == self.size else float(np.log(alpha / (1 - alpha)))
         return Level(steps, self.size, calls, float(start), log_snr, (start + 1) / self.total)

@@ -1,5 +1,6 @@
 """A `Denoiser` driven by our own loop, as a `Generator`."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from latebloom.synth.config import SampleConfig
+from latebloom.synth.sampling.calls import in_calls, on_one_thread
 from latebloom.synth.sampling.denoiser import Denoiser, Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level, NoiseGrid
-from latebloom.synth.sampling.sample import check_sampling, denoise
+from latebloom.synth.sampling.sample import check_level, check_sampling, denoise
 
 __all__ = ["LoopGenerator", "mean_seconds"]
 
@@ -29,6 +31,7 @@ class LoopGenerator:
         check_sampling(denoiser, config)
         self.denoiser = denoiser
         self.config = config
+        self.deterministic = config.deterministic
         self.grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid, config.match)
         self.name = denoiser.name
         self.digest = denoiser.digest
@@ -52,34 +55,45 @@ class LoopGenerator:
         return self.denoiser.labels_of(class_names)
 
     def level(self, steps: int) -> Level:
-        """What level `steps` of the grid is on this model's schedule."""
+        """What level `steps` of the grid is on this model's schedule; ValueError where it cannot start from it."""
+        check_level(self.denoiser, self.grid, steps)
         return self.grid.level(steps, self.config.calls(steps))
 
+    @on_one_thread
     def prepare(self, prompts: Sequence[str]) -> None:
         """Embed the prompts; called with all distinct ones before any `make`."""
         self.denoiser.prepare(prompts)
 
+    @on_one_thread
     def encode(self, images: np.ndarray) -> Tensor:
         """uint8 (n, h, w, c) to x0, float32 (n, c', h', w')."""
-        return self.denoiser.encode(images)
 
+        def encode(rows: Tensor) -> Tensor:
+            return self.denoiser.encode(rows.numpy())
+
+        return in_calls(encode, torch.from_numpy(np.ascontiguousarray(images)), size=self.deterministic)
+
+    @on_one_thread
     @torch.inference_mode()
     def make(self, references: Tensor, wanted: Wanted) -> Made:
         """One variant of each reference, in one ragged batch."""
         conditions = self.denoiser.conditions(wanted.labels, wanted.prompts)
         x0 = denoise(self.denoiser, references, conditions, wanted.levels, wanted.seeds, self.config)
         finite = torch.isfinite(x0).flatten(1).all(1).cpu().numpy()
-        made = to_pixels(self.denoiser.decode(x0))
+        made = to_pixels(in_calls(self.denoiser.decode, x0, size=self.deterministic))
         return Made(made.images, made.finite & finite)
 
+    @on_one_thread
     def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
         """Times the network alone for about a second, after one call to warm up."""
         conditions = self.denoiser.conditions(wanted.labels, wanted.prompts)
+        size = self.deterministic * self.calls_a_step
         if self.calls_a_step == 2:
             references = torch.cat([references, references])
             conditions = torch.cat([conditions, torch.full_like(conditions, -1)])
         timesteps = torch.full((len(references),), int(self.grid.timesteps[self.grid.size // 2]), device=self.device)
-        return mean_seconds(lambda: self.denoiser.predict(references, timesteps, conditions)) / len(references)
+        network = functools.partial(in_calls, self.denoiser.predict, references, timesteps, conditions, size=size)
+        return mean_seconds(network) / len(references)
 
 
 def mean_seconds(call: Callable[[], Tensor]) -> float:

@@ -1,18 +1,19 @@
-"""The denoising loop: ragged batches, classifier-free guidance, four samplers."""
+"""The denoising loop: ragged batches, classifier-free guidance, six samplers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from latebloom.synth.config import SampleConfig
+from latebloom.synth.sampling.calls import in_calls
 from latebloom.synth.sampling.denoiser import Denoiser, to_x0
 from latebloom.synth.sampling.levels import NoiseGrid
 from latebloom.synth.sampling.steps import step_done
 
-__all__ = ["check_sampling", "denoise"]
+__all__ = ["check_level", "check_sampling", "denoise"]
 
 
 def denoise(
@@ -39,41 +40,53 @@ def denoise(
         x0, float32 (B, c, h, w). Not finite where the network's output was not.
 
     Raises:
-        ValueError: a level that the grid does not have, or guidance on a model without an unconditional branch.
+        ValueError: a level that the grid does not have or the model cannot start from, or guidance on a model without
+            an unconditional branch.
     """
     check_sampling(denoiser, config)
     grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid, config.match)
-    paths = {int(level): grid.path(int(level), config.calls(int(level))) for level in np.unique(levels)}
-    calls = np.array([len(paths[int(level)]) for level in levels])
+    paths = {}
+    for level in np.unique(levels).tolist():
+        check_level(denoiser, grid, level)
+        paths[level] = grid.path(level, config.solver_steps(level))
+    steps = np.array([len(paths[int(level)]) for level in levels])
     # Longest trajectory first: the images that have joined are then always the first rows.
-    order = np.argsort(-calls, kind="stable")
-    levels, calls = levels[order], calls[order]
-    # (B, calls): column n holds the grid index at which n more calls follow
-    trajectory = np.zeros((len(order), calls[0]), np.int64)
+    order = np.argsort(-steps, kind="stable")
+    levels, steps = levels[order], steps[order]
+    # (B, steps): column n holds the grid index at which n more steps follow
+    trajectory = np.zeros((len(order), steps[0]), np.int64)
     for row, level in enumerate(levels.tolist()):
-        trajectory[row, : calls[row]] = paths[level][::-1]
+        trajectory[row, : steps[row]] = paths[level][::-1]
+    final = float(denoiser.alphas_cumprod[0]) if config.sampler in denoiser.ends_at_first else 1.0
     # Philox, because torch's CPU generator keeps only the low 32 bits of a seed: 100,000 images would share noise.
     streams = [np.random.Generator(np.random.Philox(int(seeds[i]))) for i in order]
     to_rows = torch.from_numpy(order).to(references.device)
     conditions = conditions[to_rows.to(conditions.device)]
     x = _start(references[to_rows], levels, grid, streams)
     previous_x0 = torch.zeros_like(x)
-    for left in range(calls[0] - 1, -1, -1):
-        active = int((calls > left).sum())
-        here = _Step.of(grid, trajectory, left, active, calls, x.device)
-        x0 = _predict_x0(denoiser, x[:active], here, conditions[:active], config.guidance_scale)
+
+    def clean(noisy: Tensor, timesteps: Tensor, now: np.ndarray) -> Tensor:
+        x0 = _predict_x0(denoiser, noisy, timesteps, now, conditions[: len(noisy)], config)
+        step_done(len(noisy))
+        return x0
+
+    for left in range(steps[0] - 1, -1, -1):
+        active = int((steps > left).sum())
+        here = _Step.of(grid, trajectory, left, active, steps, final, x.device)
+        x0 = clean(x[:active], here.timesteps, here.now)
         if config.sampler == "lcm":
             x[:active] = _lcm(x[:active], x0, here, streams[:active], denoiser.timestep_scaling)
-        elif left == 0:
+        elif left == 0 and final == 1:
             x = x0
         elif config.sampler == "ddpm":
             x[:active] = _ddpm(x[:active], x0, here, streams[:active])
-        elif config.sampler == "ddim":
+        elif config.sampler in ("ddim", "euler"):
             x[:active] = _ddim(x[:active], x0, here)
+        elif config.sampler == "heun":
+            x[:active] = _heun(x[:active], x0, here, clean)
         else:
             x[:active] = _dpm_2m(x[:active], x0, previous_x0[:active], here)
             previous_x0[:active] = x0
-        step_done(active)
     result = torch.empty_like(x)
     result[to_rows.to(x.device)] = x
     return result
@@ -92,6 +105,16 @@ def check_sampling(denoiser: Denoiser, config: SampleConfig) -> None:
         )
 
 
+def check_level(denoiser: Denoiser, grid: NoiseGrid, level: int) -> None:
+    """Raise ValueError where the grid has no such level, or the model cannot start from it."""
+    grid.check(level)
+    if denoiser.prediction_type == "epsilon" and grid.alphas_cumprod[level - 1] == 0:
+        raise ValueError(
+            f"level {level} of {grid.size} is pure noise without signal (zero terminal SNR), of which generator "
+            f"{denoiser.name} predicts the noise, and so no image; take a level below {grid.size}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """One step of the A active images: abar at the step, after it and one step earlier.
@@ -101,26 +124,40 @@ class _Step:
     """
 
     timesteps: Tensor  # int64 (A,)
+    following: Tensor  # int64 (A,), the timesteps of the next step; in the last one, these again
     now: np.ndarray  # float64 (A,)
-    after: np.ndarray  # (A,); 1 after the last step
+    after: np.ndarray  # (A,); 1 after the last step, or what the denoiser's `ends_at_first` says
     before: np.ndarray  # (A,); NaN for images that enter here
     last: bool
 
     @classmethod
     def of(
-        cls, grid: NoiseGrid, trajectory: np.ndarray, left: int, active: int, calls: np.ndarray, device: torch.device
+        cls,
+        grid: NoiseGrid,
+        trajectory: np.ndarray,
+        left: int,
+        active: int,
+        steps: np.ndarray,
+        final: float,
+        device: torch.device,
     ) -> "_Step":
-        here = trajectory[:active, left]
-        after = grid.alphas_cumprod[trajectory[:active, left - 1]] if left else np.ones(active)
+        here, there = trajectory[:active, left], trajectory[:active, max(0, left - 1)]
+        after = grid.alphas_cumprod[there] if left else np.full(active, final)
         before = np.full(active, np.nan)
-        older = int((calls > left + 1).sum())
+        older = int((steps > left + 1).sum())
         if older:
             before[:older] = grid.alphas_cumprod[trajectory[:older, left + 1]]
-        timesteps = torch.from_numpy(grid.timesteps[here]).to(device)
-        return cls(timesteps, grid.alphas_cumprod[here], after, before, left == 0)
+        if not left:  # first order in the last step of a few, as diffusers has it (lower_order_final)
+            before[steps < 15] = np.nan
+        timesteps, following = (torch.from_numpy(grid.timesteps[places]).to(device) for places in (here, there))
+        return cls(timesteps, following, grid.alphas_cumprod[here], after, before, left == 0)
 
     def column(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(self.timesteps.device)[:, None, None, None]
+        return _column(values, self.timesteps.device)
+
+
+def _column(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None, None]
 
 
 def _normal(streams: Sequence[np.random.Generator], like: Tensor) -> Tensor:
@@ -137,23 +174,29 @@ def _start(references: Tensor, levels: np.ndarray, grid: NoiseGrid, streams: Seq
     return signal * references + noise * _normal(streams, references)
 
 
-def _predict_x0(denoiser: Denoiser, x: Tensor, here: _Step, conditions: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        output = denoiser.predict(x, here.timesteps, conditions)
-    else:
+def _predict_x0(
+    denoiser: Denoiser, x: Tensor, timesteps: Tensor, now: np.ndarray, conditions: Tensor, config: SampleConfig
+) -> Tensor:
+    """The clean images that the network sees in x (A, c, h, w) at abar `now` (A,)."""
+    scale = config.guidance_scale
+
+    def guided(x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         both = denoiser.predict(
             torch.cat([x, x]),
-            torch.cat([here.timesteps, here.timesteps]),
+            torch.cat([timesteps, timesteps]),
             torch.cat([conditions, torch.full_like(conditions, -1)]),
         )
         conditional, unconditional = both.chunk(2)
-        output = unconditional + scale * (conditional - unconditional)  # arXiv 2207.12598, Eq. 6, in w + 1
-    signal, noise = here.column(np.sqrt(here.now)), here.column(np.sqrt(1 - here.now))
+        return unconditional + scale * (conditional - unconditional)  # arXiv 2207.12598, Eq. 6, in w + 1
+
+    predict = denoiser.predict if scale == 1 else guided
+    output = in_calls(predict, x, timesteps, conditions, size=config.deterministic)
+    signal, noise = _column(np.sqrt(now), x.device), _column(np.sqrt(1 - now), x.device)
     x0 = to_x0(denoiser.prediction_type, output, x, signal, noise)
     if not denoiser.clip:
         return x0
     # An infinite output must not become a saturated pixel, which would count as finite.
-    return x0.clamp(-1, 1).masked_fill(x0.isinf(), torch.nan)
+    return x0.clamp(-denoiser.clip, denoiser.clip).masked_fill(x0.isinf(), torch.nan)
 
 
 def _ddpm(x: Tensor, x0: Tensor, here: _Step, streams: Sequence[np.random.Generator]) -> Tensor:
@@ -168,9 +211,32 @@ def _ddpm(x: Tensor, x0: Tensor, here: _Step, streams: Sequence[np.random.Genera
 
 
 def _ddim(x: Tensor, x0: Tensor, here: _Step) -> Tensor:
-    """DDIM with eta = 0 (arXiv 2010.02502, Eq. 12). The noise is computed from x and the clipped x0."""
+    """DDIM with eta = 0 (arXiv 2010.02502, Eq. 12), which is Euler's method. The noise is that of the clipped x0.
+
+    Euler steps y = x / sqrt(abar) by the noise over signal sigma (arXiv 2206.00364, Eq. 3): y' = y + (sigma' - sigma)
+    (y - x0) / sigma = x0 + sigma' eps, since (y - x0) / sigma is eps. Times sqrt(abar') this is Eq. 12.
+    """
     noise = (x - here.column(np.sqrt(here.now)) * x0) / here.column(np.sqrt(1 - here.now))
     return here.column(np.sqrt(here.after)) * x0 + here.column(np.sqrt(1 - here.after)) * noise
+
+
+def _heun(x: Tensor, x0: Tensor, here: _Step, clean: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Tensor:
+    """Heun's method (arXiv 2206.00364, Alg. 1): Euler's step, and half of what the slope at its end differs.
+
+    In y = x / sqrt(abar) the slopes are eps and eps2 = eps + (x0 - x02) / sigma', so the correction
+    (sigma' - sigma) (eps2 - eps) / 2 is (sigma / sigma' - 1) (x02 - x0) / 2. To abar 1, where sigma' is 0, the step
+    stays Euler's, and from pure noise too: a cosine schedule ends at sigma 20,000, zero terminal SNR at infinity, and
+    sigma / sigma' would drown the image (Stable Diffusion ends at 15, Karras et al. start at 80).
+    """
+    end = _ddim(x, x0, here)
+    if here.last:
+        return end
+    second = clean(end, here.following, here.after)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.sqrt((1 - here.now) * here.after / (here.now * (1 - here.after)))
+        half = np.sqrt(here.after) * (ratio - 1) / 2
+    half[(here.now < 1e-4) | (here.after == 1)] = 0
+    return end + here.column(half) * (second - x0)
 
 
 def _dpm_2m(x: Tensor, x0: Tensor, previous_x0: Tensor, here: _Step) -> Tensor:

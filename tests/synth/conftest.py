@@ -18,6 +18,7 @@ from tiny_instruct import save_tiny_instruct
 from torch import Tensor
 
 from latebloom.data.images import LabeledImages
+from latebloom.synth.config import Sampler
 from latebloom.synth.sampling.denoiser import Made, PredictionType, Wanted
 from latebloom.synth.sampling.levels import Level, NoiseGrid
 
@@ -64,7 +65,8 @@ class FakeDenoiser:
         believe: Belief,
         *,
         prediction_type: PredictionType = "sample",
-        clip: bool = False,
+        clip: float = 0.0,
+        ends_at_first: frozenset[Sampler] = frozenset(),
         unconditional: bool = True,
         timestep_scaling: float = 0.0,
         alphas_cumprod: np.ndarray | None = None,
@@ -72,6 +74,7 @@ class FakeDenoiser:
         self.believe = believe
         self.prediction_type = prediction_type
         self.clip = clip
+        self.ends_at_first = ends_at_first
         self.unconditional = unconditional
         self.timestep_scaling = timestep_scaling
         self.alphas_cumprod = cosine_alphas_cumprod(1000) if alphas_cumprod is None else alphas_cumprod

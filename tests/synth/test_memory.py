@@ -89,6 +89,13 @@ def test_memory_without_room_for_one_image_is_refused_with_advice() -> None:
     assert failures == {}
 
 
+def test_a_call_that_is_filled_up_to_more_images_than_fit_names_the_setting() -> None:
+    worker = Worker(fits=3)
+    with pytest.raises(MemoryError, match=r"^4 images do not fit .*; set a smaller sample\.deterministic, or"):
+        work(worker, np.arange(9), BatchSizes(8, at_once=4))
+    assert [len(rows) for rows in worker.tried] == [8, 4]  # 2 and 1 would be filled up to 4
+
+
 def test_what_did_not_fit_is_freed_before_the_next_try() -> None:
     class Tensors:
         pass

@@ -38,10 +38,16 @@ Load = Callable[..., DiffuseMixGenerator]
 @pytest.fixture(scope="module")
 def load(checkpoint: Callable[[str], Path]) -> Load:
     def load(
-        folder: Path | None = None, *, grid: int = 100, dtype: torch.dtype = torch.float32, **config: Any
+        folder: Path | None = None,
+        *,
+        grid: int = 100,
+        dtype: torch.dtype = torch.float32,
+        deterministic: int = 0,
+        **config: Any,
     ) -> DiffuseMixGenerator:
         changed = DiffuseMixConfig(**{"steps": 3} | config)
-        return DiffuseMixGenerator.load(folder or checkpoint("instruct"), CPU, dtype=dtype, config=changed, grid=grid)
+        settings: dict[str, Any] = {"dtype": dtype, "grid": grid, "deterministic": deterministic}
+        return DiffuseMixGenerator.load(folder or checkpoint("instruct"), CPU, config=changed, **settings)
 
     return load
 
@@ -286,6 +292,18 @@ def test_batch_mates_and_their_order_change_no_image(generator: DiffuseMixGenera
     for other in (backwards, alone):
         assert np.abs(other - together).max() <= 1
         assert np.mean(other != together) <= 0.001
+
+
+def test_calls_of_one_size_make_each_image_the_same_to_the_bit(load: Load) -> None:
+    generator = load(deterministic=2)
+    seen: list[int] = []
+    hook = generator.pipeline.unet.register_forward_hook(lambda *call: seen.append(len(call[2][0])))
+    originals, seeds = photos(3), [1, 2, 3]
+    made = make(generator, originals, seeds)
+    for row in range(3):
+        np.testing.assert_array_equal(make(generator, originals[[row]], [seeds[row]])[0], made[row])
+    hook.remove()
+    assert set(seen) == {6}  # two images, each with three conditions
 
 
 def test_all_bits_of_a_seed_count(plain: DiffuseMixGenerator) -> None:

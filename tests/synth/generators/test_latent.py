@@ -165,10 +165,13 @@ def test_schedule_and_prediction_are_those_of_the_folder(ready: Ready, sd: Path)
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # scaled_linear
     np.testing.assert_allclose(denoiser.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-5)
     assert (denoiser.alphas_cumprod.dtype, denoiser.prediction_type) == (np.float64, "epsilon")
+    assert denoiser.ends_at_first == {"ddim"}  # set_alpha_to_one is false, as Stable Diffusion has it
     changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}  # as 2.x has them
+    changes |= {"set_alpha_to_one": True, "final_sigmas_type": "sigma_min"}
     edit(sd / "scheduler" / "scheduler_config.json", **changes)
     other = load(sd)
     assert (other.alphas_cumprod[-1], other.prediction_type) == (0, "v_prediction")
+    assert other.ends_at_first == {"euler", "dpm++2m"}
 
 
 def test_ddim_by_hand_ends_where_the_pipeline_ends(checkpoint: Folders) -> None:

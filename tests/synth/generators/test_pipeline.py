@@ -18,6 +18,7 @@ from latebloom.data.seeds import child_seed
 from latebloom.synth.generators import pipeline
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.sampling.denoiser import Made, Wanted
+from latebloom.synth.sampling.steps import counted_steps
 
 # NumPy about diffusers' own schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -327,6 +328,21 @@ def test_a_compiled_network_sees_few_batch_sizes_and_the_same_comes_back(
         assert set(calls) == {4 if compiled else 3}
     assert difference(made[0].images, made[1].images) <= 1
     assert made[1].finite.tolist() == [True] * 3
+
+
+def test_calls_of_one_size_make_each_image_the_same_to_the_bit(checkpoint: Folders) -> None:
+    generator = load(checkpoint("sd3"), deterministic=2)
+    generator.prepare(PROMPTS)
+    references = generator.encode(images(32, 32))
+    steps: list[int] = []
+    with counted(generator) as calls, counted_steps(steps.append):
+        made = generator.make(references, wanted((80, 80, 80)))
+    assert set(calls) == {4}  # two images, with and without the prompt
+    assert sum(steps) == 3 * generator.level(80).calls
+    assert torch.equal(generator.encode(images(32, 32)[2:]), references[2:])
+    for row in range(3):
+        alone = generator.make(references[[row]], wanted((80, 80, 80)).take(np.array([row])))
+        np.testing.assert_array_equal(alone.images[0], made.images[row])
 
 
 def test_the_network_is_compiled_if_set(checkpoint: Folders, ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:

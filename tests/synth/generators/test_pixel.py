@@ -108,6 +108,25 @@ def test_the_prediction_type_is_that_of_the_scheduler(folder: Path) -> None:
     assert PixelDenoiser.load(folder, CPU).prediction_type == "epsilon"
 
 
+def test_what_the_scheduler_says_of_clipping_and_betas_is_followed_or_refused(folder: Path) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    assert PixelDenoiser.load(folder, CPU).clip == 1
+    edit(file, clip_sample_range=2.5)
+    assert PixelDenoiser.load(folder, CPU).clip == 2.5
+    edit(file, clip_sample=False, trained_betas=[0.1, 0.5])
+    loaded = PixelDenoiser.load(folder, CPU)
+    assert loaded.clip == 0
+    np.testing.assert_allclose(loaded.alphas_cumprod, [0.9, 0.45], rtol=1e-6)
+    for change, message in [
+        ({"thresholding": True}, "dynamic thresholding, which our loop does not do; set thresholding to false"),
+        ({"thresholding": False, "timestep_type": "continuous"}, "has continuous timesteps, expected"),
+        ({"timestep_type": "discrete", "trained_betas": None, "beta_schedule": "mine"}, "the beta_schedule 'mine'"),
+    ]:
+        edit(file, **change)
+        with pytest.raises(ValueError, match=message):
+            PixelDenoiser.load(folder, CPU)
+
+
 def test_the_digest_is_of_weights_and_settings_not_of_place_or_name(
     folder: Path, denoiser: PixelDenoiser, save_tiny: Save, tmp_path: Path
 ) -> None:

@@ -12,7 +12,6 @@ from latebloom.synth.sampling.denoiser import (
     Denoiser,
     Generator,
     Wanted,
-    fixed_shapes,
     to_pixels,
     to_x0,
 )
@@ -74,20 +73,6 @@ def test_some_of_what_is_wanted_is_taken_in_the_order_asked_for() -> None:
     assert len(wanted) == len(some) == 3
     assert (some.labels.tolist(), list(some.prompts)) == ([7, 5, 7], ["c", "a", "c"])
     assert (some.levels.tolist(), list(some.seeds)) == ([3, 1, 3], [12, 10, 12])
-
-
-def test_batches_are_filled_up_to_a_power_of_two() -> None:
-    for rows, filled in [
-        (1, [0]),
-        (2, [0, 1]),
-        (3, [0, 1, 2, 0]),
-        (4, [0, 1, 2, 3]),
-        (5, [0, 1, 2, 3, 4, 0, 1, 2]),
-        (64, list(range(64))),
-    ]:
-        x, y = fixed_shapes(torch.arange(rows), torch.arange(2 * rows).reshape(rows, 2))
-        assert x.tolist() == filled
-        assert y.tolist() == [[2 * row, 2 * row + 1] for row in filled]
 
 
 def check_interface(protocol: Any, made: Any) -> None:

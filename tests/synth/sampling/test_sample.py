@@ -1,7 +1,7 @@
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pydantic
@@ -13,9 +13,10 @@ from torch import Tensor
 from latebloom.synth.config import SampleConfig, Sampler
 from latebloom.synth.sampling.denoiser import PredictionType
 from latebloom.synth.sampling.levels import NoiseGrid
+from latebloom.synth.sampling.loop import LoopGenerator
 from latebloom.synth.sampling.sample import denoise
 
-SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "dpm++2m", "lcm")
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 KINDS: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
@@ -180,7 +181,7 @@ def test_the_last_step_adds_no_noise(fakes: SimpleNamespace, sampler: Sampler) -
 
     out = run(fakes.Denoiser(believe), [5, 5], grid=10, sampler=sampler)
     assert torch.equal(out, beliefs[-1])
-    assert len(beliefs) == 5
+    assert len(beliefs) == (9 if sampler == "heun" else 5)
 
 
 # The steps against diffusers
@@ -242,7 +243,7 @@ trajectories = pytest.mark.parametrize(
 # diffusers 0.42 hands NumPy a tensor in DPMSolverMultistepScheduler.set_timesteps.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @trajectories
-@every_sampler
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m", "lcm"])
 def test_trajectories_are_those_of_diffusers(
     monkeypatch: pytest.MonkeyPatch,
     fakes: SimpleNamespace,
@@ -305,11 +306,12 @@ def test_trajectories_are_those_of_diffusers(
     assert 0.1 < float(ours.std()) < 1.5  # neither faded nor all clipped
 
 
+@pytest.mark.parametrize("to_one", [True, False])
 @pytest.mark.parametrize(
     ("size", "level", "kind"), [(100, 100, "epsilon"), (100, 50, "v_prediction"), (10, 4, "sample")]
 )
 def test_ddim_is_that_of_diffusers(
-    monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, size: int, level: int, kind: PredictionType
+    monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, size: int, level: int, kind: PredictionType, to_one: bool
 ) -> None:
     from diffusers import DDIMScheduler
 
@@ -319,19 +321,75 @@ def test_ddim_is_that_of_diffusers(
         beta_schedule="squaredcos_cap_v2",
         prediction_type=kind,
         clip_sample=True,
-        set_alpha_to_one=True,
+        set_alpha_to_one=to_one,
         timestep_spacing="linspace",
     )
     scheduler.set_timesteps(size)
     abar = fakes.cosine_alphas_cumprod(size)
     scheduler.alphas_cumprod = torch.from_numpy(abar)
+    scheduler.final_alpha_cumprod = torch.tensor(1.0 if to_one else abar[0])
     scheduler.timesteps = scheduler.timesteps[size - level :]
     references = None if level == size else REFERENCES
     theirs = trajectory_of_diffusers(monkeypatch, scheduler, [level - 1], references, use_clipped_model_output=True)
-    fake = fakes.Denoiser(None, prediction_type=kind, clip=True, alphas_cumprod=abar)
+    ends = frozenset[Sampler]() if to_one else frozenset[Sampler](["ddim"])
+    fake = fakes.Denoiser(None, prediction_type=kind, clip=True, alphas_cumprod=abar, ends_at_first=ends)
     fake.predict = Network()
     ours = run(fake, [level] * 3, sampler="ddim", grid=size, references=REFERENCES, labels=[0, 1, 2], seeds=SEEDS)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+# diffusers 0.42 hands NumPy a tensor in DPMSolverMultistepScheduler.set_timesteps.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("sampler", "end", "level", "kind"),
+    [
+        ("euler", "zero", 100, "epsilon"),
+        ("euler", "zero", 45, "v_prediction"),
+        ("euler", "sigma_min", 100, "epsilon"),
+        ("heun", "zero", 100, "epsilon"),
+        ("heun", "zero", 45, "v_prediction"),
+        ("heun", "zero", 5, "sample"),
+        ("dpm++2m", "sigma_min", 100, "epsilon"),  # 20 steps, the last of second order
+        ("dpm++2m", "sigma_min", 45, "epsilon"),  # 9 steps: of first order where there are fewer than 15
+    ],
+)
+def test_latent_trajectories_are_those_of_diffusers(
+    fakes: SimpleNamespace, sampler: Sampler, end: str, level: int, kind: PredictionType
+) -> None:
+    import diffusers
+
+    # As Stable Diffusion has it. Euler and Heun work on x / sqrt(abar) there, which `scale_model_input` takes back.
+    settings: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler: Any
+    if sampler == "euler":
+        scheduler = diffusers.EulerDiscreteScheduler(prediction_type=kind, final_sigmas_type=end, **settings)
+    elif sampler == "heun":
+        scheduler = diffusers.HeunDiscreteScheduler(prediction_type=kind, **settings)
+    else:
+        scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type=kind, final_sigmas_type=end, **settings)
+    abar = scheduler.alphas_cumprod.double().numpy()
+    # 20 steps on a grid of 100, from index 99: 99, 94, ..., 4.
+    timesteps = np.linspace(0, 999, 100).round().astype(int)[level - 1 :: -5].tolist()
+    scheduler.set_timesteps(timesteps=timesteps)
+    a = abar[timesteps[0]]
+    noise = torch.stack([normal(seed, 1, 8, 8) for seed in SEEDS])
+    start = noise if level == 100 else a**0.5 * REFERENCES + (1 - a) ** 0.5 * noise
+    scaled = sampler in ("euler", "heun")
+    network, labels = Network(), torch.tensor([0, 1, 2])
+    x = start.double() / a**0.5 if scaled else start
+    for timestep in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(x, timestep).float(), timestep.expand(3), labels)
+        x = scheduler.step(output, timestep, x).prev_sample
+    # Euler's last x / sqrt(abar) is decoded as it is there.
+    theirs = x.float() * float(abar[0]) ** 0.5 if sampler == "euler" and end == "sigma_min" else x.float()
+
+    ends = frozenset[Sampler]([sampler] if end == "sigma_min" else [])
+    fake = fakes.Denoiser(None, prediction_type=kind, alphas_cumprod=abar, ends_at_first=ends)
+    fake.predict = network
+    sample = SampleConfig(sampler=sampler, steps=20, match="steps", guidance_scale=1)
+    ours = denoise(fake, REFERENCES, labels, np.full(3, level), SEEDS, sample)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
+    assert float(ours.std()) > 0.1
 
 
 def test_a_consistency_model_leaves_an_image_without_noise_as_it_is(fakes: SimpleNamespace) -> None:
@@ -372,8 +430,10 @@ def test_level_r_costs_r_evaluations(fakes: SimpleNamespace) -> None:
             fake = fakes.Denoiser(fakes.gaussian([0.2] * 6, 0.5))
             run(fake, levels, sampler=sampler, labels=range(len(levels)))
             seen = [label for _, labels in fake.calls for label in labels]
-            assert [seen.count(label) for label in range(len(levels))] == levels
-            assert len(fake.calls) == max(levels)
+            # Heun evaluates both ends of a step, but for the last.
+            calls = [2 * level - 1 if sampler == "heun" else level for level in levels]
+            assert [seen.count(label) for label in range(len(levels))] == calls
+            assert len(fake.calls) == max(calls)
 
 
 def test_fewer_steps_cost_fewer_evaluations(fakes: SimpleNamespace) -> None:
@@ -383,7 +443,10 @@ def test_fewer_steps_cost_fewer_evaluations(fakes: SimpleNamespace) -> None:
         run(fake, levels, grid=100, steps=25, sampler=sampler, labels=range(5))
         seen = [label for _, labels in fake.calls for label in labels]
         # R / 4, rounded up.
-        assert [seen.count(label) for label in range(5)] == [13, 25, 1, 8, 24]
+        calls = [25, 49, 1, 15, 47] if sampler == "heun" else [13, 25, 1, 8, 24]
+        assert [seen.count(label) for label in range(5)] == calls
+        config = SampleConfig(sampler=sampler, grid=100, steps=25)
+        assert [config.calls(level) for level in levels] == calls
 
 
 def test_calls_of_a_level() -> None:
@@ -407,11 +470,13 @@ def test_the_network_is_called_at_the_timesteps_of_the_grid(fakes: SimpleNamespa
         fake = fakes.Denoiser(fakes.gaussian([0.2], 0.5))
         run(fake, [3, 2], grid=10, sampler=sampler)
         # 10 of 1000 steps: 0, 111, 222, ..., 999. Level 3 starts at index 2.
-        assert fake.calls == [([222], [0]), ([111, 111], [0, 0]), ([0, 0], [0, 0])]
+        calls = [([222], [0]), ([111, 111], [0, 0]), ([0, 0], [0, 0])]
+        ends = [([111], [0]), ([0, 0], [0, 0])]  # of the first two steps, which Heun evaluates too
+        assert fake.calls == ([calls[0], ends[0], calls[1], ends[1], calls[2]] if sampler == "heun" else calls)
 
 
 def test_images_of_one_call_are_each_at_a_timestep_of_their_own(fakes: SimpleNamespace) -> None:
-    for sampler in SAMPLERS:
+    for sampler in ("ddpm", "euler", "dpm++2m", "lcm"):
         # 100 of 1000 timesteps: 10 apart for the first half. In 10 steps, level 20 takes 2 (index 19, 9), 12 takes 2
         # (11, 5) and 30 takes 3 (29, 19, 9).
         fake = fakes.Denoiser(fakes.gaussian([0.2] * 4, 0.5))
@@ -654,6 +719,24 @@ def test_levels_that_the_grid_does_not_have_are_refused_before_any_call(fakes: S
         with pytest.raises(ValueError, match=f"^level {level} of 20 does not exist: levels go from 1 to 20$"):
             run(fake, [10, level])
         assert fake.calls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_cannot_be_predicted_where_there_is_nothing_else(fakes: SimpleNamespace, kind: PredictionType) -> None:
+    fake = fakes.Denoiser(
+        fakes.gaussian([0.2], 0.5), prediction_type=kind, alphas_cumprod=np.array([0.9, 0.6, 0.3, 0.0])
+    )
+    generator = LoopGenerator(fake, SampleConfig(grid=4, guidance_scale=1))
+    assert generator.level(3).calls == 3
+    assert run(fake, [3], grid=4).isfinite().all()
+    if kind != "epsilon":
+        assert run(fake, [4], grid=4).isfinite().all()
+        return
+    fake.calls.clear()
+    for ask in (lambda: generator.level(4), lambda: run(fake, [3, 4], grid=4)):
+        with pytest.raises(ValueError, match=r"^level 4 of 4 is pure noise .* generator fake .* take a level below 4$"):
+            ask()
+    assert fake.calls == []
 
 
 def test_a_grid_finer_than_the_models_schedule_is_refused(fakes: SimpleNamespace) -> None:
