@@ -16,6 +16,7 @@ from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.run.records import FRECHET, FrechetFacts
 from latebloom.flows.stages.context import RunContext, has_reference
 from latebloom.flows.stages.loaders import device_of
+from latebloom.flows.stages.synthesis import check_images
 from latebloom.synth.scoring.fidelity import FeatureSet, InceptionFeatures, compare, frechet_distance
 from latebloom.train.evaluate import features_of
 
@@ -40,11 +41,13 @@ def measure(run_folder: Path, inception_weights: Path | None = None) -> dict[str
         and the fields of `Fidelity` (synth/scoring).
 
     Raises:
-        ValueError: no run folder, no finished synthetic set, no usable image in it, unusable Inception weights.
+        ValueError: no run folder, no finished synthetic set, one of other images than the data have now, none of them
+            usable, unusable Inception weights.
     """
     run = RunContext(RunFolder(run_folder), read_config(run_folder))
     config, folder, train = run.config, run.synthetic, run.splits.train
     rows = folder.rows()
+    check_images(run)
     rows = rows.filter(pc.equal(rows["state"], "ok"))
     synthetic = folder.images(rows, train)
     features_in: dict[str, Callable[[LabeledImages], np.ndarray]] = {}

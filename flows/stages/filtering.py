@@ -9,9 +9,9 @@ from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, read_config, write_config
 from latebloom.flows.run.records import retrain_key
-from latebloom.flows.stages.context import has_reference, thresholds_of
+from latebloom.flows.stages.context import RunContext, has_reference, thresholds_of
 from latebloom.flows.stages.export import existing
-from latebloom.flows.stages.synthesis import finish_synthetic
+from latebloom.flows.stages.synthesis import check_images, finish_synthetic
 from latebloom.synth.scoring.quality import check_scorers
 
 __all__ = ["Moved", "move_thresholds"]
@@ -34,13 +34,14 @@ def move_thresholds(path: Path, changes: dict[str, Any]) -> Moved:
 
     Raises:
         ValueError: the data set is not finished, a threshold does not exist, or its score was not measured; nothing
-            has changed then.
+            has changed then. Or it was made of other images than the data have now.
     """
     run, config, folder = RunFolder(existing(path)), read_config(path), SyntheticFolder(path / "synthetic")
     settings = config.model_dump(mode="json")
     config = CompareConfig.model_validate({**settings, "quality": {**settings["quality"], **changes}})
     check_scorers(thresholds_of(config), clip=True, safety=True, classifier=has_reference(config))
     before = folder.manifest()["states"]
+    check_images(RunContext(run, config))
     with run.locked():
         states = _states(folder)
         # The config last: after an interruption `latebloom generate` goes back to the old thresholds, and nothing is

@@ -29,6 +29,7 @@ from latebloom.synth.prompts import names_of
 __all__ = [
     "PartsToMake",
     "check_failures",
+    "check_images",
     "check_made",
     "finish_synthetic",
     "make_one_part",
@@ -244,6 +245,19 @@ def _about(run: RunContext) -> dict[str, Any]:
         "scorers": run.scorer_digests,
         "seed": config.seed,
     }
+
+
+def check_images(run: RunContext) -> None:
+    """Refuse a synthetic data set of other images than the data have now, since its rows may be those of others.
+
+    Raises:
+        ValueError: it was, or there is none.
+    """
+    if run.synthetic.manifest()["about"]["data"] != run.splits.train.digest:
+        raise ValueError(
+            f"{run.synthetic.path} was made of other images or classes than {run.config.data.source} has now; run "
+            "`latebloom generate` first, which makes only those that are new"
+        )
 
 
 def check_made(run: RunContext) -> None:

@@ -23,6 +23,8 @@ from latebloom.flows.run.records import PLAN
 from latebloom.flows.stages import loaders, planning, select, synthesis, training
 from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.fidelity import measure
+from latebloom.flows.stages.filtering import move_thresholds
 from latebloom.flows.stages.loaders import generator_of, images_of
 from latebloom.synth import making
 from latebloom.synth.plan import PLAN_SCHEMA
@@ -450,6 +452,10 @@ def test_a_data_set_that_has_grown_keeps_its_images_and_ends_as_one_made_from_no
     made: list[int] = []
     make = LoopGenerator.make
     monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
+    loaders._images.cache_clear()
+    for work in (lambda: move_thresholds(run.path, {"min_contrast": 3}), lambda: measure(run.path)):
+        with pytest.raises(ValueError, match=r"was made of other images or classes than .* `latebloom generate` first"):
+            work()
     assert len(again(run, config, story)) == 13  # every part holds other images now
     assert sum(made) == 2  # of the new one
     fresh = story.with_images(tmp_path / "fresh", config)
