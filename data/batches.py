@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latebloom.data.depth import BadImages
 from latebloom.data.images import EncodedImages, LabeledImages
 from latebloom.data.seeds import numpy_rng
 
@@ -86,8 +87,16 @@ class Pixels:
                     under_way.append(self._begin(pool, rows[place]))
                 if place >= self.ahead:
                     batch, parts = under_way.popleft()
-                    for part in parts:
-                        part.result()
+                    try:
+                        for part in parts:
+                            part.result()
+                    except BadImages as error:
+                        everything = self.data.unreadable()  # so that a person hears of all of them at once
+                        if not everything:
+                            raise
+                        raise BadImages(
+                            {self.data.names[row]: why for row, why in everything.items()}
+                        ) from error.__cause__
                     yield self._sent(batch)
         finally:  # also when the caller stops early
             pool.shutdown(wait=False, cancel_futures=True)

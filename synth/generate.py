@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from latebloom.data.images import LabeledImages, cut, decode, encode_png
+from latebloom.data.images import LabeledImages, cut, decode, digest_pixels, encode_png
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
 from latebloom.synth.config import QualityConfig, SizeConfig
@@ -33,11 +33,39 @@ from latebloom.synth.scoring.quality import (
 from latebloom.synth.scoring.spread import Spread
 from latebloom.synth.sizes import Frame, buckets
 
-__all__ = ["Drawn", "Scorers", "batch_key", "describe", "draw", "drawn_seeds", "frame_of", "reference", "wanted_of"]
+__all__ = [
+    "Drawn",
+    "Scorers",
+    "UnusableGenerator",
+    "batch_key",
+    "describe",
+    "draw",
+    "drawn_rows",
+    "drawn_seeds",
+    "frame_of",
+    "kept_where_ended",
+    "reference",
+    "wanted_of",
+]
 
 # An image of less contrast than this, in grey levels, gets its one retry. Not a threshold of the config: those may
 # move after the images are made, and which images were retried must not depend on when they did.
 _FLAT = 2.0
+_TRIED = 16  # images of the whole plan by which a generator is judged whose first batch is unusable
+
+
+class UnusableGenerator(RuntimeError):
+    """A generator made nothing that can be used, of references from all over the plan and also at the second attempt.
+
+    Attributes:
+        tried: how many images.
+        nan: how many of them were not finite.
+        overflowed: how many of these by the decoder alone.
+    """
+
+    def __init__(self, tried: int, nan: int, overflowed: int) -> None:
+        super().__init__(tried, nan, overflowed)
+        self.tried, self.nan, self.overflowed = tried, nan, overflowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +76,7 @@ class Scorers:
         classifier: the reference classifier; None: scores that need one are not measured.
         real: features of the training images, by the same classifier; None with it.
         spread: how much the training images differ.
+        unreadable: training images that could not be read, and why, by name: features and spread are of the others.
         pixel_noise: whether the generator adds its noise to pixels. Where it does not, the noise of a level says
             nothing of pixels, and a variant may be as far from its reference as any other image.
         clip: CLIP score and margin of images and their labels.
@@ -60,6 +89,7 @@ class Scorers:
     pixel_noise: bool
     clip: ClipScore | None = None
     safety: SafetyFlag | None = None
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +100,9 @@ class Drawn:
         images: of each row uint8 (H, W, C) in the size of its reference; None where it failed.
         blobs: the same as PNG.
         unchanged: of each row its reference, resized to the work size and back, as if the generator changed nothing.
+        originals: by source index its image as the classifier sees it, uint8 (H, W, C).
         finite: bool (n,).
+        overflowed: bool (n,), not finite by the decoder alone.
         seeds: int64 (n,), the seeds that were used.
         attempts: int64 (n,), 0, or 1 for a retry.
         failures: by row, what went wrong with it.
@@ -81,7 +113,9 @@ class Drawn:
     images: list[np.ndarray | None]
     blobs: list[bytes]
     unchanged: list[np.ndarray | None]
+    originals: dict[int, np.ndarray]
     finite: np.ndarray
+    overflowed: np.ndarray
     seeds: np.ndarray
     attempts: np.ndarray
     failures: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -98,13 +132,14 @@ def draw(
     on_images: Callable[[float], None] | None = None,
     known: pa.Table | None = None,
     keep: Callable[[pa.Table], None] | None = None,
+    whole: pa.Table | None = None,
 ) -> Drawn:
     """Draw the images of `plan` (rows of `PLAN_SCHEMA`): the work of the device.
 
     Every reference is encoded once for all its levels. Rows of one work size are drawn together, deepest levels first,
     so that images of a batch take about the same number of steps. An image that is flat or not finite is drawn once
-    more, with a seed derived from its own. Where a reference cannot be read, or the generator fails on an image or a
-    work size, only those rows fail.
+    more, with a seed derived from its own. Where a reference cannot be read or is another one by now, or the generator
+    fails on an image or a work size, only those rows fail.
 
     Args:
         data: the images that `source_index` points into.
@@ -115,29 +150,39 @@ def draw(
             order; they are not drawn again.
         keep: gets rows of images that are final, in the columns that `known` needs, every few seconds and where the
             drawing is ended from outside.
+        whole: the plan that `plan` is a part of. Where all images of the first batch are flat or not finite, some from
+            all over it are drawn, and these decide whether the generator is unusable. None: that is not looked at.
 
     Raises:
         MemoryError: not even one image fits.
+        UnusableGenerator: it makes nothing but flat images and such that are not finite.
         Exception: whatever the generator raised, where it made no image at all or the device is unusable.
     """
     batch = batch or BatchSizes(64)
     count = plan.num_rows
     wanted = wanted_of(plan)
     seeds = plan["seed"].to_numpy().copy()
-    drawn = Drawn([None] * count, [b""] * count, [None] * count, np.zeros(count, bool), seeds, np.zeros_like(seeds))
+    nothing: list[None] = [None] * count
+    finite, overflowed = np.zeros((2, count), bool)
+    drawn = Drawn([*nothing], [b""] * count, [*nothing], {}, finite, overflowed, seeds, np.zeros_like(seeds))
     if known is not None:
         _recall(plan, known, data.image_shape[2], drawn)
     todo = np.array([row for row, image in enumerate(drawn.images) if image is None], np.int64)
     if on_images and len(todo) < count:
         on_images(count - len(todo))
-    references = _References(generator, data, plan["source_index"].to_numpy(), sizes, batch, drawn)
+    references = _References(generator, data, plan, sizes, batch, drawn)
+    check = None
+    if whole is not None and not any(_usable(drawn, row) for row in range(count)):
+        check = functools.partial(_check_usable, generator, data, whole, sizes, batch)
     progress, keeper = (
         Progress(on_images, generator.digest),
         Keeper(keep and functools.partial(_keep, plan, drawn, keep)),
     )
     try:
         for rows in references.groups():
-            _draw_rows(generator, references, wanted, np.intersect1d(rows, todo), batch, drawn, progress, keeper)
+            rows = np.intersect1d(rows, todo)
+            _draw_rows(generator, references, wanted, rows, batch, drawn, progress, keeper, check)
+            check = None if len(rows) else check
         again = np.array([row for row in todo.tolist() if _failed(drawn.images[row], drawn.finite[row])], np.int64)
         if len(again):
             keeper.forget(again)
@@ -147,28 +192,69 @@ def draw(
             for rows in references.groups():
                 _draw_rows(generator, references, retry, np.intersect1d(rows, again), batch, drawn, silent, keeper)
     except BaseException:
-        keeper.flush()
+        with contextlib.suppress(OSError):  # of a full disk; what ended it is what a person should hear of
+            keeper.flush()
         raise
     if drawn.errors and all(image is None for image in drawn.images):
         raise drawn.errors[0]
     return dataclasses.replace(drawn, first_use=progress.first_use)
 
 
+def _check_usable(
+    generator: Generator, data: LabeledImages, whole: pa.Table, sizes: SizeConfig, batch: BatchSizes
+) -> None:
+    """Raise `UnusableGenerator` where nothing can be used of what it makes of references from all over a plan."""
+    rows = np.unique(np.linspace(0, whole.num_rows - 1, min(_TRIED, whole.num_rows)).round().astype(np.int64))
+    drawn = draw(generator, data, whole.take(rows), sizes, batch)
+    tried = [row for row in range(len(rows)) if drawn.images[row] is not None]
+    if tried and not any(_usable(drawn, row) for row in tried):
+        raise UnusableGenerator(len(tried), int((~drawn.finite[tried]).sum()), int(drawn.overflowed[tried].sum()))
+
+
+def _usable(drawn: Drawn, row: int) -> bool:
+    """Whether an image is there and is well, or is flat as its reference is, which is no fault of the generator."""
+    image, unchanged = drawn.images[row], drawn.unchanged[row]
+    if image is None:
+        return False
+    flat_anyway = unchanged is not None and _failed(unchanged, finite=True)
+    return bool(drawn.finite[row]) and (flat_anyway or not _failed(image, finite=True))
+
+
 def _keep(plan: pa.Table, drawn: Drawn, keep: Callable[[pa.Table], None], rows: np.ndarray) -> None:
-    """Hand on images as rows that `_recall` takes, but for those that will be drawn once more."""
+    if (some := drawn_rows(plan, drawn, rows)).num_rows:
+        keep(some)
+
+
+def drawn_rows(plan: pa.Table, drawn: Drawn, rows: np.ndarray) -> pa.Table:
+    """Images that were drawn of some rows of `plan`, as `draw` takes them for known ones.
+
+    Those that are not there, or that are to be drawn once more, are left out.
+    """
     final = [
-        row for row in rows.tolist() if drawn.attempts[row] or not _failed(drawn.images[row], bool(drawn.finite[row]))
+        row
+        for row in rows.tolist()
+        if drawn.images[row] is not None
+        and (drawn.attempts[row] or not _failed(drawn.images[row], bool(drawn.finite[row])))
     ]
-    if not final:
-        return
-    some = plan.take(np.array(final))
+    some = plan.take(np.array(final, np.int64))
     names = some["item_id"].to_pylist()
     columns: dict[str, Any] = {name: some[name] for name in some.column_names if name in SYNTHETIC_SCHEMA.names}
     columns["image"] = [
         {"bytes": drawn.blobs[row], "path": f"{name}.png"} for row, name in zip(final, names, strict=True)
     ]
     columns |= {"seed": drawn.seeds[final], "attempt": drawn.attempts[final], "finite": drawn.finite[final]}
-    keep(pa.table(columns, schema=pa.schema([SYNTHETIC_SCHEMA.field(name) for name in columns])))
+    return pa.table(columns, schema=pa.schema([SYNTHETIC_SCHEMA.field(name) for name in columns]))
+
+
+@contextlib.contextmanager
+def kept_where_ended(plan: pa.Table, drawn: Drawn, keep: Callable[[pa.Table], None]) -> Iterator[None]:
+    """Around what is done with drawn images until they are written: where it is ended, `keep` gets them."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _keep(plan, drawn, keep, np.arange(plan.num_rows))
+        raise
 
 
 def wanted_of(plan: pa.Table) -> Wanted:
@@ -224,12 +310,13 @@ class _References:
         self,
         generator: Generator,
         data: LabeledImages,
-        sources: np.ndarray,
+        plan: pa.Table,
         sizes: SizeConfig,
         batch: BatchSizes,
         drawn: Drawn,
     ) -> None:
-        failures = drawn.failures
+        failures, sources = drawn.failures, plan["source_index"].to_numpy()
+        planned = dict(zip(sources.tolist(), plan["source_sha256"].to_pylist(), strict=True))
         self.channels = data.image_shape[2]
         self.rows: dict[int, np.ndarray] = {int(s): np.flatnonzero(sources == s) for s in np.unique(sources)}
         self.frames: dict[int, Frame] = {}
@@ -238,11 +325,16 @@ class _References:
         for source, rows in self.rows.items():
             try:
                 images[source] = reference(data, source, sizes)
-                self.frames[source] = frame_of(images[source], generator, sizes)
+                original = cut(images[source], data.crop)
+                if digest_pixels(original) != planned[source]:
+                    raise ValueError("it shows something else than when the plan was made; bring it back")
+                frame = frame_of(images[source], generator, sizes)
             except (ValueError, OSError) as error:
-                failures |= dict.fromkeys(rows.tolist(), f"its reference: {error}")
+                why = words(error) if isinstance(error, OSError) else str(error)
+                named = why if data.names[source] in why else f"{data.names[source]}: {why}"
+                failures |= dict.fromkeys(rows.tolist(), f"its reference, {named}")
                 continue
-            frame = self.frames[source]
+            self.frames[source], drawn.originals[source] = frame, original
             there = frame.forward(images[source][None], generator.channels)
             back = frame.back(there, self.channels)[0]
             for row in rows.tolist():
@@ -289,8 +381,13 @@ def _draw_rows(
     drawn: Drawn,
     progress: Progress,
     keeper: Keeper,
+    check: Callable[[], None] | None = None,
 ) -> None:
-    """Draw rows of one work size into `drawn`."""
+    """Draw rows of one work size into `drawn`.
+
+    Args:
+        check: called where nothing of the first batch can be used.
+    """
     if not len(rows):
         return
     calls = dict.fromkeys(rows.tolist(), 0)
@@ -313,10 +410,17 @@ def _draw_rows(
         with _size_apart(drawn, rows, broken):
             for chosen, made in in_batches(rows, make, batch, key, broken):
                 drawn.finite[chosen] = made.finite
+                drawn.overflowed[chosen] = False if made.denoised is None else made.denoised & ~made.finite
                 packed = [pool.submit(finish, *item) for item in zip(chosen.tolist(), made.images, strict=True)]
                 finished += packed
                 progress.finished(len(chosen))
                 keeper.add(chosen, packed)
+                if check:
+                    for future in packed:
+                        future.result()
+                    if not any(_usable(drawn, row) for row in chosen.tolist()):
+                        check()
+                    check = None
         for future in finished:
             future.result()
     drawn.failures.update(broken)
@@ -329,7 +433,7 @@ def _size_apart(drawn: Drawn, rows: np.ndarray, broken: dict[int, str]) -> Itera
     """Where the generator fails on all images of one work size, the other sizes are still drawn."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, UnusableGenerator):
         raise
     except Exception as error:
         if "CUDA error" in str(error):
@@ -369,9 +473,11 @@ def describe(
 ) -> pa.Table:
     """Score what was drawn of `plan`: rows of `SYNTHETIC_SCHEMA` in the same order, without those that failed.
 
-    Images are scored as the classifier will see them: at the training size, also where they are stored larger.
+    Images are scored as the classifier will see them: at the training size, also where they are stored larger. No image
+    is read again: a reference may have become unreadable while images were drawn.
     """
-    rows = np.array([row for row, image in enumerate(drawn.images) if image is not None], np.int64)
+    there = (image is not None and row not in drawn.failures for row, image in enumerate(drawn.images))
+    rows = np.flatnonzero(np.fromiter(there, bool, len(drawn.images)))
     if not len(rows):
         return SYNTHETIC_SCHEMA.empty_table()
     plan = plan.take(rows)
@@ -392,7 +498,7 @@ def describe(
         sources,
         scorers.classifier,
         scorers.real,
-        data.pixels(np.unique(sources)),
+        np.stack([drawn.originals[source] for source in np.unique(sources).tolist()]),
         scorers.spread,
         snr,
         scorers.clip,

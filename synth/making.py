@@ -13,7 +13,7 @@ from latebloom.synth.sampling.steps import counted_steps
 
 __all__ = ["Keeper", "Progress"]
 
-KEEP_SECONDS = 5.0  # so much work at most, and the batch in the making, is lost where the process is killed
+KEEP_SECONDS = 2.0  # so much work at most, and the batch in the making, is lost where the process is killed
 
 _used: set[tuple[str, str, int]] = set()  # generator, kind and size of the batches that this process has drawn
 

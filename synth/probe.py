@@ -1,5 +1,6 @@
 """A short trial of a generator: seconds of a call, bytes of an image, and whether a batch fits into memory."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -7,39 +8,58 @@ import time
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from latebloom.data.images import LabeledImages, encode_png
-from latebloom.synth.config import SizeConfig
+from latebloom.synth.config import QualityConfig, SizeConfig
 from latebloom.synth.generate import batch_key, frame_of, reference, wanted_of
 from latebloom.synth.memory import BatchSizes, attempt, out_of_memory
-from latebloom.synth.sampling.denoiser import Generator
+from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
+from latebloom.synth.scoring.quality import contrast
+from latebloom.synth.sizes import Frame
 
 __all__ = ["Probe", "probe"]
+
+_TRIAL_SECONDS = 10.0  # so long may the one image take that is made
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Measured on a few images: seconds of one network evaluation of one image, bytes of one PNG."""
+    """Measured on a few images: seconds of one network evaluation of one image, bytes of one PNG.
+
+    Attributes:
+        trial: one image of the shallowest level; None where it would take more than ten seconds.
+    """
 
     seconds_per_call: float
     bytes_per_image: float
+    trial: Made | None = None
 
 
 def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: SizeConfig, batch: BatchSizes) -> Probe:
     """Time the generator on images of the plan, in growing batches, up to the batch size or for about three seconds.
 
-    A batch that does not fit into memory is found here, and remembered, before the long run begins.
+    One image is made, too, where that is quick, so that a generator that makes NaN is seen. A batch that does not fit
+    into memory is found here, and remembered, before the long run begins.
     """
     if not plan.num_rows:
         return Probe(0.0, 0.0)
     rows = plan.slice(0, min(batch.most, plan.num_rows))
     few = rows.slice(0, min(64, rows.num_rows))
-    images = [reference(data, source, sizes) for source in few["source_index"].to_pylist()]
+    images: list[np.ndarray] = []
+    frames: list[Frame] = []
+    for source in few["source_index"].to_pylist():
+        with contextlib.suppress(ValueError, OSError):  # it cannot be used; its variants will say why
+            image = reference(data, source, sizes)
+            frames.append(frame_of(image, generator, sizes))
+            images.append(image)
+    if not images:
+        return Probe(0.0, 0.0)
     bytes_per_image = float(np.mean([len(encode_png(image)) for image in images]))
-    frame = frame_of(images[0], generator, sizes)
+    frame = frames[0]
     encoded = generator.encode(frame.forward(images[0][None], generator.channels))
     key = batch_key(frame)
-    seconds, begin, size = np.inf, time.perf_counter(), 1
+    alone, seconds, begin, size = np.inf, np.inf, time.perf_counter(), 1
     while True:
         some = rows.slice(0, size)
         repeated = encoded.expand(some.num_rows, *encoded.shape[1:])
@@ -52,8 +72,18 @@ def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: Size
             batch.halve(key, size)
             break
         assert measured is not None
+        alone = measured if size == 1 else alone
         seconds = min(seconds, measured)
         if size >= rows.num_rows or size >= batch.of(key) or time.perf_counter() - begin > 3:
             break
         size = min(size * 4, batch.of(key))
-    return Probe(seconds, bytes_per_image)
+    flat = contrast(images[0][None])[0] < QualityConfig().min_contrast  # then its variant is, too
+    return Probe(seconds, bytes_per_image, None if flat else _trial(generator, encoded, wanted_of(rows), alone))
+
+
+def _trial(generator: Generator, encoded: Tensor, wanted: Wanted, seconds_per_call: float) -> Made | None:
+    shallowest = np.array([np.argmin(wanted.levels)])
+    calls = generator.level(int(wanted.levels[shallowest[0]])).calls * generator.calls_a_step
+    if seconds_per_call * calls > _TRIAL_SECONDS:
+        return None
+    return attempt(functools.partial(generator.make, encoded, wanted.take(shallowest)))[0]

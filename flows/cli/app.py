@@ -37,7 +37,7 @@ from latebloom.flows.config.tools import FitGeneratorConfig
 from latebloom.flows.run.budget import Budget
 from latebloom.flows.run.environment import RUN_ENVIRONMENT, prepare_prefect, runs_root
 from latebloom.flows.run.errors import UsageError, one_line
-from latebloom.flows.run.folder import Partial
+from latebloom.flows.run.folder import Partial, Unusable
 from latebloom.flows.run.interruption import Interruption
 from latebloom.flows.run.progress import say
 from latebloom.flows.run.resolve import made, resolve, resolve_generator
@@ -289,7 +289,8 @@ def main() -> None:
     """Run the command.
 
     Exit code 0; 1 for what the person can fix, said in one line; 2 for a command or a setting that cannot be; 3 for a
-    synthetic data set of which some images could not be made, or not in the time; 130 for Ctrl-C, 143 for SIGTERM.
+    synthetic data set of which some images could not be made, or not in the time, or none that can be used; 130 for
+    Ctrl-C, 143 for SIGTERM.
     """
     for name in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH"):  # before torch is imported, and before a process is started
         os.environ.setdefault(name, RUN_ENVIRONMENT[name])
@@ -300,6 +301,8 @@ def main() -> None:
 def _run_app() -> int:
     try:
         code: object = app(prog_name="latebloom", standalone_mode=False)
+    except Unusable as unusable:
+        return _fail(one_line(unusable), code=3)
     except Partial as partial:
         print(f"partial: {' '.join(str(partial).split())}", file=sys.stderr)
         print(f"make the rest: {shlex.join(['latebloom', *sys.argv[1:]])}", file=sys.stderr)

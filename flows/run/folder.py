@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "RunFolder",
     "Stage",
+    "Unusable",
     "measured",
     "read_config",
     "write_config",
@@ -39,6 +40,10 @@ LOCK = ".lock"  # the file in a run folder that a command at work holds
 
 class Partial(RuntimeError):
     """Some of what was asked for could not be made; all else is kept, and the same command makes the rest."""
+
+
+class Unusable(Partial):
+    """The generator makes nothing that can be used; another setting is needed, and the same command makes no more."""
 
 
 Facts = TypeVar("Facts")

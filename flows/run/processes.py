@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+STOP_SECONDS = 3.0  # less than a command has after Ctrl-C (flows/run/interruption.py)
 
 
 def team_size() -> int:
@@ -174,12 +176,17 @@ class Devices:
                 self._on_images(images)
 
     def stop(self) -> None:
-        """Kill the processes, whatever they are at: what is written is whole, and what is not is made again."""
+        """End the processes: in good order, so that they keep what they have made, or after a moment in any case."""
         if not self._here:
             with self._lock:
                 self._stopped = True
-                for pool in self._pools.values():
-                    _kill(pool)
+                running = [process for pool in self._pools.values() for process in (pool._processes or {}).values()]
+            for process in running:
+                process.terminate()
+            end = time.monotonic() + STOP_SECONDS
+            for process in running:
+                process.join(max(0.0, end - time.monotonic()))
+                process.kill()
 
     def close(self) -> None:
         """End the processes; calls that wait for one are not made any more."""
@@ -214,6 +221,7 @@ def devices(count: int, gpus: int, on_images: Callable[[float], None], apart: bo
 
 _reports: Any = None  # the pipe of this process, when it is one of `Devices`
 _notes: Any = None  # the same, when it trains classifiers
+_at_work = False  # within a call of `Devices`
 
 
 def sends_notes() -> bool:
@@ -228,13 +236,29 @@ def send_note(name: str, words: str) -> None:
 
 
 def _reporting(function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    return annotate(function, *args, _reports.send)
+    global _at_work
+    _at_work = True
+    try:
+        return annotate(function, *args, _reports.send)
+    except KeyboardInterrupt:  # of `_end_in_order`; what was made is kept by now
+        os._exit(128 + signal.SIGTERM)
+    finally:
+        _at_work = False
+
+
+def _end_in_order(_number: int, _frame: Any) -> None:
+    """SIGTERM: what is at work gets the chance to keep what it has made."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one comes where the whole group was sent the first
+    if not _at_work:
+        os._exit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt
 
 
 def _start_process(side_by_side: int, gpu: str | None = None, reports: Any = None, notes: Any = None) -> None:
     global _reports, _notes
     _reports, _notes = reports, notes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal; the parent ends this one
+    signal.signal(signal.SIGTERM, _end_in_order)
     if gpu is not None:
         # Before torch looks for GPUs. A list that the person gave is cut down, not replaced.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -20,7 +20,7 @@ from latebloom.data.store import as_path, not_installed
 from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.config.compare import CompareConfig, PartsConfig
 from latebloom.flows.run.budget import Deadline, Unfinished
-from latebloom.flows.run.folder import Partial, RunFolder, read_config
+from latebloom.flows.run.folder import Partial, RunFolder, Unusable, read_config
 from latebloom.flows.run.processes import Devices, devices
 from latebloom.flows.run.progress import Meter, meter
 from latebloom.flows.runners.engine import task
@@ -86,13 +86,14 @@ def make_parts(
 
     Raises:
         Partial: some images, or whole parts, could not be made.
+        Unusable: the generator makes nothing that can be used.
         Unfinished: the deadline came first.
         ValueError: the runner is not installed, or cannot run.
         OSError, MemoryError: nothing more can be made: a full disk, a folder that is read-only, too little memory.
         Exception: that of the third part to fail in a row; it is no fault of the parts.
     """
     queue = PartQueue(parts, deadline)
-    failed = _collected(_RUNNERS[config.parts.runner](run, config, queue, bar), queue, bar)
+    failed = _collected(_RUNNERS[config.parts.runner](run, config, queue, bar), config, queue, bar)
     synthesis.check_failures(RunFolder(run), config, failed)
     if queue.left:
         raise Unfinished(
@@ -126,29 +127,32 @@ def make_numbered(run: str, numbers: list[int], limit: str) -> None:
         return
     queue = PartQueue(todo.parts)
     with meter("generate", todo.images, "images", todo.images_done, in_parts=True) as bar:
-        failed = _collected(_where_it_is(folder.path, here, queue, bar), queue, bar)
+        failed = _collected(_where_it_is(folder.path, here, queue, bar), here, queue, bar)
     whole = [f"{name}: {error.partition(chr(10))[0]}" for name, error in failed.items() if name.startswith("part ")]
     if whole:
         raise Partial(f"{len(whole)} of {len(numbers)} parts could not be made; the first is {whole[0]}")
 
 
-def _collected(made: Made, queue: PartQueue, bar: Meter) -> dict[str, str]:
+def _collected(made: Made, config: CompareConfig, queue: PartQueue, bar: Meter) -> dict[str, str]:
     """Count the images that are made; returns the errors of those that could not be, by item id or part."""
     failed: dict[str, str] = {}
-    in_a_row = 0
+    in_a_row, first = 0, True
     with closing(made):  # an error here ends the processes, or cancels the runs
         for number, result in made:
             try:
                 record = result()
             except Exception as error:
                 in_a_row += 1
-                ends = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
-                if ends or in_a_row == _FAILURES_IN_A_ROW:
+                full = isinstance(error, OSError) and error.errno in _NO_ROOM
+                if full or isinstance(error, MemoryError | Unusable) or in_a_row == _FAILURES_IN_A_ROW:
                     raise
                 # The part's own fault: the others go on, and its error is reported at the end.
                 failed[f"part {number}"] = f"{type(error).__name__}: {error}\n{''.join(format_exception(error))}"
             else:
                 in_a_row = 0
+                if first:
+                    synthesis.warn_of_unusable(record, config)
+                first = False
                 queue.took(record.seconds)
                 bar.add(0, record.states)
                 failed |= record.failures

@@ -31,7 +31,7 @@ from latebloom.flows.report.results import Report
 from latebloom.flows.run.budget import Budget, Unfinished
 from latebloom.flows.run.environment import runs_root
 from latebloom.flows.run.errors import one_line
-from latebloom.flows.run.folder import Partial, RunFolder
+from latebloom.flows.run.folder import Partial, RunFolder, Unusable
 from latebloom.flows.run.resolve import resolve
 from latebloom.flows.runners import engine
 from latebloom.flows.runners.limits import GPU_LIMIT
@@ -248,6 +248,8 @@ def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
             return work(**given)
         except Unfinished as unfinished:
             return Completed(name="Unfinished", message=one_line(unfinished))
+        except Unusable as unusable:
+            return Failed(name="Unusable", message=one_line(unusable))
         except Partial as partial:
             return Failed(name="Partial", message=f"{one_line(partial)}; the same parameters make the rest")
         except (ValueError, FloatingPointError, MemoryError, OSError) as error:  # pydantic's is a ValueError

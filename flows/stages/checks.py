@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from latebloom.data.depth import BadImages
 from latebloom.data.images import LabeledImages
 from latebloom.data.store import as_path, is_remote, write_arrays
 from latebloom.flows.config.arms import Arm
@@ -22,6 +23,7 @@ from latebloom.flows.stages.scout import check_scout
 from latebloom.synth.config import PromptConfig
 from latebloom.synth.generators.find import kind_of, reads_prompts
 from latebloom.synth.prompts import lint, names_of
+from latebloom.synth.sampling.denoiser import Generator
 from latebloom.synth.scoring.quality import check_scorers
 from latebloom.synth.sizes import Frame, check_channels, work_size_warning
 from latebloom.train.augment.mixing import Mixer
@@ -125,8 +127,23 @@ def _load_and_check(config: CompareConfig, train: LabeledImages) -> None:
     for arm in config.parsed_arms:
         for level in config.levels(arm):
             generator.level(level)
-    for height, width in reference_sizes(config, train):
-        Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
+    _check_shapes(config, train, generator)
     warning = work_size_warning(config.sizes.work_size or generator.size, generator.size)
     if warning:
         warn(warning)
+
+
+def _check_shapes(config: CompareConfig, train: LabeledImages, generator: Generator) -> None:
+    """Warn of images whose shape the generator cannot take, and refuse where that is all of them."""
+    bad: dict[str, str] = {}
+    for (height, width), names in reference_sizes(config, train).items():
+        try:
+            Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
+        except ValueError as error:
+            if len(names) == len(train):
+                raise
+            bad |= dict.fromkeys(names, f"{names[0]}: {error}")
+    if len(bad) == len(train):
+        raise BadImages(bad)
+    if bad:
+        warn(f"variants of {len(bad):,} images cannot be made: {BadImages(bad)}")

@@ -187,6 +187,12 @@ class RunContext:
 
         return scorers.scorers_of(self.config, self.reference)
 
+    def look_again(self) -> None:
+        """Let scorers go that were made while some images could not be read."""
+        made: Scorers | None = vars(self).get("scorers")
+        if made and made.unreadable:
+            del self.scorers
+
 
 def has_reference(config: CompareConfig) -> bool:
     """Whether a classifier scores images: one that is named, or the early ones, unless their outputs are given."""

@@ -1,22 +1,32 @@
 """Which images of a synthetic data set its filter drops, and whether they look like noise."""
 
+import contextlib
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latebloom.data.depth import BadImages
 from latebloom.data.store import read_table
 from latebloom.flows.config.arms import Arm
 from latebloom.flows.stages.context import RunContext
+from latebloom.flows.stages.usable import of_states, unmeasured
 from latebloom.synth.config import QualityConfig
 from latebloom.synth.plan import requests
 from latebloom.synth.scoring.quality import contrast
 
-__all__ = ["Quartile", "columns_of_filter", "quartiles", "quartiles_in_words", "warnings"]
+__all__ = [
+    "Quartile",
+    "columns_of_filter",
+    "quartiles",
+    "quartiles_in_words",
+    "warnings",
+]
 
 _SCORES = ("contrast", "label_probability", "reference_label_probability", "distance_ratio")
-_COLUMNS = ("source_index", "level_steps", "variant", "state", *_SCORES)
+_COLUMNS = ("source_index", "level_steps", "variant", "state", "clip_score", "unsafe", *_SCORES)
 _REFERENCES = 200  # whose contrast is compared, at most
 # By how much a share of the slowest must exceed that of the others: standard errors, and times.
 _ERRORS, _TIMES = 3.0, 2.0
@@ -69,8 +79,14 @@ def columns_of_filter(run: RunContext) -> pa.Table:
 
 
 def warnings(run: RunContext, table: pa.Table) -> list[str]:
-    """What is wrong with a synthetic data set: the slowest lose most of their variants, or an arm's look like noise."""
-    lines = _unequal(quartiles(table, run.config.train_states))
+    """What is wrong with a synthetic data set.
+
+    Hardly anything may be trained on, a score is NaN, the slowest lose most of their variants, or those of an arm look
+    like noise.
+    """
+    states = Counter(table["state"].to_pylist())
+    lines = of_states(states, run.config) + unmeasured(run.config, table)
+    lines += _unequal(quartiles(table, run.config.train_states))
     for arm in run.config.parsed_arms:
         if arm.kind == "synthetic":
             lines += _noise(run, arm, table)
@@ -114,9 +130,11 @@ def _noise(run: RunContext, arm: Arm, table: pa.Table) -> list[str]:
         signs.append(f"{far:.0%} differ from their references by more than the noise of their level explains")
     sources = np.unique(frame["source_index"])
     sources = sources[np.unique(np.linspace(0, len(sources) - 1, min(len(sources), _REFERENCES)).astype(int))]
-    usual, seen = float(np.median(contrast(run.splits.train.pixels(sources)))), float(np.median(frame["contrast"]))
-    if not usual / 2 <= seen <= 2 * usual:
-        signs.append(f"their contrast is {seen:.0f} grey levels, that of their references {usual:.0f}")
+    seen = float(np.median(frame["contrast"]))
+    with contextlib.suppress(BadImages):  # read once more; that one is gone by now is no reason to end here
+        usual = float(np.median(contrast(run.splits.train.pixels(sources))))
+        if not usual / 2 <= seen <= 2 * usual:
+            signs.append(f"their contrast is {seen:.0f} grey levels, that of their references {usual:.0f}")
     return [f"The variants of {arm.name} LOOK LIKE NOISE: {'; '.join(signs)}."] if signs else []
 
 

@@ -19,6 +19,7 @@ from latebloom.flows.run.progress import meter
 from latebloom.flows.stages.loaders import device_of
 from latebloom.flows.stages.scorers import scorers_by
 from latebloom.flows.stages.thresholds import as_of_now
+from latebloom.flows.stages.usable import unusable_in_words
 from latebloom.synth.config import (
     GenerateConfig,
     PlanConfig,
@@ -27,7 +28,7 @@ from latebloom.synth.config import (
     SampleConfig,
     SizeConfig,
 )
-from latebloom.synth.generate import describe, draw, drawn_seeds
+from latebloom.synth.generate import UnusableGenerator, describe, draw, drawn_seeds, kept_where_ended
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.generators.load import load_generator
 from latebloom.synth.memory import BatchSizes
@@ -76,7 +77,8 @@ def synthesize(
 
     Raises:
         ValueError: a row or level that does not exist, or anything the generator or the thresholds refuse.
-        RuntimeError: some images could not be made; all others are kept, and the same call tries those again.
+        RuntimeError: some images could not be made; all others are kept, and the same call tries those again. Or the
+            generator makes nothing that can be used.
     """
     if part_size < 1:
         raise ValueError(f"part_size is {part_size}, expected images a part, 1 or more")
@@ -149,14 +151,20 @@ def synthesize(
                     files.append(folder.keep(kind_made, drawn))
 
                 with measured() as cost:
-                    drawn = draw(made_by, images, part, sizes, batch, bar.add, known=known, keep=keep)
-                    rows = describe(made_by, images, part, drawn, quality, scorers, sizes)
+                    try:
+                        drawn = draw(made_by, images, part, sizes, batch, bar.add, known=known, keep=keep, whole=plan)
+                    except UnusableGenerator as error:
+                        raise RuntimeError(unusable_in_words(config, device, error)) from None
+                    with kept_where_ended(part, drawn, keep):
+                        rows = describe(made_by, images, part, drawn, quality, scorers, sizes)
+                failures = {items[row]: error for row, error in sorted(drawn.failures.items())}
+                failures |= {name: f"scores are without it: {why}" for name, why in scorers.unreadable.items()}
                 records[number] = folder.write_part(
                     number,
                     rows,
                     images.class_names,
                     keys[number],
-                    failures={items[row]: error for row, error in sorted(drawn.failures.items())},
+                    failures=failures,
                     made=kind_made,
                     seconds=cost.seconds,
                     peak_memory_mb=cost.peak_memory_mb,
@@ -164,11 +172,11 @@ def synthesize(
                 for file in unfinished:
                     file.unlink(missing_ok=True)
     finished = [record for record in records if record]
-    failures = [failure for record in finished for failure in record.failures.items()]
-    if failures:
+    failed = [failure for record in finished for failure in record.failures.items()]
+    if failed:
         raise RuntimeError(
-            f"{len(failures)} of {plan.num_rows} images could not be made; the first is {failures[0][0]}: "
-            f"{failures[0][1]}; all others are kept, and the same call tries these again"
+            f"{len(failed)} of {plan.num_rows} images could not be made; the first is {failed[0][0]}: "
+            f"{failed[0][1]}; all others are kept, and the same call tries these again"
         )
     finished = as_of_now(folder, finished, quality, plan, images.class_names)
     folder.write_manifest({**about, "plan": digest_json(deciding(plan))}, images.class_names, finished)

@@ -71,11 +71,15 @@ def remember_generator(folder: RunFolder, config: CompareConfig, train: LabeledI
         write_json(_file(folder), content | known._asdict())
 
 
-def reference_sizes(config: CompareConfig, train: LabeledImages) -> set[tuple[int, int]]:
-    """Height and width of the references that there may be."""
-    if config.sizes.returned == "source":
-        return {train.whole(np.array([row]))[0].shape[:2] for row in range(len(train))}
-    return {train.image_shape[:2]}
+def reference_sizes(config: CompareConfig, train: LabeledImages) -> dict[tuple[int, int], list[str]]:
+    """By height and width, the names of the references that there may be of this size."""
+    if config.sizes.returned != "source":
+        return {train.image_shape[:2]: list(train.names)}
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for row, name in enumerate(train.names):
+        height, width, _ = train.whole(np.array([row]))[0].shape
+        sizes.setdefault((height, width), []).append(name)
+    return sizes
 
 
 def _file(folder: RunFolder) -> Path:

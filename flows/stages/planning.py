@@ -14,11 +14,12 @@ from latebloom.data.images import LabeledImages
 from latebloom.data.store import atomic_path, read_table, write_json
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Cost, RunFolder
-from latebloom.flows.run.progress import duration, say
+from latebloom.flows.run.progress import duration, say, warn
 from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.known_generator import Known, known_generator, remember_generator
 from latebloom.flows.stages.loaders import device_of, generator_of
+from latebloom.flows.stages.usable import warning_of_trial
 from latebloom.synth.config import PromptConfig
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.memory import BatchSizes
@@ -90,6 +91,8 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         outcome.outputs.append(_write_plan(run, plan))
         generator.prepare(distinct_prompts(plan))
         measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
+        if line := warning_of_trial(config.generate, config.device, measured.trial):
+            warn(line)
         steps = sorted(set(plan["level_steps"].to_pylist()))
         calls = {step: generator.level(step).calls * generator.calls_a_step for step in steps}
         cost = forecast(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from latebloom.data.depth import BadImages
 from latebloom.data.images import LabeledImages
 from latebloom.data.store import as_path, digest_file, local_file, local_folder
 from latebloom.flows.config.compare import CompareConfig
@@ -115,9 +116,24 @@ def scorers_by(
         found = [features_of(model, batch) for model in reference]
         return np.mean([torch.from_numpy(logits).softmax(1).numpy() for logits, _ in found], 0), found[0][1]
 
-    spread = Spread.of(train.pixels, len(train))
-    real = RealFeatures.of(features_of(reference[0], train)[1]) if reference else None
-    return Scorers(classify if reference else None, real, spread, pixel_noise, clip, safety)
+    def measure(some: LabeledImages) -> tuple[Spread, np.ndarray | None]:
+        return Spread.of(some.pixels, len(some)), features_of(reference[0], some)[1] if reference else None
+
+    bad: dict[int, str] = {}
+    try:
+        spread, features = measure(train)
+    except BadImages:  # since the command began; what scores by the others can be had
+        bad = train.unreadable()
+        if len(bad) == len(train):
+            raise
+        rows = np.setdiff1d(np.arange(len(train)), list(bad))
+        spread, some = measure(train.subset(rows))
+        features = None if some is None else np.zeros((len(train), some.shape[1]), some.dtype)
+        if features is not None:
+            features[rows] = some
+    real = None if features is None else RealFeatures.of(features)
+    unreadable = {train.names[row]: why for row, why in bad.items()}
+    return Scorers(classify if reference else None, real, spread, pixel_noise, clip, safety, unreadable)
 
 
 @functools.lru_cache(maxsize=1)

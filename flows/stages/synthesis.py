@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from rich.filesize import decimal
 
+from latebloom.data.names import listed
 from latebloom.data.store import is_remote, read_table, write_json
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import Cost, Partial, RunFolder, measured
+from latebloom.flows.run.folder import Cost, Partial, RunFolder, Unusable, measured
 from latebloom.flows.run.progress import say, warn
 from latebloom.flows.run.records import GENERATE, GenerateFacts
 from latebloom.flows.stages.context import RunContext, kept_context
@@ -22,7 +24,8 @@ from latebloom.flows.stages.dropped import columns_of_filter, quartiles, quartil
 from latebloom.flows.stages.loaders import generator_of
 from latebloom.flows.stages.planning import batch_sizes, distinct_prompts, generator_config
 from latebloom.flows.stages.thresholds import as_of_now
-from latebloom.synth.generate import describe, draw, drawn_seeds
+from latebloom.flows.stages.usable import unusable_in_words, warning_of_unusable
+from latebloom.synth.generate import UnusableGenerator, describe, draw, drawn_rows, drawn_seeds, kept_where_ended
 from latebloom.synth.generators.classes import mapping_of
 from latebloom.synth.prompts import names_of
 
@@ -36,7 +39,10 @@ __all__ = [
     "open_parts",
     "part_keys",
     "parts_left",
+    "warn_of_unusable",
 ]
+
+_LISTED = 10  # reasons for which images could not be made that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,7 @@ def open_parts(folder: RunFolder, config: CompareConfig) -> PartsToMake:
     Images of an earlier plan go into the cache, from which the parts take what fits.
     """
     run = kept_context(folder, config)
+    run.look_again()
     todo, kept, images_done = _state_of(run, list(range(len(run.parts))))
     line = f"generate: {images_done:,} of {run.plan.num_rows:,} images done before, {len(todo)} of {len(run.parts)} "
     line += "parts to make"
@@ -73,6 +80,7 @@ def parts_left(folder: RunFolder, config: CompareConfig, numbers: list[int]) -> 
         ValueError: there is no such part.
     """
     run = kept_context(folder, config)
+    run.look_again()
     beyond = [number for number in numbers if not 0 <= number < len(run.parts)]
     if beyond:
         raise ValueError(
@@ -106,6 +114,7 @@ def make_one_part(
 
     Raises:
         OSError: the disk has no room for it.
+        Unusable: the generator makes nothing that can be used.
         ValueError: the generator is not the one that was planned.
     """
     run = kept_context(folder, config)
@@ -115,8 +124,7 @@ def make_one_part(
     known = run.synthetic.cached(run.made, drawn_seeds(part))
     if kept:
         known = pa.concat_tables([known, read_table(run.synthetic.part_path(number), schema=SYNTHETIC_SCHEMA)])
-    # First of all: they read every real image, and one that has become unreadable must not cost what is drawn.
-    scorers = run.scorers
+    scorers = run.scorers  # first of all: they read every real image, and what is wrong with them shows early
     generator = generator_of(config)
     if generator.digest != run.planned.facts.generator.digest:
         raise ValueError(
@@ -131,23 +139,33 @@ def make_one_part(
         unfinished.append(run.synthetic.keep(run.made, rows))
 
     with measured() as cost:  # of the images: what a process loads and compiles once is not theirs
-        drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known, keep=keep)
-        # All of the part at once, also what was there: its scores must not depend on when it was made.
-        rows = describe(generator, train, part, drawn, run.quality, scorers, config.sizes)
+        try:
+            drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known, keep=keep, whole=run.plan)
+        except UnusableGenerator as error:
+            raise Unusable(unusable_in_words(config.generate, config.device, error)) from None
+        with kept_where_ended(part, drawn, keep):
+            # All of the part at once, also what was there: its scores must not depend on when it was made.
+            rows = describe(generator, train, part, drawn, run.quality, scorers, config.sizes)
     already = run.synthetic.kept_part(number, key)
     if already and not already.failures:
         return already  # a worker that was taken for lost, or this one, was: the data set may be finished by now
     names = part["item_id"].to_pylist()
-    record = run.synthetic.write_part(
-        number,
-        rows,
-        train.class_names,
-        key,
-        made=run.made,
-        failures={names[row]: error for row, error in sorted(drawn.failures.items())},
-        seconds=round(cost.seconds - drawn.first_use, 3) + (kept.seconds if kept else 0),
-        peak_memory_mb=cost.peak_memory_mb,
-    )
+    failures = {names[row]: error for row, error in sorted(drawn.failures.items())}
+    # With these the part is not finished: the next command scores its images by all real ones.
+    failures |= {name: f"scores are without this real image: {why}" for name, why in scorers.unreadable.items()}
+    with kept_where_ended(part, drawn, keep):
+        if unscored := [row for row in drawn.failures if drawn.images[row] is not None]:
+            run.synthetic.keep(run.made, drawn_rows(part, drawn, np.array(unscored)))
+        record = run.synthetic.write_part(
+            number,
+            rows,
+            train.class_names,
+            key,
+            made=run.made,
+            failures=failures,
+            seconds=round(cost.seconds - drawn.first_use, 3) + (kept.seconds if kept else 0),
+            peak_memory_mb=cost.peak_memory_mb,
+        )
     for file in unfinished:
         file.unlink(missing_ok=True)
     return record
@@ -168,6 +186,12 @@ def _check_space(run: RunContext, images: int) -> None:
         )
 
 
+def warn_of_unusable(record: PartRecord, config: CompareConfig) -> None:
+    """Warn where most images of a part are not finite or flat: a person may end the job and change a setting."""
+    if line := warning_of_unusable(record.states, config.generate, config.device):
+        warn(line)
+
+
 def check_failures(folder: RunFolder, config: CompareConfig, failed: dict[str, str]) -> None:
     """Keep what failed in synthetic/failures.json, by item id or part, beside what was made.
 
@@ -178,9 +202,13 @@ def check_failures(folder: RunFolder, config: CompareConfig, failed: dict[str, s
     file.unlink(missing_ok=True)
     if failed:
         write_json(file, failed)
-        name, error = next(iter(failed.items()))
-        words = f"{len(failed)} images or parts could not be made, listed in {file}; the first is {name}: "
-        words += error.partition("\n")[0]
+        by_reason: dict[str, list[str]] = {}
+        for name, error in failed.items():
+            by_reason.setdefault(error.partition("\n")[0], []).append(name)
+        (reason, names), *others = by_reason.items()
+        words = f"{len(failed)} images or parts could not be made, listed in {file}; the first is {names[0]}: {reason}"
+        for reason, names in others[: _LISTED - 1]:
+            say(f"generate: {listed(names, 1)}: {reason}")
         if not config.generate.leave_out_failed or any(name.startswith("part ") for name in failed):
             raise Partial(words)
         warn(f"{words}; the data set is finished without them")

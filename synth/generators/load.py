@@ -16,7 +16,7 @@ from latebloom.synth.generators.transformer import TransformerDenoiser
 from latebloom.synth.sampling.denoiser import Generator
 from latebloom.synth.sampling.loop import LoopGenerator
 
-__all__ = ["load_generator"]
+__all__ = ["dtype_of", "load_generator"]
 
 # The kinds that use a setting.
 _TAKES: dict[str, tuple[Kind, ...]] = {
@@ -68,7 +68,7 @@ def _load(
     negative_prompt: str,
     device: torch.device,
 ) -> Generator:
-    dtype = _dtype(config.dtype, device)
+    dtype = dtype_of(config.dtype, device)
     if kind == "pixel":
         return LoopGenerator(PixelDenoiser.load(folder, device, dtype, config.compile, config.classes), sample)
     if kind == "diffusemix":
@@ -105,7 +105,8 @@ def _load(
     return LoopGenerator(denoiser, sample)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that a config's `generate.dtype` means on a device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return _DTYPES[name]

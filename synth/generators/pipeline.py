@@ -271,7 +271,7 @@ class PipelineGenerator:
             alone = self._kind == "Kandinsky3Img2ImgPipeline"
             calls.setdefault((places[level], wanted.prompts[row] if alone else ""), []).append(row)
         images: list[np.ndarray] = [np.empty(0)] * len(wanted)
-        finite = np.zeros(len(wanted), bool)
+        finite, denoised = np.zeros(len(wanted), bool), np.zeros(len(wanted), bool)
         for (place, _), every in calls.items():
             for some in torch.tensor(every).split(self.deterministic or len(every)):
                 rows = some
@@ -279,9 +279,10 @@ class PipelineGenerator:
                     (rows,) = fixed_shapes(some, size=self.deterministic)
                 made = self._make(references[rows.to(references.device)], wanted.take(rows.numpy()), place, len(some))
                 finite[some] = made.finite[: len(some)]
+                denoised[some] = made.denoised is not None and made.denoised[: len(some)]
                 for row, image in zip(some.tolist(), made.images, strict=False):
                     images[row] = image
-        return Made(np.stack(images), finite)
+        return Made(np.stack(images), finite, denoised)
 
     def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
         """Times a call at the shallowest level, decoding included, after one call to warm up."""
@@ -326,7 +327,8 @@ class PipelineGenerator:
                 **{key: value for key, value in offered.items() if key in self._arguments},
             )[0]
         made = to_pixels(x if self._kind == "IFImg2ImgPipeline" else x.float() * 2 - 1)
-        return Made(made.images, made.finite & record.finite(len(wanted)))
+        denoised = torch.cat(record.denoised).cpu().numpy() if record.denoised else None
+        return Made(made.images, made.finite & record.finite(len(wanted)), denoised)
 
     def _guidance(self) -> dict[str, Any]:
         if self._kind == "ZImageImg2ImgPipeline":  # takes w of arXiv 2207.12598, Eq. 6; all others take w + 1

@@ -53,10 +53,13 @@ class Made:
         images: uint8 (n, h, w, c) at the work size; values that were not finite are 0.
         finite: bool (n,), whether all values of an image were finite; False also where the generator knows that it
             failed.
+        denoised: bool (n,), whether what its decoder was given was finite; None: that is not known. Where it was, and
+            the image is not, the decoder is to blame.
     """
 
     images: np.ndarray
     finite: np.ndarray
+    denoised: np.ndarray | None = None
 
 
 class Generator(Protocol):

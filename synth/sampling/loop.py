@@ -81,7 +81,7 @@ class LoopGenerator:
         x0 = denoise(self.denoiser, references, conditions, wanted.levels, wanted.seeds, self.config)
         finite = torch.isfinite(x0).flatten(1).all(1).cpu().numpy()
         made = to_pixels(in_calls(self.denoiser.decode, x0, size=self.deterministic))
-        return Made(made.images, made.finite & finite)
+        return Made(made.images, made.finite & finite, finite)
 
     @on_one_thread
     def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:

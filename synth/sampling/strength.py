@@ -307,10 +307,12 @@ class Record:
 
     Attributes:
         timesteps: the timestep of each step of its scheduler.
-        decoded: bool (n,), whether the decoder's output was finite before it was clipped; one entry a decoder call.
+        denoised: bool (n,), whether what the decoder was given was finite; one entry a decoder call.
+        decoded: the same of its output, before it was clipped.
     """
 
     timesteps: list[float]
+    denoised: list[Tensor]
     decoded: list[Tensor]
 
     def finite(self, n: int) -> np.ndarray:
@@ -328,7 +330,7 @@ def recorded(pipeline: Any, place: Start, images: int) -> Iterator[Record]:
     Raises:
         RuntimeError: on leaving, where the number of steps or the first timestep is not that of `place`.
     """
-    record = Record([], [])
+    record = Record([], [], [])
     scheduler = pipeline.scheduler
     step = scheduler.step
 
@@ -339,7 +341,8 @@ def recorded(pipeline: Any, place: Start, images: int) -> Iterator[Record]:
         step_done(images)
         return result
 
-    def note(_module: Any, _inputs: Any, output: Tensor) -> None:
+    def note(_module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        record.denoised.append(torch.isfinite(inputs[0]).flatten(1).all(1))
         record.decoded.append(torch.isfinite(output).flatten(1).all(1))
 
     autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "movq", None)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from latebloom.data.images import EncodedImages, LabeledImages, decode, encode_p
 from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
 from latebloom.synth.config import QualityConfig, SampleConfig, SizeConfig
-from latebloom.synth.generate import Drawn, Scorers, describe, draw, reference
+from latebloom.synth.generate import Drawn, Scorers, UnusableGenerator, describe, draw, drawn_rows, reference
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Request, make_plan, requests
 from latebloom.synth.probe import Probe, probe
@@ -450,9 +451,9 @@ def test_a_reference_that_cannot_be_read_fails_its_own_rows(fakes: SimpleNamespa
     drawn = drawn_of(generator, data, plan)
     assert sorted(drawn.failures) == [2, 3, 4, 5]
     assert drawn.failures[2] == drawn.failures[3]
-    assert drawn.failures[2].startswith("its reference: ")
+    assert drawn.failures[2].startswith("its reference, [1]: 1.png cannot be read as an image")
     assert "No such file" in drawn.failures[2]
-    assert drawn.failures[4].startswith("its reference: 2.png cannot be read as an image")
+    assert drawn.failures[4].startswith("its reference, [2]: 2.png cannot be read as an image")
     assert [image is None for image in drawn.images] == [False, False, True, True, True, True, False, False]
     part = describe(generator, data, plan, drawn, QualityConfig(), scored_by)
     assert part["item_id"].to_pylist() == [plan["item_id"][row].as_py() for row in (0, 1, 6, 7)]
@@ -466,7 +467,76 @@ def test_a_reference_that_is_too_long_fails_its_own_rows(fakes: SimpleNamespace)
     drawn = drawn_of(fakes.Generator(), data, plan, sizes=AS_STORED)
     assert drawn.images[0] is not None
     assert list(drawn.failures) == [1]
-    assert drawn.failures[1].startswith("its reference: an image of 80x8 has one side 10.0 times the other")
+    assert drawn.failures[1].startswith("its reference, [1]: an image of 80x8 has one side 10.0 times the other")
+
+
+def test_a_reference_that_was_replaced_or_goes_while_images_are_drawn(fakes: SimpleNamespace, tmp_path: Path) -> None:
+    files = [tmp_path / f"{row}.png" for row in range(3)]
+    for row, file in enumerate(files):
+        file.write_bytes(encode_png(noise(row, 8, 8, 1)))
+    images = EncodedImages(files, [file.name for file in files], (8, 8, 1))
+    data = LabeledImages(images, np.arange(3), ("a", "b", "c"), "files", tuple(images.names))
+    plan, scored_by = plan_of(data, requests(np.arange(3), (2,))), scorers(data)
+
+    def change(references: np.ndarray, _: Wanted) -> np.ndarray:
+        files[0].unlink(missing_ok=True)
+        return 255 - references
+
+    files[1].write_bytes(encode_png(noise(7, 8, 8, 1)))  # another picture of the same shape
+    drawn = drawn_of(fakes.Generator(change), data, plan)
+    assert drawn.failures == {
+        1: "its reference, 1.png: it shows something else than when the plan was made; bring it back"
+    }
+    part = describe(fakes.Generator(), data, plan, drawn, QualityConfig(), scored_by)  # reads no file
+    assert part["source_index"].to_pylist() == [0, 2]
+    # What was made before of a reference that has gone since is no row, and stays known.
+    again = draw(fakes.Generator(), data, plan, known=drawn_rows(plan, drawn, np.arange(3)))
+    assert sorted(again.failures) == [0, 1]
+    part = describe(fakes.Generator(), data, plan, again, QualityConfig(), scored_by)
+    assert part["source_index"].to_pylist() == [2]
+    assert drawn_rows(plan, again, np.arange(3))["source_index"].to_pylist() == [0, 2]
+
+
+# A generator that makes nothing that can be used
+
+
+def whole_of(generator: Any, data: LabeledImages, plan: pa.Table, part: pa.Table | None = None) -> Drawn:
+    return draw(generator, data, plan if part is None else part, SizeConfig(), BatchSizes(2), whole=plan)
+
+
+@pytest.mark.parametrize("kind", ["nan", "overflow", "flat"])
+def test_a_generator_that_makes_nothing_usable_is_given_up_after_its_first_batch(
+    fakes: SimpleNamespace, tiny_images: LabeledImages, kind: str
+) -> None:
+    def change(references: np.ndarray, _: Wanted) -> Made:
+        good = np.full(len(references), kind == "flat")
+        return Made(0 * references, good, good if kind == "nan" else ~good)
+
+    generator, kept = fakes.Generator(change), []
+    plan = plan_of(tiny_images, requests(np.arange(16), (2, 5, 9)))
+    with pytest.raises(UnusableGenerator) as caught:
+        draw(generator, tiny_images, plan.slice(0, 12), batch=BatchSizes(2), whole=plan, keep=kept.append)
+    error = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+    assert (error.tried, error.nan, error.overflowed) == {
+        "nan": (16, 16, 0),
+        "overflow": (16, 16, 16),
+        "flat": (16, 0, 0),
+    }[kind]
+    assert sum(len(wanted) for wanted in generator.made) == 2 + 2 * 16
+    assert kept == []  # the same command meets the same again
+
+
+def test_a_first_batch_of_bad_luck_ends_nothing(fakes: SimpleNamespace, tiny_images: LabeledImages) -> None:
+    plan = plan_of(tiny_images, requests(np.arange(16), (2,)))
+    part = plan.filter(pa.array(tiny_images.labels[plan["source_index"].to_numpy()] == 1))
+    generator = fakes.Generator(Moody(plan, nan=(1,), mends=False))  # a class that it cannot make, all of the part
+    drawn = whole_of(generator, tiny_images, plan, part)
+    assert not drawn.finite.any()
+    assert all(image is not None for image in drawn.images)
+    # References of one colour have variants of one colour: no fault of the generator.
+    plain = LabeledImages(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2, ("a", "b"), "plain")
+    drawn = whole_of(fakes.Generator(), plain, plan_of(plain, requests(np.arange(4), (2,))))
+    assert drawn.finite.all()
 
 
 def broken(labels: set[int], when: Callable[[Wanted], bool] = lambda _: True) -> Callable[..., np.ndarray]:
@@ -608,7 +678,28 @@ def test_a_probe_measures_batches_that_grow_to_the_batch_size(
         assert generator.timed == [min(size, 48) for size in sizes]
         assert measured.seconds_per_call == 1 / min(most, 48)  # the quickest
         assert generator.encoded == [(1, 8, 8, 1)]
-        assert generator.made == []
+        assert [wanted.levels.tolist() for wanted in generator.made] == [[2]]  # the trial, of the shallowest level
+
+
+@pytest.mark.parametrize(("seconds", "made"), [(5.0, True), (5.1, False)])  # level 2 takes two calls
+def test_a_probe_makes_one_image_where_that_takes_at_most_ten_seconds(
+    fakes: SimpleNamespace, tiny_images: LabeledImages, seconds: float, made: bool
+) -> None:
+    class Slow(fakes.Generator):  # type: ignore[misc, name-defined]
+        def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
+            return seconds
+
+    nan = Slow(lambda references, _: Made(references, np.zeros(len(references), bool)))
+    trial = probe_of(nan, tiny_images, plan_of(tiny_images, requests(np.arange(3), (2, 9))), BatchSizes(4)).trial
+    assert (trial is not None) == made
+    assert trial is None or trial.finite.tolist() == [False]
+
+
+def test_a_reference_that_cannot_be_used_stops_no_probe(fakes: SimpleNamespace) -> None:
+    data = stored((8, 80, 1), (8, 8, 1))
+    plan = plan_of(data, requests(np.arange(2), (2,)))
+    assert probe(fakes.Generator(), data, plan, AS_STORED, BatchSizes(4)).seconds_per_call > 0
+    assert probe(fakes.Generator(), data, plan.slice(0, 1), AS_STORED, BatchSizes(4)) == Probe(0.0, 0.0)
 
 
 def test_a_probe_stops_growing_where_that_takes_long(

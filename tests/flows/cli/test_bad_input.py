@@ -107,7 +107,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory, generator: Path) -> Path:
     image_folder(shop / "good")
     digits = {"cat": "0", "dog": "1"}
     image_folder(shop / "colour", mode="RGB", names=digits)
-    image_folder(shop / "long", {f"{part}/0/0.png": png((40, 8)) for part in ("train", "test")}, names=digits)
     (shop / "names.csv").write_text("class,name\n0,nought\nten,ten\n")
     save_tiny_sd(shop / "latent")
     (shop / "no-test" / "train" / "cat").mkdir(parents=True)
@@ -262,7 +261,6 @@ BAD_INPUT = [
     ("run digits --set prompts.names=SHOP/names.csv", "names classes that do not exist, ten"),
     ("run SHOP/colour", "the images are in colour and the generator makes grey ones; name a generator with 3"),
     ("run SHOP/wide.npz", "an image of 40x8 has one side 5.0 times the other, expected at most 4 times; crop it"),
-    ("run SHOP/long --image-size 8 --set sizes.returned=source", "an image of 40x8 has one side 5.0 times"),
     (
         "run digits --set scores.clip=SHOP/nowhere",
         "the folder of a CLIP model",

@@ -28,6 +28,7 @@ from latebloom.flows.stages.filtering import move_thresholds
 from latebloom.flows.stages.loaders import generator_of, images_of
 from latebloom.synth import making
 from latebloom.synth.plan import PLAN_SCHEMA
+from latebloom.synth.probe import Probe
 from latebloom.synth.sampling.denoiser import Made, Wanted
 from latebloom.synth.sampling.loop import LoopGenerator
 from latebloom.train.evaluate import logits_of, softmax
@@ -285,10 +286,10 @@ def test_images_that_fit_another_plan_are_not_drawn_again(
     config = tiny(changes)
     made: list[int] = []
     make = LoopGenerator.make
-    monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
     training.train_early(finished, config)
     select.select_examples(finished, config)
     planning.plan_images(finished, config)
+    monkeypatch.setattr(LoopGenerator, "make", lambda *args: made.append(len(args[2])) or make(*args))
     story.make_images(finished, config)
     items = SyntheticFolder(finished.path / "synthetic").rows()["item_id"].to_pylist()
     assert sum(made) == len(set(items) - before)
@@ -355,7 +356,7 @@ def test_processes_are_as_many_as_asked_for_and_one_on_the_cpu(tiny: Tiny) -> No
 def test_processes_share_the_time_that_is_forecast(
     finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "probe", lambda *_: SimpleNamespace(seconds_per_call=2.0, bytes_per_image=100.0))
+    monkeypatch.setattr(planning, "probe", lambda *_: Probe(2.0, 100.0))
     calls = finished.record(PLAN).facts.forecast.denoiser_calls
     (finished.path / "stages/plan.json").unlink()
     planning.plan_images(finished, tiny({"generate.processes": 3}))

@@ -228,6 +228,8 @@ def nan_in_one_word(generator: PipelineGenerator) -> Made:
 def test_nan_is_reported_and_leaves_the_others_alone(checkpoint: Folders, ready: Ready) -> None:
     made = nan_in_one_word(load(checkpoint("sd3")))
     assert made.finite.tolist() == [True, False, True]
+    assert made.denoised is not None
+    assert made.denoised.tolist() == [True, False, True]
     generator = ready("sd3")
     whole = generator.make(generator.encode(images(16, 16)), wanted((80, 80, 80)))
     assert difference(made.images[[0, 2]], whole.images[[0, 2]]) <= 1
@@ -239,7 +241,10 @@ def test_infinity_is_reported_though_the_pipeline_clips_it(checkpoint: Folders) 
     generator.prepare(PROMPTS)
     references = generator.encode(images(16, 16))
     generator.pipeline.vae.decoder.conv_out.bias.data[0] = torch.inf
-    assert generator.make(references, wanted()).finite.tolist() == [False] * 3
+    made = generator.make(references, wanted())
+    assert made.finite.tolist() == [False] * 3
+    assert made.denoised is not None
+    assert made.denoised.tolist() == [True] * 3  # it is the decoder that overflows
 
 
 def test_a_negative_prompt_changes_images(checkpoint: Folders) -> None:

@@ -104,7 +104,7 @@ def test_what_was_not_finite_before_decoding_is_reported_even_if_its_pixels_are(
 
     for kind in (fakes.Denoiser, Forgiving):
         made = LoopGenerator(kind(believe, clip=clip), PLAIN).make(torch.zeros(3, 1, 8, 8), wanted(3))
-        assert made.finite.tolist() == [True, False, True]
+        assert made.finite.tolist() == made.denoised.tolist() == [True, False, True]  # type: ignore[union-attr]
         assert made.images[1, 0, 0, 0] == (0 if kind is fakes.Denoiser else 128)
         assert made.images[[0, 2], 0, 0, 0].tolist() == [153, 153]  # 1.2 * 127.5
 
@@ -117,6 +117,8 @@ def test_what_decoding_spoils_is_reported(fakes: SimpleNamespace) -> None:
     fake = Overflowing(fakes.constant([0.2, 0.3, 0.1]))
     made = LoopGenerator(fake, PLAIN).make(torch.zeros(3, 1, 8, 8), wanted(3))
     assert made.finite.tolist() == [True, False, True]
+    assert made.denoised is not None
+    assert made.denoised.tolist() == [True] * 3  # so the decoder is to blame
     assert (made.images[1] == 0).all()
 
 
