@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from latebloom.data.store import digest_file, digest_json
-from latebloom.synth.generators.adapters import Lora, TextualInversion, find_lora, find_textual_inversion, merge_loras
+from latebloom.synth.generators.adapters import (
+    Lora,
+    TextualInversion,
+    add_textual_inversion,
+    find_lora,
+    find_textual_inversion,
+    merge_loras,
+)
 from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet
@@ -106,7 +113,7 @@ class LatentDenoiser:
             dtype: of the UNet and text encoders; for the VAE see `autoencoder_dtype`.
             negative_prompt: what "none" (-1) means to `predict`.
             loras: "path" or "path@scale" of safetensors files or folders; merged into the weights in this order.
-            textual_inversions: safetensors files or folders of embeddings of new words for prompts; not for SDXL.
+            textual_inversions: safetensors files or folders of embeddings of new words for prompts.
             embedded_guidance: guidance scale for a model that takes it as an embedding (LCM); others ignore it.
             compile: `torch.compile` the UNet's repeated blocks, at the first call and for each new shape; no part of
                 the digest.
@@ -123,14 +130,10 @@ class LatentDenoiser:
             raise ValueError(
                 f"{folder} has guidance built in and takes no negative prompt; leave prompts.negative empty"
             )
-        if textual_inversions and checkpoint.sdxl:
-            raise ValueError(
-                f"{folder} is SDXL, expected Stable Diffusion 1.x or 2.x for textual inversions; leave "
-                "generate.textual_inversions empty"
-            )
-        width = checkpoint.configs["text_encoder"].get("hidden_size", 512)  # transformers' default
+        encoders = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
+        widths = [config.get("hidden_size", 512) for config in encoders]  # transformers' default
         lora_files = [find_lora(text) for text in loras]
-        words = [find_textual_inversion(path, width) for path in textual_inversions]
+        words = [find_textual_inversion(path, widths) for path in textual_inversions]
         digest = digest_json(
             {
                 "model": checkpoint.contents(),
@@ -252,11 +255,8 @@ class LatentDenoiser:
         }
         pipeline = _pipeline(checkpoint, **parts, **tokenizers)
         merge_loras(pipeline, self._loras, self._unet.config)
-        # transformers draws rows for new words, before diffusers fills them, from torch's global stream, which must not
-        # change.
-        with torch.random.fork_rng(devices=[]):
-            for file, token in self._textual_inversions:
-                pipeline.load_textual_inversion(str(file), token, use_safetensors=True, local_files_only=True)
+        for inversion in self._textual_inversions:
+            add_textual_inversion(pipeline, inversion)
         for part in parts.values():
             part.to(self.device, self.dtype).eval()
         return pipeline

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latebloom.data.seeds import child_seed
 from latebloom.data.store import digest_file, digest_json, read_json
 from latebloom.synth.config import Match
-from latebloom.synth.generators.adapters import Lora, find_lora, fuse_loras
+from latebloom.synth.generators.adapters import Lora, find_lora, merge_loras
 from latebloom.synth.generators.diffusers_folder import (
     check_packages,
     compile_network,
@@ -348,7 +348,7 @@ def _load(kind: type, folder: Path, dtype: torch.dtype, adapters: Sequence[Lora]
     saved = read_json(folder / "model_index.json")  # without T5, for instance, as Stable Diffusion 3 may be
     unwanted |= {key: None for key in accepted if saved.get(key) == [None, None]}
     pipeline = load_pipeline(kind, folder, dtype, **unwanted)
-    fuse_loras(pipeline, adapters)
+    merge_loras(pipeline, adapters)
     return pipeline
 
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,9 @@ def test_a_lora_that_cannot_be_found_is_refused_with_the_reason(tmp_path: Path) 
 
 def test_a_word_is_the_tensors_name_or_for_automatic1111_the_files(tmp_path: Path) -> None:
     file = tiny.save_tiny_textual_inversion(tmp_path / "one" / "learned_embeds.safetensors", "<blob>")
-    assert find_textual_inversion(str(file.parent), 32) == (file, "<blob>")
+    assert find_textual_inversion(str(file.parent), [32]) == (file, "<blob>")
     file = tiny.save_tiny_textual_inversion(tmp_path / "blobby.safetensors", "emb_params", vectors=3)
-    assert find_textual_inversion(str(file), 32) == (file, "blobby")
+    assert find_textual_inversion(str(file), [32]) == (file, "blobby")
 
 
 def test_what_is_at_a_url_becomes_a_file_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,18 +66,32 @@ def test_what_is_at_a_url_becomes_a_file_that_stays(tmp_path: Path, monkeypatch:
         file, number = find_lora(f"{bucket}/{text}")
         assert (number, file.name, digest_file(file)) == (scale, name, digest_file(word))
         assert file.is_relative_to(tmp_path / "home")
-    file, token = find_textual_inversion(f"{bucket}/word", 32)
+    file, token = find_textual_inversion(f"{bucket}/word", [32])
     assert (token, digest_file(file)) == ("blobby", digest_file(word))
     with pytest.raises(ValueError, match=f"{bucket}/styles/none is neither a safetensors file"):
         find_lora(f"{bucket}/styles/none@2")
 
 
+def test_an_embedding_of_sdxl_is_called_like_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "blob.safetensors"
+    save_file({"clip_g": torch.zeros(1, 48), "clip_l": torch.zeros(1, 32)}, file)
+    assert find_textual_inversion(str(file), [32, 48]) == (file, "blob")
+
+
 def test_an_embedding_of_another_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "word.safetensors"
-    message = r"word\.safetensors holds \{'<blob>': \[1, 48\]\}, expected one tensor of width 32; give"
-    save_file({"<blob>": torch.zeros(1, 48)}, file)
-    with pytest.raises(ValueError, match=message):
-        find_textual_inversion(str(file), 32)
-    save_file({"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 48)}, file)  # as SDXL has them
-    with pytest.raises(ValueError, match="expected one tensor of width 32"):
-        find_textual_inversion(str(file), 32)
+    sdxl = {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}
+    one, two = "a textual inversion for Stable Diffusion 1.x", "a textual inversion for SDXL"
+    for tensors, widths, words in [
+        ({"<blob>": torch.zeros(1, 1024)}, [768], f"is a textual inversion for Stable Diffusion 2.x, expected {one}"),
+        ({"<blob>": torch.zeros(1, 768)}, [768, 1280], f"is {one}, expected {two}; give one"),
+        (sdxl, [768], f"is {two}, expected {one}"),
+        ({"a.lora_A.weight": torch.zeros(1, 768)}, [768], f"is a LoRA, expected {one}"),
+        ({name: torch.zeros(1, 768) for name in "abc"}, [768], f"is another kind of file, expected {one}"),
+    ]:
+        save_file(tensors, file)
+        with pytest.raises(ValueError, match=rf"word\.safetensors {re.escape(words)}"):
+            find_textual_inversion(str(file), widths)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"word\.safetensors is damaged or no safetensors file"):
+        find_textual_inversion(str(file), [768])

@@ -429,6 +429,26 @@ def test_a_learned_word_means_what_it_means_to_the_pipeline(checkpoint: Folders,
     assert denoiser.digest != ready("sd").digest
 
 
+def test_a_learned_word_of_sdxl_has_an_embedding_for_each_encoder(
+    checkpoint: Folders, ready: Ready, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    clip_l, clip_g = noise(2, 32), noise(2, 32, seed=1)
+    save_file({"clip_l": clip_l, "clip_g": clip_g}, tmp_path / "blob.safetensors")
+    denoiser = load(checkpoint("sdxl"), textual_inversions=[str(tmp_path)])
+    prompt = "a photo of a blob"
+    denoiser.prepare([prompt])
+    pipe = pipeline(checkpoint("sdxl"))
+    x, timesteps = noise(1, 4, 8, 8), torch.tensor([500])
+    spelt = said(pipe, x, timesteps, [prompt])[:1]
+    pipe.load_textual_inversion(clip_l, token="blob", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+    pipe.load_textual_inversion(clip_g, token="blob", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+    output = denoiser.predict(x, timesteps, torch.tensor([2]))
+    torch.testing.assert_close(output, said(pipe, x, timesteps, [prompt])[:1], rtol=0, atol=1e-5)
+    assert float((output - spelt).abs().max()) > 0.001
+
+
 def test_automatic1111_calls_a_word_by_its_file(checkpoint: Folders, tmp_path: Path) -> None:
     file = tiny.save_tiny_textual_inversion(tmp_path / "blobby.safetensors", "emb_params")
     tiny.save_tiny_textual_inversion(tmp_path / "same" / "learned_embeds.safetensors", "blobby")
@@ -479,32 +499,7 @@ def test_card_and_licence_are_read_from_the_folder(ready: Ready, sd: Path) -> No
     assert denoiser.digest == plain.digest
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (("text_encoder", "text_encoder_2"), "it is for a text_encoder_2, too"),
-        (("down_blocks.0", "down_blocks.7"), r"the model has no place for \d+ of its \d+ layers"),
-    ],
-)
-def test_a_lora_that_does_nothing_in_part_is_refused(
-    checkpoint: Folders, tmp_path: Path, change: tuple[str, str], reason: str
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(checkpoint("sd-lora") / "pytorch_lora_weights.safetensors")
-    save_file({key.replace(*change): value for key, value in weights.items()}, tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match=rf"LoRA .*lora\.safetensors does not fit this model \({reason}\); give one"):
-        load(checkpoint("sd"), loras=[str(tmp_path)])
-
-
-def test_a_folder_or_an_adapter_of_another_kind_is_refused(checkpoint: Folders, sd: Path, tmp_path: Path) -> None:
-    word = tiny.save_tiny_textual_inversion(tmp_path / "word.safetensors")
-    with pytest.raises(ValueError, match=r"LoRA .*sdxl-lora/.* does not fit this model \(.*\); give one trained on"):
-        load(checkpoint("sd"), loras=[str(checkpoint("sdxl-lora"))])
-    with pytest.raises(ValueError, match=r"word\.safetensors is no LoRA for Stable Diffusion's UNet and text encoders"):
-        load(checkpoint("sd"), loras=[str(word)])
-    with pytest.raises(ValueError, match=r"sdxl is SDXL, expected Stable Diffusion 1\.x or 2\.x for textual"):
-        load(checkpoint("sdxl"), textual_inversions=[str(word)])
+def test_a_folder_of_another_kind_is_refused(sd: Path) -> None:
     edit(sd / "model_index.json", unet=["diffusers", "UNet2DModel"])
     with pytest.raises(ValueError, match="with UNet2DModel for its unet"):
         load(sd)

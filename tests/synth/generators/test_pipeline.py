@@ -486,22 +486,3 @@ def test_a_part_without_its_files_is_refused(checkpoint: Folders, tmp_path: Path
         file.unlink()
     with pytest.raises(ValueError, match=r"cannot be loaded \(.*scheduler_config\.json.*\); copy or download it again"):
         load(tmp_path)
-
-
-def test_a_lora_that_does_nothing_in_part_is_refused(checkpoint: Folders, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(checkpoint("sd-lora") / "pytorch_lora_weights.safetensors")
-    changed = {key.replace("down_blocks.0", "down_blocks.7"): value for key, value in weights.items()}
-    save_file(changed, tmp_path / "lora.safetensors")
-    message = r"LoRA .*lora\.safetensors does not fit StableDiffusionImg2ImgPipeline \(.*no place for \d+ of its \d+"
-    with pytest.raises(ValueError, match=message):
-        load(checkpoint("sd"), loras=(str(tmp_path / "lora.safetensors"),))
-
-
-def test_a_lora_of_another_model_is_refused(checkpoint: Folders, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match="does not fit StableDiffusion3Img2ImgPipeline"):
-        load(checkpoint("sd3"), loras=(str(tmp_path / "lora.safetensors"),))
