@@ -79,7 +79,7 @@ def _flat(name: str) -> str:
 
 def _from_sgm(names: list[str], pipeline: Any, unet_config: Any) -> list[str]:
     """Kohya's names of SDXL's UNet, which number its blocks as Stability does, by diffusers' own conversion."""
-    marked = {}
+    marked: dict[str, Tensor] = {}
     for number, name in enumerate(names):
         marked |= {f"{name}.lora_{half}.weight": torch.tensor([float(number)]) for half in ("down", "up")}
     converted, _ = pipeline.lora_state_dict(marked, unet_config=unet_config)

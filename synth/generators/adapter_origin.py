@@ -17,6 +17,7 @@ _BASES = (
     ("Stable Diffusion 3", r"joint_blocks|transformer[._]transformer_blocks.*add_q_proj"),
     ("SDXL", r"lora_te2_|text_encoder_2|add_embedding|label_emb|(input|output)_blocks_\d"),
 )
+_TEXT_LAYER = r"attn2[._](processor\.)?to_k.*(lora_down|\.down\.|lora_A|hada_w1_b)"
 # Other files of weights, and a mark in the names of each.
 _OTHERS = (
     ("a whole checkpoint", r"model\.diffusion_model\."),
@@ -74,7 +75,5 @@ def _base(shapes: _Shapes) -> str:
         if any(re.search(mark, key) for key in shapes):
             return base
     # The input of the UNet's cross-attention is the prompt.
-    for key, shape in shapes.items():
-        if re.search(r"attn2[._](processor\.)?to_k", key) and re.search(r"lora_down|\.down\.|lora_A|hada_w1_b", key) and len(shape) > 1:
-            return base_of_width(shape[1])
-    return ""
+    widths = (shape[1] for key, shape in shapes.items() if re.search(_TEXT_LAYER, key) and len(shape) > 1)
+    return next(map(base_of_width, widths), "")

@@ -128,7 +128,8 @@ class LatentDenoiser:
         embeds_guidance = checkpoint.configs["unet"].get("time_cond_proj_dim") is not None
         if negative_prompt and embeds_guidance:
             raise ValueError(
-                f"{folder} has guidance built in and takes no negative prompt; leave prompts.negative empty"
+                f"generator {folder.name} cannot use a negative prompt: its guidance is embedded in the network; leave "
+                "prompts.negative empty"
             )
         encoders = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
         widths = [config.get("hidden_size", 512) for config in encoders]  # transformers' default

@@ -50,13 +50,22 @@ def load_generator(
     for name, takes in _TAKES.items():
         if getattr(config, name) and kind not in takes:
             raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} at its default")
-    if negative_prompt and kind == "pixel":
-        raise ValueError("a pixel generator reads no prompts; leave prompts.negative empty")
+    if negative_prompt:
+        _check_negative_prompt(kind, sample.guidance_scale)
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
     if is_hub_id(config.generator):
         generator.name = config.generator  # the folder of a snapshot is called like the commit
     return generator
+
+
+def _check_negative_prompt(kind: Kind, guidance_scale: float) -> None:
+    """Raise ValueError where a negative prompt would do nothing, as far as that shows before the model is read."""
+    why = {"pixel": "it goes by classes", "diffusemix": "it edits by diffusemix.prompts"}.get(kind)
+    if why is None and (guidance_scale == 1 or (kind == "pipeline" and guidance_scale < 1)):
+        why = f"guidance is off (sample.guidance_scale {guidance_scale:g})"
+    if why:
+        raise ValueError(f"a {kind} generator cannot use a negative prompt: {why}; leave prompts.negative empty")
 
 
 def _load(

@@ -112,9 +112,11 @@ class PipelineGenerator:
         config = self._network.config
         self._embedded = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         guided = guidance_scale > 1 and not self._embedded
-        if negative_prompt and not guided:
-            why = "its guidance is embedded in the network" if self._embedded else "guidance is off (scale 1 or less)"
-            raise ValueError(f"generator {name} cannot use a negative prompt: {why}; leave the negative prompt empty")
+        if negative_prompt and self._embedded:
+            raise ValueError(
+                f"generator {name} cannot use a negative prompt: its guidance is embedded in the network; leave "
+                "prompts.negative empty"
+            )
         self.calls_a_step = 2 if guided else 1
         self.guidance_scale = guidance_scale
         self._second_pass = guided and "true_cfg_scale" in self._arguments  # guidance as an addition to the pipeline

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latebloom.data.store import digest_file, digest_json, read_json
 from latebloom.synth.config import Sampler
-from latebloom.synth.generators.adapters import find_lora, fuse_loras
+from latebloom.synth.generators.adapters import find_lora, merge_loras
 from latebloom.synth.generators.checkpoint import check_schedule
 from latebloom.synth.generators.classes import class_labels, mapping_of
 from latebloom.synth.generators.diffusers_folder import (
@@ -147,7 +147,10 @@ class TransformerDenoiser:
             )
         family = FAMILIES[name]
         if negative_prompt and not family.embeddings:
-            raise ValueError(f"{folder} takes class labels and reads no prompts; leave prompts.negative empty")
+            raise ValueError(
+                f"generator {folder.name} cannot use a negative prompt: it goes by classes; leave prompts.negative "
+                "empty"
+            )
         if classes and family.embeddings:
             raise ValueError(f"{folder} goes by prompts and has no classes of its own; leave generate.classes empty")
         adapters = [find_lora(spec) for spec in loras]
@@ -164,7 +167,7 @@ class TransformerDenoiser:
             parts = [key for key, value in index.items() if isinstance(value, list)]
             without = dict.fromkeys(part for part in parts if part not in ("transformer", "scheduler"))
             pipeline = load_pipeline(getattr(diffusers, name), folder, torch.float32, **without)
-            fuse_loras(pipeline, adapters)
+            merge_loras(pipeline, adapters)
             network = pipeline.transformer.to(dtype)
         else:
             network = load_part(getattr(diffusers, family.network), folder, "transformer", dtype)

@@ -124,7 +124,7 @@ def test_the_guidance_of_a_consistency_model_is_embedded(checkpoint: Folders) ->
     other = load(checkpoint("lcm"))
     assert float((other.predict(x, timesteps, torch.tensor([0])) - output).abs().max()) > 1e-3
     assert other.digest != denoiser.digest
-    with pytest.raises(ValueError, match="lcm has guidance built in and takes no negative prompt; leave prompts"):
+    with pytest.raises(ValueError, match="lcm cannot use a negative prompt: its guidance is embedded"):
         load(checkpoint("lcm"), negative_prompt="blurry")
 
 

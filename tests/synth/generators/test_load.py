@@ -348,8 +348,16 @@ def test_settings_that_a_kind_does_not_know_are_refused_before_anything_is_loade
 
 def test_a_pixel_generator_refuses_a_negative_prompt(tmp_path: Path) -> None:
     config = GenerateConfig(generator=str(index_of(tmp_path / "x")), kind="pixel")
-    with pytest.raises(ValueError, match=r"^a pixel generator reads no prompts; leave prompts\.negative empty$"):
-        load(config, negative="ugly")
+    for kind, scale, why in [
+        ("pixel", 3, "it goes by classes"),
+        ("diffusemix", 3, "it edits by diffusemix.prompts"),
+        *((kind, 1, r"guidance is off \(sample.guidance_scale 1\)") for kind in ("latent", "pipeline", "transformer")),
+        ("pipeline", 0.5, r"guidance is off \(sample.guidance_scale 0.5\)"),
+    ]:
+        config = GenerateConfig(generator=str(index_of(tmp_path / "x")), kind=kind)
+        message = f"^a {kind} generator cannot use a negative prompt: {why}; leave prompts.negative empty$"
+        with pytest.raises(ValueError, match=message):
+            load_generator(config, SampleConfig(guidance_scale=scale), negative_prompt="blurry")
 
 
 @pytest.mark.parametrize(

@@ -257,18 +257,9 @@ def test_a_negative_prompt_changes_images(checkpoint: Folders) -> None:
         assert difference(*made) > 5, family
 
 
-@pytest.mark.parametrize(
-    ("family", "guidance", "why"),
-    [
-        ("flux", 3.0, "embedded in the network"),
-        ("sd3", 1.0, "guidance is off"),
-    ],
-)
-def test_a_negative_prompt_that_would_do_nothing_is_refused(
-    checkpoint: Folders, family: str, guidance: float, why: str
-) -> None:
-    with pytest.raises(ValueError, match=f"generator {family} cannot use a negative prompt: .*{why}"):
-        load(checkpoint(family), guidance_scale=guidance, negative_prompt="blurry")
+def test_a_negative_prompt_that_would_do_nothing_is_refused(checkpoint: Folders) -> None:
+    with pytest.raises(ValueError, match="generator flux cannot use a negative prompt: its guidance is embedded"):
+        load(checkpoint("flux"), guidance_scale=3.0, negative_prompt="blurry")
 
 
 def test_without_guidance_a_step_is_one_call(checkpoint: Folders) -> None:

@@ -278,7 +278,7 @@ def test_older_folders_call_the_network_a_transformer_2d_model(checkpoint: Folde
 def test_what_does_not_fit_is_refused_in_words(checkpoint: Folders, ready: Ready, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds a StableDiffusionPipeline, expected one of DiTPipeline, .*kind to au"):
         load(checkpoint("sd"), kind="transformer")
-    with pytest.raises(ValueError, match=r"takes class labels and reads no prompts; leave prompts.negative empty"):
+    with pytest.raises(ValueError, match=r"cannot use a negative prompt: it goes by classes"):
         load(checkpoint("dit"), negative="blurry")
     folder = Path(shutil.copytree(checkpoint("sana"), tmp_path / "sana"))
     edit(folder / "scheduler" / "scheduler_config.json", use_flow_sigmas=False)
