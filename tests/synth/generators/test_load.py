@@ -300,7 +300,7 @@ def test_a_pipeline_generator_gets_what_was_asked_for(
     loaders: dict[str, Any], tmp_path: Path, steps: int, asked: int
 ) -> None:
     folder = index_of(tmp_path / "x", _class_name="FluxPipeline")
-    sample = SampleConfig(guidance_scale=5, steps=steps, match="strength")
+    sample = SampleConfig(guidance_scale=5, steps=steps, match="strength", deterministic=4)
     generator = load(GenerateConfig(generator=str(folder), **FULL), sample, "ugly")
     loaders["PipelineGenerator"].assert_called_once_with(
         folder,
@@ -310,6 +310,7 @@ def test_a_pipeline_generator_gets_what_was_asked_for(
         steps=asked,
         match="strength",
         guidance_scale=5,
+        deterministic=4,
         negative_prompt="ugly",
         loras=("a.safetensors@0.5",),
         compile=True,
@@ -322,8 +323,10 @@ def test_a_diffusemix_generator_gets_what_was_asked_for(loaders: dict[str, Any],
     folder = index_of(tmp_path / "x", _class_name="StableDiffusionInstructPix2PixPipeline")
     mix = DiffuseMixConfig()
     config = GenerateConfig(generator=str(folder), dtype="float16")
-    generator = load_generator(config, SampleConfig(grid=20), mix, "", CPU)
-    loaders["DiffuseMixGenerator"].assert_called_once_with(folder, CPU, dtype=torch.float16, config=mix, grid=20)
+    generator = load_generator(config, SampleConfig(grid=20, deterministic=4), mix, "", CPU)
+    loaders["DiffuseMixGenerator"].assert_called_once_with(
+        folder, CPU, dtype=torch.float16, config=mix, grid=20, deterministic=4
+    )
     assert generator is loaders["DiffuseMixGenerator"].return_value
 
 
