@@ -46,9 +46,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, generator: Pat
         patched.chdir(place)
         image_folder(Path("digits/of mine"))
         shutil.copytree(generator, "nets/tiny")
-        config = tiny(
-            {"data": {"source": "digits/of mine"}, "generate.generator": "nets/tiny", "seeds": 1, "train.epochs": 1}
-        )
+        named = {"data": {"source": "digits/of mine"}, "generate.generator": "nets/tiny", "generate.classes": "order"}
+        config = tiny({**named, "seeds": 1, "train.epochs": 1})
         gather.write(story.all_stages(usual_folder("digits/of mine"), config), config)
     return place
 

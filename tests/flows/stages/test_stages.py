@@ -515,9 +515,10 @@ def test_the_batch_size_changes_no_image(planned: RunFolder, pristine: RunFolder
 
 def test_every_image_has_a_seed_of_its_own_that_follows_from_the_runs(pristine: RunFolder) -> None:
     table = synthetic(pristine)
-    names = table["item_id"].to_pylist()
-    assert len(set(names)) == table.num_rows
-    assert table["seed"].to_pylist() == [child_seed(0, "image", name) for name in names]
+    assert len(set(table["item_id"].to_pylist())) == table.num_rows
+    # No digit is there twice, so each stands first among its equals; levels of 10, one variant at each.
+    names = zip(table["source_sha256"].to_pylist(), table["level_steps"].to_pylist(), strict=True)
+    assert table["seed"].to_pylist() == [child_seed(0, "image", digest, 0, steps, 10, 0) for digest, steps in names]
     assert len({image["bytes"] for image in table["image"].to_pylist()}) == table.num_rows
 
 
