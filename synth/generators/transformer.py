@@ -83,15 +83,15 @@ class TransformerDenoiser:
         self.licence = licence(folder)
 
         config, schedule = network.config, read_json(folder / "scheduler" / "scheduler_config.json")
-        self._sigmas: Tensor | None = None  # float64 (T,), of a flow model alone
+        self._flow: Tensor | None = None  # (2, T), of a flow model alone: s and n of each timestep
         self._times: Tensor  # (T,), what the network gets
         if family.velocity:
             sigmas = _flow_sigmas(schedule)
-            signal = (1 - sigmas) ** 2
-            self.alphas_cumprod: np.ndarray = signal / (signal + sigmas**2)
+            norms = np.hypot(1 - sigmas, sigmas)
+            self.alphas_cumprod: np.ndarray = ((1 - sigmas) / norms) ** 2
             self.prediction_type: PredictionType = "sample"
             self.ends_at_first: frozenset[Sampler] = frozenset()
-            self._sigmas = torch.from_numpy(sigmas).to(self.device)
+            self._flow = torch.from_numpy(np.stack([sigmas, norms])).float().to(self.device)
             times = torch.from_numpy(family.timestep(sigmas)).float() * config.get("timestep_scale", 1.0)
         else:
             check_schedule(folder, schedule)
@@ -278,12 +278,12 @@ class TransformerDenoiser:
         count = len(x)
         if self._compiled:
             x, timesteps, conditions = fixed_shapes(x, timesteps, conditions)
-        if self._sigmas is None:
+        if self._flow is None:
             return self._call(x, timesteps, conditions)[:count]
-        sigmas = self._sigmas[timesteps][:, None, None, None]
-        x = x * ((1 - sigmas) ** 2 + sigmas**2).sqrt().float()
+        sigmas, norms = self._flow[:, timesteps, None, None, None]
+        x = norms * x
         velocity = self._family.velocity * self._call(x, timesteps, conditions)
-        return (x - sigmas.float() * velocity)[:count]
+        return (x - sigmas * velocity)[:count]
 
     def _call(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         """The network's output without the variance, float32 like x."""
