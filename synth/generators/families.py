@@ -43,6 +43,10 @@ FAMILIES: dict[str, Family] = {
     "AuraFlowPipeline": Family("AuraFlowTransformer2DModel", (_TEXT, ""), velocity=1, timestep=lambda s: s),
     "Lumina2Pipeline": Family("Lumina2Transformer2DModel", _MASKED, velocity=-1, timestep=lambda s: 1 - s),
     "CogView3PlusPipeline": Family("CogView3PlusTransformer2DModel", (_TEXT,)),
+    "HunyuanDiTPipeline": Family(
+        "HunyuanDiT2DModel",
+        (_TEXT, "text_embedding_mask", f"{_TEXT}_t5", "text_embedding_mask_t5"),
+    ),
 }
 FAMILIES["Lumina2Text2ImgPipeline"] = FAMILIES["Lumina2Pipeline"]  # its name in older folders
 

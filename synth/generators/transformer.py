@@ -34,6 +34,16 @@ from latebloom.synth.sampling.denoiser import PredictionType
 __all__ = ["TransformerDenoiser"]
 
 
+_LEFT_OUT = (
+    "transformer",
+    "vae",
+    "safety_checker",
+    "feature_extractor",
+    "requires_safety_checker",
+)  # to embed a prompt
+_BERT_TOKENS, _T5_TOKENS = 77, 256  # of HunyuanDiT's two text encoders
+
+
 class TransformerDenoiser:
     """A transformer in the latents of an autoencoder, conditioned on prompts or, for DiT, on class labels.
 
@@ -220,7 +230,8 @@ class TransformerDenoiser:
         import diffusers
 
         kind = getattr(diffusers, read_json(self._folder / "model_index.json")["_class_name"])
-        pipeline = load_pipeline(kind, self._folder, self.dtype, transformer=None, vae=None)
+        others = dict.fromkeys(part for part in _LEFT_OUT if part in inspect.signature(kind).parameters)
+        pipeline = load_pipeline(kind, self._folder, self.dtype, **others)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.to(self.device)
@@ -248,10 +259,19 @@ class TransformerDenoiser:
             own = getattr(pipeline, "system_prompt", "")
             text = f"{own} <Prompt Start> {prompt}" if own else prompt
             shared = bool(usual.get("complex_human_instruction"))  # of Sana, whose start token counts twice
-            warn_of_cut(prompt, text, pipeline.tokenizer, usual["max_sequence_length"] - shared)
-        values = pipeline.encode_prompt(**{name: offered[name] for name in accepted if name in offered})
-        half = len(self._family.embeddings)  # first those of the prompt, then those of "none"
-        chosen = values[half:] if prompt is None else values[:half]
+            warn_of_cut(prompt, text, pipeline.tokenizer, usual.get("max_sequence_length", _BERT_TOKENS) - shared)
+        offered = {name: value for name, value in offered.items() if name in accepted}
+        if "text_encoder_index" in accepted:  # HunyuanDiT: Bert and T5, each of prompt and "none" in turn
+            both = [(0, _BERT_TOKENS), (1, _T5_TOKENS)]
+            found = [
+                pipeline.encode_prompt(**offered, text_encoder_index=index, max_sequence_length=most, dtype=self.dtype)
+                for index, most in both
+            ]
+            chosen = [value for values in found for value in values[prompt is None :: 2]]
+        else:
+            values = pipeline.encode_prompt(**offered)
+            half = len(self._family.embeddings)  # first those of the prompt, then those of "none"
+            chosen = values[half:] if prompt is None else values[:half]
         return {name: value for name, value in zip(self._family.embeddings, chosen, strict=True) if name}
 
     def conditions(self, labels: np.ndarray, prompts: Sequence[str]) -> Tensor:
@@ -283,26 +303,26 @@ class TransformerDenoiser:
         sigmas, norms = self._flow[:, timesteps, None, None, None]
         x = norms * x
         velocity = self._family.velocity * self._call(x, timesteps, conditions)
-        return (x - sigmas * velocity)[:count]
+        x0: Tensor = x - sigmas * velocity
+        return x0[:count]
 
     def _call(self, x: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
         """The network's output without the variance, float32 like x."""
         height, width = x.shape[2:]
+        times = self._times[timesteps]
         arguments: dict[str, Any]
         if self._family.embeddings:
-            arguments = self._prompts.take(conditions) | self._sizes(x)
+            arguments = self._prompts.take(conditions) | {"timestep": times} | self._sizes(x, times)
         else:
-            arguments = {"class_labels": torch.where(conditions < 0, self._num_classes, conditions)}
+            arguments = {"timestep": times, "class_labels": torch.where(conditions < 0, self._num_classes, conditions)}
         # By name: families disagree about the order.
-        output: Tensor = self._network(
-            hidden_states=x.to(self.dtype), timestep=self._times[timesteps], return_dict=False, **arguments
-        )[0].float()
+        output: Tensor = self._network(hidden_states=x.to(self.dtype), return_dict=False, **arguments)[0].float()
         if output.shape[2:] != x.shape[2:]:
             output = _unfilled(output, height, width, self._network.config["patch_size"])
         return output[:, : x.shape[1]]
 
-    def _sizes(self, x: Tensor) -> dict[str, Any]:
-        """What else a network is told: the size of the image, neither resized nor cropped."""
+    def _sizes(self, x: Tensor, times: Tensor) -> dict[str, Any]:
+        """What else a network of prompts is told: the size of the image, neither resized nor cropped."""
         height, width = (side * self._space.factor for side in x.shape[2:])
         size = torch.tensor([[height, width]], device=x.device, dtype=self.dtype).expand(len(x), -1)
         if self._family.network == "PixArtTransformer2DModel":
@@ -312,7 +332,26 @@ class TransformerDenoiser:
             return {"added_cond_kwargs": {"resolution": size, "aspect_ratio": ratio}}
         if self._family.network == "CogView3PlusTransformer2DModel":
             return {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
+        if self._family.network == "HunyuanDiT2DModel":
+            square = torch.tensor([[1024, 1024]], device=x.device, dtype=self.dtype).expand(len(x), -1)
+            return {
+                "timestep": times.to(self.dtype),  # whose dtype its first layers take for theirs
+                "image_meta_size": torch.cat([square, size, torch.zeros_like(size)], 1),  # as its pipeline has it
+                "style": torch.zeros(len(x), dtype=torch.int64, device=x.device),
+                "image_rotary_emb": self._rotary(*x.shape[2:]),
+            }
         return {}
+
+    def _rotary(self, height: int, width: int) -> Any:
+        """HunyuanDiT's position embedding of latents of this size."""
+        from diffusers.models.embeddings import get_2d_rotary_pos_embed
+        from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
+
+        patch = self._network.config["patch_size"]
+        grid = height // patch, width // patch
+        region = get_resize_crop_region_for_grid(grid, 64 // patch)  # trained at 512 pixels first
+        width_of_head = self._network.inner_dim // self._network.num_heads
+        return get_2d_rotary_pos_embed(width_of_head, region, grid, device=self.device, output_type="pt")
 
 
 def _flow_sigmas(settings: dict[str, Any]) -> np.ndarray:

@@ -33,7 +33,6 @@ _NEAR = 0.05  # of log-SNR: about half a level of 100
 _CASCADE = "the image is decoded by a second diffusion, from latents that no reference can be encoded to"
 _OUT_OF_REACH = {
     "CogView4Pipeline": "its prompts have no mask and many lengths, so images of one batch would change each other",
-    "HunyuanDiTPipeline": "its two text encoders and rotary grid are not adapted",
     "LuminaPipeline": "it guides three channels alone, and its positions change with the timestep; give Lumina 2",
     "StableCascadeCombinedPipeline": _CASCADE,
     "StableCascadeDecoderPipeline": _CASCADE,

@@ -176,6 +176,41 @@ def _cogview3(folder: Path) -> Any:
     )
 
 
+def _hunyuan(folder: Path) -> Any:
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    return HunyuanDiTPipeline(
+        vae=autoencoder(latent_channels=4),
+        text_encoder=BertModel(
+            BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=37)
+        ),
+        tokenizer=BertTokenizer(vocab={word: place for place, word in enumerate(words)}),
+        transformer=HunyuanDiT2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            hidden_size=32,
+            cross_attention_dim=32,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=16,
+        ),
+        scheduler=DDPMScheduler(
+            beta_schedule="scaled_linear", beta_end=0.03, prediction_type="v_prediction", clip_sample=False
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=save_t5_tokenizer(folder / "tokenizer_2"),
+    )
+
+
 FAMILIES: dict[str, Any] = {
     "dit": _dit,
     # At 128 latents a side, as the model of 1024 pixels, it is told the size of the image.
@@ -185,6 +220,7 @@ FAMILIES: dict[str, Any] = {
     "auraflow": _auraflow,
     "lumina2": _lumina2,
     "cogview3": _cogview3,
+    "hunyuan": _hunyuan,
 }
 _SMALL: dict[str, Any] = {
     "sample_size": 8,

@@ -71,6 +71,9 @@ def by_diffusers(folder: Path, start: Tensor, monkeypatch: pytest.MonkeyPatch) -
         shift = {"sana": 3.0, "auraflow": 1.73, "lumina2": 6.0}[family]
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
         arguments["sigmas"] = np.linspace(1, 1 / CALLS, CALLS).tolist()
+    elif family == "hunyuan":
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        arguments |= {"use_resolution_binning": False, "target_size": (16, 16)}
     elif family != "cogview3":
         pipe.scheduler = diffusers.DDIMScheduler(
             beta_schedule="linear", clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
@@ -83,7 +86,8 @@ def by_diffusers(folder: Path, start: Tensor, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda **_: start)
         arguments["class_labels"] = [281, 207]
     else:
-        side = 32 if family == "sana" else 16  # Sana's pipeline refuses less, and takes the latents as they are
+        # Some pipelines count on 32 or 8 pixels a latent, and take the latents as they are.
+        side = {"sana": 32, "hunyuan": 64}.get(family, 16)
         arguments |= {"prompt": [TOP, BOTTOM], "latents": start, "height": side, "width": side}
     with torch.no_grad():
         images: Tensor = pipe(**arguments, return_dict=False)[0]
