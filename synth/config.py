@@ -155,8 +155,9 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     generator: str = Field(
         "",
-        description="The path or URL of a diffusers folder, a hub id (owner/name), or digits, shipped and taken "
-        "by the data set digits; empty: none, and a command that makes images lists the choices",
+        description="The path or URL of a diffusers folder or of a checkpoint in one .safetensors file, a hub id "
+        "(owner/name), or digits, shipped and taken by the data set digits; empty: none, and a command that makes "
+        "images lists the choices",
     )
     kind: Literal["auto", Kind] = Field(
         "auto",
@@ -165,6 +166,11 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "diffusemix: InstructPix2Pix and DiffuseMix. auto: what the folder holds",
     )
     revision: str = Field("", description="Of a hub id: commit, tag or branch; empty: the newest")
+    base: str = Field(
+        "",
+        description="For a generator in one file: the diffusers folder or hub id of the model it was made from, whose "
+        "configs and tokenizers are taken; empty: those of plain Stable Diffusion 1.x, 2.x or SDXL, by the file",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, else float32"
     )

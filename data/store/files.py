@@ -5,6 +5,7 @@ methods. A library that needs a local file reads it inside `local_file`.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ __all__ = [
     "as_path",
     "atomic_folder",
     "atomic_path",
+    "check_space",
     "digest_bytes",
     "digest_file",
     "digest_json",
@@ -141,6 +143,16 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raise OSError where the disk of a local folder has fewer bytes free than `what` needs."""
+    from rich.filesize import decimal
+
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        words = f"no room for {what}: it needs about {decimal(needed)}, {decimal(free)} are free"
+        raise OSError(errno.ENOSPC, words, str(folder))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -133,7 +133,7 @@ def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[st
         template = config.prompts.templates[0]
         classes = "by prompts: " + ", ".join(f'"{template.replace("{name}", name)}"' for name in shown)
         classes += ", ..." if train.num_classes > len(shown) else ""
-    folder = generator_folder(config.generate.generator, config.generate.revision)
+    folder = generator_folder(config.generate)
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     here = machine(config.device)
     free = f", {decimal(here.free)} of memory free ({here.name})" if here.free else ""

@@ -36,8 +36,8 @@ _DATA_SUFFIXES = (".npz", ".csv", ".parquet", ".tar")
 ORIGIN = "origin.json"
 # The settings that may name a file or folder.
 _PATHS = (
-    *("data.source", "data.root", "classifier.weights", "generate.generator", "prompts.names"),
-    *("generate.classes", "diffusemix.fractals", "strong.file", "scores.reference_classifier", "scores.clip"),
+    *("data.source", "data.root", "classifier.weights", "generate.generator", "generate.base", "generate.classes"),
+    *("prompts.names", "diffusemix.fractals", "strong.file", "scores.reference_classifier", "scores.clip"),
     *("slow.outputs", "slow.indices"),
 )
 

@@ -111,7 +111,7 @@ class _Generator:
         texts = sorted(set(texts_of(settings)))
         if any("://" in text for text in texts):
             return None
-        folder = generator_folder(self._generate.generator, self._generate.revision)
+        folder = generator_folder(self._generate)
         paths = [folder, *(path for path in map(path_named, texts) if path)]
         return FileState((found for path in paths for found in files_below(str(path), path)), at).content
 

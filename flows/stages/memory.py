@@ -73,7 +73,7 @@ def check_generator_memory(config: CompareConfig) -> None:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else free_ram()
     wide = config.generate.dtype == "float32" or (config.generate.dtype == "auto" and not cuda)
-    needed = stored_weights(generator_folder(config.generate.generator, config.generate.revision)) * (4 if wide else 2)
+    needed = stored_weights(generator_folder(config.generate)) * (4 if wide else 2)
     if free and needed > _NEAR * free:
         warn(
             f"the weights of {config.generate.generator} take {needed / _GIB:.1f} GiB, and "

@@ -71,7 +71,7 @@ def _clip_and_safety_digests(config: CompareConfig) -> dict[str, str]:
     if config.scores.clip:
         clip = clip_digest(local_folder(as_path(config.scores.clip)), _clip_prompts(config))
     if config.scores.safety:
-        safety = safety_digest(generator_folder(config.generate.generator, config.generate.revision))
+        safety = safety_digest(generator_folder(config.generate, safety=True))
     return {"clip": clip, "safety": safety}
 
 
@@ -151,7 +151,7 @@ def _named(config: CompareConfig, _reference: str) -> tuple[nn.Module | None, Cl
     if config.scores.clip:
         clip = ClipScorer.load(local_folder(as_path(config.scores.clip)), _clip_prompts(config), device)
     if config.scores.safety:
-        folder = generator_folder(config.generate.generator, config.generate.revision)
+        folder = generator_folder(config.generate, safety=True)
         safety = SafetyScorer.load(folder, device)
         if safety is None:
             raise ValueError(f"generator {folder.name} ships no safety checker; turn scores.safety off")

@@ -1,19 +1,16 @@
 """The stages that make images: the parts of a synthetic data set, then its manifest. No Prefect in here."""
 
 import dataclasses
-import errno
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.filesize import decimal
 
 from latebloom.data.names import listed
-from latebloom.data.store import is_remote, read_table, write_json
+from latebloom.data.store import check_space, is_remote, read_table, write_json
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import Cost, Partial, RunFolder, Unusable, measured
@@ -176,14 +173,7 @@ def _check_space(run: RunContext, images: int) -> None:
     if is_remote(run.path):
         return  # storage has no end that could be asked for
     forecast = run.planned.facts.forecast
-    wanted = 1.5 * forecast.bytes / max(1, forecast.images) * images
-    free = shutil.disk_usage(run.path).free
-    if free < wanted:
-        raise OSError(
-            errno.ENOSPC,
-            f"no room for the next part: it needs about {decimal(round(wanted))}, {decimal(free)} are free",
-            str(run.path),
-        )
+    check_space(run.path, round(1.5 * forecast.bytes / max(1, forecast.images) * images), "the next part")
 
 
 def warn_of_unusable(record: PartRecord, config: CompareConfig) -> None:

@@ -8,7 +8,7 @@ import torch
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, Kind, SampleConfig
 from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
-from latebloom.synth.generators.find import generator_folder, is_hub_id, kind_of
+from latebloom.synth.generators.find import generator_folder, generator_name, kind_of
 from latebloom.synth.generators.latent import USUAL_GUIDANCE, LatentDenoiser
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
@@ -45,7 +45,7 @@ def load_generator(
         ValueError: no such generator, one of an unknown kind, or settings that do not fit it.
     """
     device = device or torch.device("cpu")
-    folder = generator_folder(config.generator, config.revision)
+    folder = generator_folder(config)
     kind = kind_of(config)
     for name, takes in _TAKES.items():
         if getattr(config, name) and kind not in takes:
@@ -54,8 +54,7 @@ def load_generator(
         _check_negative_prompt(kind, sample.guidance_scale)
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
-    if is_hub_id(config.generator):
-        generator.name = config.generator  # the folder of a snapshot is called like the commit
+    generator.name = generator_name(config, folder)
     return generator
 
 

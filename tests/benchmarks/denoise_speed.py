@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.load import load
-from latebloom.synth.config import SampleConfig
+from latebloom.synth.config import GenerateConfig, SampleConfig
 from latebloom.synth.generators.find import generator_folder
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.sample import denoise
@@ -53,9 +53,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train = load(DataConfig(source="digits")).train
-    denoiser = PixelDenoiser.load(generator_folder("digits"), torch.device("cpu"))
-    unet = UNet2DModel.from_pretrained(generator_folder("digits"), subfolder="unet").eval()
-    scheduler = DDPMScheduler.from_pretrained(generator_folder("digits"), subfolder="scheduler")
+    denoiser = PixelDenoiser.load(generator_folder(GenerateConfig(generator="digits")), torch.device("cpu"))
+    unet = UNet2DModel.from_pretrained(generator_folder(GenerateConfig(generator="digits")), subfolder="unet").eval()
+    scheduler = DDPMScheduler.from_pretrained(
+        generator_folder(GenerateConfig(generator="digits")), subfolder="scheduler"
+    )
     rows = np.arange(options.images) % len(train)
     levels = np.resize(LEVELS, options.images)
     references = denoiser.encode(train.pixels(rows))

@@ -17,7 +17,7 @@ import torch
 
 from latebloom.data.config import DataConfig
 from latebloom.data.sources.load import load
-from latebloom.synth.config import SampleConfig, Sampler
+from latebloom.synth.config import GenerateConfig, SampleConfig, Sampler
 from latebloom.synth.generators.find import generator_folder
 from latebloom.synth.generators.pixel import PixelDenoiser
 from latebloom.synth.sampling.sample import denoise
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train = load(DataConfig(source="digits")).train
-    denoiser = PixelDenoiser.load(generator_folder("digits"), torch.device("cpu"))
+    denoiser = PixelDenoiser.load(generator_folder(GenerateConfig(generator="digits")), torch.device("cpu"))
     rows = np.arange(options.references)
     references = denoiser.encode(train.pixels(rows))
     conditions = denoiser.conditions(train.labels[rows], [])

@@ -258,7 +258,7 @@ def test_a_folder_that_takes_no_more_ends_the_command_in_one_line_and_the_same_c
     with monkeypatch.context() as patch:
         patch.setattr(synthesis, "draw", draw)
         if failure == "no room for a part":
-            patch.setattr(synthesis.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+            patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
             error = r"error: \[Errno 28\] no room for the next part: it needs about .*, 10 bytes are free: '.*/run'"
         else:
             patch.setattr(synthetic, "atomic_path", second_fails)

@@ -18,6 +18,7 @@ from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.run.origin import ORIGIN
 from latebloom.flows.stages import fit_generator
 from latebloom.flows.stages.fit_generator import FitGeneratorConfig
+from latebloom.synth.config import GenerateConfig
 from latebloom.synth.generators.find import generator_folder
 
 Tiny = Callable[..., CompareConfig]
@@ -114,15 +115,15 @@ def test_a_generator_is_written_to_s3_and_read_back(bucket: str, home: Path) -> 
     assert fit_generator.fit_and_save(config, as_path(url)) == url
     _, there = fit_generator.check_fit(config, as_path(url))
     assert there
-    copy = generator_folder(url)
+    copy = generator_folder(GenerateConfig(generator=url))
     assert copy.is_relative_to(home)
     assert copy.name == "new"
     assert len(read_json(copy / "latebloom.json")["trained_on_sha256"]) == 800
-    assert generator_folder(url) == copy
+    assert generator_folder(GenerateConfig(generator=url)) == copy
     with pytest.raises(ValueError, match=f"{url} is not empty and holds something else"):
         fit_generator.check_fit(config.model_copy(update={"seed": 1}), as_path(url))
     with pytest.raises(ValueError, match=f"no generator at '{bucket}/models/old'"):
-        generator_folder(f"{bucket}/models/old")
+        generator_folder(GenerateConfig(generator=f"{bucket}/models/old"))
 
 
 def test_a_command_takes_urls(

@@ -67,8 +67,12 @@ def save_tiny_lcm(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def save_tiny_sdxl(folder: Path, *, force_upcast: bool = True, seed: int = 0) -> Path:
-    """SDXL in small: two text encoders of width 32, of which the second also pools, and six size numbers."""
+def save_tiny_sdxl(folder: Path, *, force_upcast: bool = True, width: int = 32, seed: int = 0) -> Path:
+    """SDXL in small: two text encoders, of which the second, of width 32, also pools, and six size numbers.
+
+    Args:
+        width: of the first text encoder.
+    """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     with torch.random.fork_rng(devices=[]):
@@ -77,7 +81,7 @@ def save_tiny_sdxl(folder: Path, *, force_upcast: bool = True, seed: int = 0) ->
         tokenizer_2 = save_tiny_tokenizer(folder / "tokenizer_2", pad_token="!")
         pipeline = StableDiffusionXLPipeline(
             vae=_vae(force_upcast=force_upcast),
-            text_encoder=_text_encoder(tokenizer),
+            text_encoder=_text_encoder(tokenizer, width=width),
             text_encoder_2=_text_encoder(tokenizer_2, pooled=True),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
@@ -88,7 +92,7 @@ def save_tiny_sdxl(folder: Path, *, force_upcast: bool = True, seed: int = 0) ->
                 addition_embed_type="text_time",
                 addition_time_embed_dim=8,
                 projection_class_embeddings_input_dim=6 * 8 + 32,
-                cross_attention_dim=64,
+                cross_attention_dim=width + 32,
             ),
             scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
             add_watermarker=False,
@@ -190,7 +194,7 @@ def _vae(**changes: Any) -> nn.Module:
     return AutoencoderKL(**settings | changes)
 
 
-def _text_encoder(tokenizer: Any, *, pooled: bool = False) -> nn.Module:
+def _text_encoder(tokenizer: Any, *, pooled: bool = False, width: int = 32) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -198,7 +202,7 @@ def _text_encoder(tokenizer: Any, *, pooled: bool = False) -> nn.Module:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        hidden_size=32,
+        hidden_size=width,
         projection_dim=32,
         intermediate_size=48,
         num_hidden_layers=3,

@@ -27,7 +27,8 @@ from served import free_port
 
 from latebloom.data.store import as_path
 from latebloom.flows.run.errors import annotate, transient
-from latebloom.synth.generators import find
+from latebloom.synth.config import GenerateConfig
+from latebloom.synth.generators.find import generator_folder
 
 REQUEST = httpx.Request("GET", "https://example.org")
 SOCKET = SimpleNamespace(host="example.org", port=443, ssl=True)
@@ -181,7 +182,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
             lambda *args, **more: real(*args, **more, endpoint=url, cache_dir=tmp_path),
         )
         with pytest.raises(ValueError, match="could not be fetched from the hub") as caught:
-            find.generator_folder("owner/name", "main")
+            generator_folder(GenerateConfig(generator="owner/name", revision="main"))
         return transient(caught.value)
 
     return fetch

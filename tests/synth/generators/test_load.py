@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
-from latebloom.synth.generators import find
 from latebloom.synth.generators import load as load_module
 from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
 from latebloom.synth.generators.find import generator_folder, kind_of
@@ -22,17 +22,15 @@ CPU = torch.device("cpu")
 Save = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _ask_the_hub_again() -> None:
-    """A process asks once for each repository; every test has a hub of its own."""
-    find._from_hub.cache_clear()
-
-
 def index_of(folder: Path, **index: Any) -> Path:
     """A folder that only says what it holds."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def folder_of(name: str, **settings: Any) -> Path:
+    return generator_folder(GenerateConfig(generator=name, **settings))
 
 
 def load(config: GenerateConfig, sample: SampleConfig | None = None, negative: str = "") -> Any:
@@ -49,29 +47,15 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-class Hub:
-    """Stands for the hub: gives one folder for everything, or raises."""
-
-    def __init__(self, folder: Path | Exception) -> None:
-        self.folder = folder
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    def __call__(self, name: str, **options: Any) -> str:
-        self.asked.append((name, options))
-        if isinstance(self.folder, Exception):
-            raise self.folder
-        return str(self.folder)
-
-
 # Where a generator is
 
 
 def test_a_generator_is_found_by_the_name_of_a_shipped_one(shipped: Path) -> None:
-    assert generator_folder("digits") == shipped / "digits"
+    assert folder_of("digits") == shipped / "digits"
 
 
 def test_the_default_generator_is_shipped() -> None:
-    folder = generator_folder(GenerateConfig(generator="digits").generator)
+    folder = folder_of("digits")
     assert folder.name == "digits"
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
 
@@ -80,10 +64,10 @@ def test_a_generator_is_found_by_path(shipped: Path, tmp_path: Path, monkeypatch
     mine = index_of(tmp_path / "home" / "some" / "mine")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "home")
-    assert generator_folder(str(mine)) == mine
-    assert generator_folder("~/some/mine") == mine
-    assert generator_folder("some/mine").resolve() == mine  # a folder that is here is no hub id
-    assert generator_folder("./some/mine").resolve() == mine
+    assert folder_of(str(mine)) == mine
+    assert folder_of("~/some/mine") == mine
+    assert folder_of("some/mine").resolve() == mine  # a folder that is here is no hub id
+    assert folder_of("./some/mine").resolve() == mine
 
 
 def test_a_shipped_name_wins_over_a_folder_of_that_name_here(
@@ -91,104 +75,78 @@ def test_a_shipped_name_wins_over_a_folder_of_that_name_here(
 ) -> None:
     index_of(tmp_path / "digits")
     monkeypatch.chdir(tmp_path)
-    assert generator_folder("digits") == shipped / "digits"
+    assert folder_of("digits") == shipped / "digits"
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
 
 
 def test_an_unknown_generator_is_refused_without_asking_the_hub(
-    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: Path, no_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ["digit", "{here}/empty", "a/b/c", "~/a", "empty/sub"]:
-        hub = Hub(tmp_path)
-        monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
-        (tmp_path / "empty" / "sub").mkdir(parents=True, exist_ok=True)  # folders, but not of diffusers
-        monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty" / "sub").mkdir(parents=True)  # folders, but not of diffusers
+    for name in ["digit", f"{tmp_path}/empty", "a/b/c", "~/a", "empty/sub"]:
         message = (
-            r"^no generator at '.*': expected a diffusers folder \(with model_index\.json\), a hub id \(owner/name\) "
-            r"or one of those shipped \(digits, toys\); `latebloom fit-generator` makes one from your images$"
+            rf"^no generator at '{name}': expected a diffusers folder \(with model_index\.json\), a \.safetensors "
+            r"file, a hub id \(owner/name\) or one of those shipped \(digits, toys\); `latebloom fit-generator` makes "
+            r"one from your images$"
         )
         with pytest.raises(ValueError, match=message):
-            generator_folder(name.format(here=tmp_path))
+            folder_of(name)
         with pytest.raises(ValueError, match=message):
-            load(GenerateConfig(generator=name.format(here=tmp_path)))
-        assert hub.asked == []
+            load(GenerateConfig(generator=name))
+
+
+def test_what_is_no_whole_folder_is_refused_with_what_to_give(
+    no_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index_of(tmp_path / "models" / "mine", unet=["diffusers", "UNet2DModel"])
+    for file in ("models/mine/unet/config.json", "lone/config.json"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text('{"_class_name": "UNet2DModel"}')
+    for file in ("lone/w.safetensors", "files/a.safetensors", "a.ckpt", "a.gguf"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    for name, message in [
+        (
+            "models/mine/unet",
+            "^models/mine/unet is one part of a diffusers folder; give the whole folder, models/mine$",
+        ),
+        ("models", r"^models has no model_index\.json, but a folder below has: give models/mine$"),
+        ("files", r"^files has no model_index\.json but files of weights: a\.saf.*; give one, files/a\.safetensors$"),
+        ("lone", "^lone is one network, UNet2DModel, expected a whole diffusers folder"),
+        ("none/x.safetensors", r"^there is no file none/x\.safetensors; give the path of a checkpoint$"),
+        ("none/x.ckpt", "^none/x.ckpt is a pickle, .* is refused; give the model as safetensors, or convert it"),
+        ("a.ckpt", "^a.ckpt is a pickle"),
+        ("a.gguf", "^a.gguf is a GGUF file, which is not read here; give the model as safetensors$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            folder_of(name)
+
+
+def test_a_base_is_of_single_files_alone(tmp_path: Path, no_hub: None) -> None:
+    mine = index_of(tmp_path / "mine")
+    with pytest.raises(
+        ValueError, match=r"^generate\.base is x, which gives configs to a single file.*leave it empty$"
+    ):
+        folder_of(str(mine), base="x")
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match=r"^generate\.base is \./x, expected a diffusers folder .* or a hub id"):
+        folder_of(str(file), base="./x")
 
 
 def test_where_none_is_shipped_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latebloom.synth.generators.find._SHIPPED", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"one of those shipped \(none\)"):
-        generator_folder("digits")
-
-
-# The hub
-
-
-def test_a_hub_id_is_fetched_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub(index_of(tmp_path / "snapshot"))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
-    assert generator_folder("some/model", "v2") == tmp_path / "snapshot"
-    assert generator_folder("some/model") == tmp_path / "snapshot"
-    assert [(name, options["revision"]) for name, options in hub.asked] == [("some/model", "v2"), ("some/model", None)]
-
-
-def test_of_a_hub_repository_no_pickles_and_no_copies_are_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
-    hub = Hub(index_of(tmp_path / "snapshot"))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
-    generator_folder("some/model")
-    wanted = [
-        "model_index.json",
-        "README.md",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
-        "unet/diffusion_pytorch_model.safetensors.index.json",
-        "tokenizer/vocab.json",
-        "tokenizer/merges.txt",
-        "tokenizer_2/spiece.model",
-    ]
-    unwanted = [
-        "sd-v1-5.ckpt",
-        "sd-v1-5.safetensors",
-        "unet/diffusion_pytorch_model.bin",
-        "text_encoder/pytorch_model.bin",
-        "text_encoder/model.onnx",
-        "unet/weights.pb",
-        "images/cat.png",
-    ]
-    patterns = hub.asked[0][1]["allow_patterns"]
-    assert list(filter_repo_objects(wanted + unwanted, allow_patterns=patterns)) == wanted
-
-
-def test_a_generator_that_cannot_be_fetched_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(OSError("disk full\nsecond line")))
-    why = "disk full second line"
-    message = (
-        rf"^generator 'some/model' is no folder here and could not be fetched from the hub \({why}\); check its id and "
-        "revision, or download it and give the path$"
-    )
-    with pytest.raises(ValueError, match=message):
-        load(GenerateConfig(generator="some/model"))
-
-
-def test_offline_a_hub_id_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The hub's own code, set to offline, with nothing in its cache.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"^generator 'some/model' is no folder here and could not be fetched .*disabled"
-    ):
-        generator_folder("some/model")
-
-
-def test_a_hub_repository_that_is_no_generator_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path))  # a LoRA, say
-    with pytest.raises(
-        ValueError, match=r"^no generator at 'some/model': expected a diffusers folder \(with model_inde"
-    ):
-        kind_of(GenerateConfig(generator="some/model"))
+        folder_of("digits")
 
 
 # What a generator is
@@ -230,13 +188,8 @@ def test_a_pixel_folder_is_loaded_into_the_loop(save_tiny: Save, tmp_path: Path)
     assert generator.denoiser.dtype == torch.float32  # on a CPU
 
 
-def test_a_generator_is_called_by_its_folder_or_by_the_name_it_was_asked_for_by(
-    save_tiny: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_tiny(tmp_path / "0a1b2c")  # as a snapshot is called
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(folder))
-    assert load(GenerateConfig(generator="some/model")).name == "some/model"
-    assert load(GenerateConfig(generator=str(folder))).name == "0a1b2c"
+def test_a_generator_is_called_by_its_folder(save_tiny: Save, tmp_path: Path) -> None:
+    assert load(GenerateConfig(generator=str(save_tiny(tmp_path / "rows")))).name == "rows"
     assert load(GenerateConfig(generator="digits")).name == "digits"
 
 
@@ -271,7 +224,9 @@ def loaders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         fake = create_autospec(kind.load)
         monkeypatch.setattr(kind, "load", fake)
         found[kind.__name__] = fake
-    monkeypatch.setattr(load_module, "LoopGenerator", lambda denoiser, sample: (denoiser, sample))
+    monkeypatch.setattr(
+        load_module, "LoopGenerator", lambda denoiser, config: SimpleNamespace(denoiser=denoiser, config=config)
+    )
     return found
 
 
@@ -279,7 +234,7 @@ def test_a_latent_generator_gets_what_was_asked_for(loaders: dict[str, Any], tmp
     folder = index_of(tmp_path / "x", _class_name="StableDiffusionPipeline", unet=["diffusers", "UNet2DConditionModel"])
     config = GenerateConfig(generator=str(folder), textual_inversions=("b.safetensors",), **FULL)
     sample = SampleConfig(guidance_scale=5)
-    denoiser, taken = load(config, sample, "ugly")
+    generator = load(config, sample, "ugly")
     loaders["LatentDenoiser"].assert_called_once_with(
         folder,
         CPU,
@@ -291,8 +246,8 @@ def test_a_latent_generator_gets_what_was_asked_for(loaders: dict[str, Any], tmp
         compile=True,
         fuse_qkv=True,
     )
-    assert denoiser is loaders["LatentDenoiser"].return_value
-    assert taken == sample
+    assert generator.denoiser is loaders["LatentDenoiser"].return_value
+    assert (generator.config, generator.name) == (sample, "x")
 
 
 @pytest.mark.parametrize(("steps", "asked"), [(28, 28), (0, 100)])

@@ -1,0 +1,313 @@
+"""A checkpoint in one safetensors file, converted once into a diffusers folder that is kept.
+
+From there every other part sees a folder. Light to import, and quick where the folder is there already.
+"""
+
+import contextlib
+import functools
+import gzip
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from rich.filesize import decimal
+
+from latebloom.data.store import atomic_folder, check_space, digest_file, digest_json, read_json, write_json
+from latebloom.synth.generators.card import CARD_FILE
+from latebloom.synth.generators.hub import LEFT_OUT, is_settings
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["converted", "lay_out_shipped"]
+
+_FOLDERS = "~/.cache/latebloom/converted"
+_CONFIGS = Path(__file__).parent / "configs"
+_INDEX = "model_index.json"
+_RACY_NS = 2_000_000_000  # a younger file may change and keep its size and time
+_NAMED = 200  # characters of a library's reason that an error repeats
+
+# The prefixes of the tensors of each network, in the layouts of LDM and of ComfyUI.
+_DENOISER = ("model.diffusion_model.",)
+_VAE = ("first_stage_model.", "vae.")
+_TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
+_LORA = (
+    ".lora_down.weight",
+    ".lora_A.weight",
+    ".lora.down.weight",
+    ".hada_w1_a",
+    ".lokr_w1",
+    ".lokr_w1_a",
+    ".dora_scale",
+)
+# Of fp8 tensors all values are values of float16, too.
+_DTYPES = {"F64": "float32", "F8_E4M3": "float16", "F8_E5M2": "float16"}
+_DTYPES |= {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+# What diffusers calls a family: where its configs are shipped.
+_SHIPPED = {"v1": "sd1", "v2": "sd2", "xl_base": "sdxl"}
+# How the names of other families begin that can be generated with: the pipeline that converts them.
+_PIPELINES = {
+    "playground": "StableDiffusionXLPipeline",
+    "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+    "chroma": "ChromaPipeline",
+    "z-image-turbo": "ZImagePipeline",
+}
+
+
+def converted(file: Path, base: Path | None) -> Path:
+    """The diffusers folder of a checkpoint in one safetensors file, made when it is first asked for.
+
+    Networks keep the precision that they have in the file. Of a file that has averaged weights (EMA) beside the others,
+    these are taken, as the folders of the hub have them.
+
+    Args:
+        base: a diffusers folder of the same family, for configs and tokenizers; None: those shipped with Latebloom.
+
+    Raises:
+        ValueError: no whole checkpoint, of a family whose configs are not shipped, or `base` is of another.
+        OSError: the disk has no room.
+    """
+    root = Path(_FOLDERS).expanduser()
+    stat = file.stat()
+    configs = _settings_of(base) if base else [path for path in sorted(_CONFIGS.rglob("*")) if path.is_file()]
+    by = digest_json([(str(path.relative_to(base or _CONFIGS)), digest_file(path)) for path in configs])
+    times = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    note = root / "files" / f"{digest_json([str(file.resolve()), *times, by])}.json"
+    if note.is_file() and (root / read_json(note)).is_dir():
+        return root / str(read_json(note))
+    folder = root / digest_json([digest_file(file), by])
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{folder.name}.lock"):
+        if not folder.is_dir():
+            for partial in root.glob(f".{folder.name}.*"):  # of a process that was killed
+                shutil.rmtree(partial)
+            with atomic_folder(folder, _INDEX) as temporary:
+                _convert(file, base, configs, temporary, folder)
+    if max(stat.st_mtime_ns, stat.st_ctime_ns) < time.time_ns() - _RACY_NS:
+        write_json(note, folder.name)
+    return folder
+
+
+def _settings_of(base: Path) -> list[Path]:
+    """The configs and tokenizers of the parts of a diffusers folder."""
+    parts = [part for part, source in read_json(base / _INDEX).items() if isinstance(source, list) and source[0]]
+    inside = (path for part in sorted(set(parts) - set(LEFT_OUT)) for path in sorted(base.glob(f"{part}/*")))
+    return [base / _INDEX, *(path for path in inside if is_settings(path.name) and path.is_file())]
+
+
+def _convert(file: Path, base: Path | None, configs: Sequence[Path], folder: Path, target: Path) -> None:
+    header, metadata = _read_header(file)
+    _check_whole(file, header)
+    vae, rest = _dtype(header, _VAE), _dtype(header, (*_DENOISER, *_TEXT))
+    sizes = [
+        math.prod(one["shape"]) * (vae if name.startswith(_VAE) else rest).itemsize for name, one in header.items()
+    ]
+    check_space(folder, sum(sizes), f"{file.name} as a diffusers folder")
+    print(f"converting {file} ({decimal(sum(sizes))}), once, to {target}", file=sys.stderr, flush=True)
+    if base:
+        for path in configs:
+            place = folder / path.relative_to(base)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+    else:
+        lay_out_shipped(file, folder)
+    index = read_json(folder / _INDEX)
+    unused = [*LEFT_OUT]
+    if str(index["_class_name"]).startswith("StableDiffusion3") and not any(".t5xxl." in name for name in header):
+        unused += ["text_encoder_3", "tokenizer_3"]  # which such a model can do without
+    index |= {part: [None, None] for part in unused if part in index}
+    write_json(folder / _INDEX, index)
+    if licence := metadata.get("modelspec.license"):
+        write_json(folder / CARD_FILE, {"licence": licence})
+    with _one_line(file, base):
+        _save_networks(file, folder, index, vae, rest)
+
+
+def _save_networks(file: Path, folder: Path, index: dict[str, Any], vae: "torch.dtype", rest: "torch.dtype") -> None:
+    """The weights of the file into the folder of their configs, which stay as they are."""
+    import diffusers
+    from torch import nn
+
+    options = {"config": str(folder), "local_files_only": True}
+    given = {}
+    if vae != rest and index.get("vae"):
+        kind = getattr(diffusers, index["vae"][1])
+        given["vae"] = kind.from_single_file(str(file), subfolder="vae", dtype=vae, **options)
+    kind = getattr(diffusers, index["_class_name"])
+    # A UNet takes `extract_ema`; others ignore it.
+    pipeline = kind.from_single_file(str(file), dtype=rest, extract_ema=True, **options, **given)
+    networks: dict[str, Any] = {k: part for k, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    for part, network in networks.items():
+        if missing := [name for name, tensor in network.state_dict().items() if tensor.is_meta]:
+            raise ValueError(f"{part} lacks {len(missing)} weights, such as {missing[0]}")
+        config = (folder / part / "config.json").read_bytes()
+        network.save_pretrained(folder / part)
+        (folder / part / "config.json").write_bytes(config)
+
+
+@contextlib.contextmanager
+def _one_line(file: Path, base: Path | None) -> Iterator[None]:
+    """Load without messages and without drawing from torch's global stream; what is raised becomes one line."""
+    import torch
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from safetensors import SafetensorError
+
+    from latebloom.synth.generators.diffusers_folder import quiet
+
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            yield
+    except (ValueError, RuntimeError, KeyError, AttributeError, SafetensorError, SingleFileComponentError) as error:
+        reason = " ".join(str(error).split())[:_NAMED]
+        raise ValueError(
+            f"{file} cannot be read with the configs of {base or 'the plain model of its family'} ({reason}); set "
+            "generate.base to a diffusers folder of the very model that it was made from"
+        ) from error
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The dtype and shape of every tensor of a safetensors file, and its metadata."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header: dict[str, Any] = json.loads(opened.read(length) if length <= file.stat().st_size else b"")
+        metadata = header.pop("__metadata__", {})
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no safetensors file, whatever its name; download it again") from error
+    if end != file.stat().st_size:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, expected {end}; download it again")
+    return header, metadata
+
+
+def _check_whole(file: Path, header: dict[str, Any]) -> None:
+    """Raise ValueError where a file is no whole checkpoint, or quantised."""
+    if any(name.endswith(_LORA) or name.startswith("lora_") for name in header):
+        raise ValueError(
+            f"{file} is a LoRA; give it as generate.loras, and the model it was made for as generate.generator"
+        )
+    if any(name.endswith((".scale_weight", ".weight_scale", "scaled_fp8", ".absmax")) for name in header):
+        raise ValueError(f"{file} is quantised with scales of its own, which is not read here; give it in fp16 or bf16")
+    found = {
+        "UNet or transformer": any(name.startswith(_DENOISER) for name in header),
+        "VAE": any(name.startswith(_VAE) for name in header),
+        "text encoders": any(name.startswith(_TEXT) for name in header),
+    }
+    missing = [part for part, there in found.items() if not there]
+    if not missing:
+        return
+    if len(missing) == len(found):
+        kinds = {
+            "a VAE": ("encoder.", "decoder."),
+            "a UNet or transformer": ("input_", "down_", "double_", "joint_", "transformer_"),
+            "a text encoder": ("text_model.", "shared."),
+        }
+        what = next((kind for kind, marks in kinds.items() if any(name.startswith(marks) for name in header)), "")
+        what = f"only {what}" if what else "no checkpoint that is known here"
+    else:
+        what = f"a checkpoint without its {' and '.join(missing)}"
+    raise ValueError(
+        f"{file} holds {what}, expected UNet or transformer, VAE and text encoders in one file; give the whole "
+        "checkpoint, or put it into the diffusers folder of the model it was made for, and give that"
+    )
+
+
+def _dtype(header: dict[str, Any], prefixes: tuple[str, ...]) -> "torch.dtype":
+    """The precision that holds every tensor with one of these prefixes."""
+    import torch
+
+    names = {_DTYPES.get(one["dtype"]) for name, one in header.items() if name.startswith(prefixes)} - {None}
+    found: list[torch.dtype] = [getattr(torch, str(name)) for name in names] or [torch.float32]
+    return functools.reduce(torch.promote_types, found)
+
+
+def lay_out_shipped(file: Path, folder: Path) -> None:
+    """Write the shipped configs of a file's family into a folder, with what the file itself says of how it predicts.
+
+    Raises:
+        ValueError: of a family whose configs are not shipped.
+    """
+    header, metadata = _read_header(file)
+    family = _family(header)
+    if family not in _SHIPPED:
+        raise ValueError(_not_shipped(file, family))
+    shutil.copytree(_CONFIGS / _SHIPPED[family], folder, dirs_exist_ok=True)
+    vocabulary, merges = _clip_words()
+    for tokenizer in folder.glob("tokenizer*"):
+        (tokenizer / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    if _predicts_v(file, family, header, metadata):
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        zero_snr = {"rescale_betas_zero_snr": True} if "ztsnr" in header else {}
+        write_json(scheduler, read_json(scheduler) | {"prediction_type": "v_prediction"} | zero_snr)
+        if family == "v2":  # the model that was trained at 768 pixels
+            unet = folder / "unet" / "config.json"
+            write_json(unet, read_json(unet) | {"sample_size": 96})
+
+
+def _family(header: dict[str, Any]) -> str:
+    """What diffusers calls the family of a checkpoint; empty where it knows none."""
+    import torch
+    from diffusers.loaders import single_file_utils
+
+    tensors = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+    family: str = single_file_utils.infer_diffusers_model_type(tensors)
+    known = family != "v1" or single_file_utils.CHECKPOINT_KEY_NAMES["v1"] in tensors  # v1 is its last resort
+    return family if known else ""
+
+
+def _not_shipped(file: Path, family: str) -> str:
+    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS
+
+    if not family:
+        return (
+            f"{file} is of no family that diffusers recognises; set generate.base to a diffusers folder of the model "
+            "that it was made from"
+        )
+    pipeline = next((kind for begin, kind in _PIPELINES.items() if family.startswith(begin)), "")
+    if not pipeline:
+        return (
+            f"{file} is of the family {family}, expected a text-to-image model; give one of Stable Diffusion 1.x, 2.x "
+            "or SDXL, or the diffusers folder of another"
+        )
+    repository = DIFFUSERS_DEFAULT_PIPELINE_PATHS[family]["pretrained_model_name_or_path"]
+    return (
+        f"{file} is of the family {family}, whose configs are not shipped; set generate.base to a diffusers folder of "
+        f"it or its hub id ({repository}, of which only configs are downloaded), or convert it: from diffusers import "
+        f"{pipeline}; {pipeline}.from_single_file({str(file)!r}).save_pretrained('FOLDER')"
+    )
+
+
+def _predicts_v(file: Path, family: str, header: dict[str, Any], metadata: dict[str, str]) -> bool:
+    """Whether a checkpoint predicts v: by its metadata (ModelSpec), its mark `v_pred`, or for 2.x by one layer."""
+    if stated := metadata.get("modelspec.prediction_type"):
+        return stated.startswith("v")
+    name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    if family != "v2" or name not in header:
+        return "v_pred" in header
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        # What ComfyUI goes by (its supported_models.py): the biases of this layer spread more where v was learned.
+        return bool(tensors.get_tensor(name).float().std(correction=0) > 0.09)
+
+
+def _clip_words() -> tuple[dict[str, int], list[str]]:
+    """CLIP's 49,408 tokens with their ids, and its 48,894 merges, as openai/CLIP makes them of its word list."""
+    lines = gzip.decompress((_CONFIGS / "clip" / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    # A letter for each byte: itself where it is printable, else one after the 256th.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
