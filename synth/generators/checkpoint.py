@@ -65,9 +65,7 @@ class Checkpoint:
             ValueError: no such folder, another kind of model, something missing, pickled weights.
         """
         if not (folder / "model_index.json").is_file():
-            raise ValueError(
-                f"{folder} has no model_index.json; give a folder as diffusers' save_pretrained writes it, not one file"
-            )
+            raise ValueError(f"{folder} has no model_index.json; give a folder as diffusers' save_pretrained writes it")
         index = read_json(folder / "model_index.json")
         if index.get("requires_aesthetics_score"):
             raise ValueError(f"{folder} is the SDXL refiner, which makes no images of its own; give the base model")

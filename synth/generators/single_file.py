@@ -85,6 +85,10 @@ def converted(file: Path, base: Path | None) -> Path:
     note = root / "files" / f"{digest_json([str(file.resolve()), *times, by])}.json"
     if note.is_file() and (root / read_json(note)).is_dir():
         return root / str(read_json(note))
+    header, _ = _read_header(file)
+    _check_whole(file, header)
+    if not base:
+        _shipped_family(file, header)
     folder = root / digest_json([digest_file(file), by])
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{folder.name}.lock"):
@@ -106,14 +110,13 @@ def _settings_of(base: Path) -> list[Path]:
 
 
 def _convert(file: Path, base: Path | None, configs: Sequence[Path], folder: Path, target: Path) -> None:
+    """Fill a temporary folder, which then becomes `target`."""
     header, metadata = _read_header(file)
-    _check_whole(file, header)
     vae, rest = _dtype(header, _VAE), _dtype(header, (*_DENOISER, *_TEXT))
-    sizes = [
-        math.prod(one["shape"]) * (vae if name.startswith(_VAE) else rest).itemsize for name, one in header.items()
-    ]
-    check_space(folder, sum(sizes), f"{file.name} as a diffusers folder")
-    print(f"converting {file} ({decimal(sum(sizes))}), once, to {target}", file=sys.stderr, flush=True)
+    kept = {name: one for name, one in header.items() if name.startswith((*_DENOISER, *_VAE, *_TEXT))}
+    size = sum(math.prod(one["shape"]) * (vae if k.startswith(_VAE) else rest).itemsize for k, one in kept.items())
+    check_space(folder, size, f"{file.name} as a diffusers folder")
+    print(f"converting {file} ({decimal(size)}), once, to {target}", file=sys.stderr, flush=True)
     if base:
         for path in configs:
             place = folder / path.relative_to(base)
@@ -123,7 +126,7 @@ def _convert(file: Path, base: Path | None, configs: Sequence[Path], folder: Pat
         lay_out_shipped(file, folder)
     index = read_json(folder / _INDEX)
     unused = [*LEFT_OUT]
-    if str(index["_class_name"]).startswith("StableDiffusion3") and not any(".t5xxl." in name for name in header):
+    if str(index.get("_class_name")).startswith("StableDiffusion3") and not any(".t5xxl." in name for name in header):
         unused += ["text_encoder_3", "tokenizer_3"]  # which such a model can do without
     index |= {part: [None, None] for part in unused if part in index}
     write_json(folder / _INDEX, index)
@@ -238,9 +241,7 @@ def lay_out_shipped(file: Path, folder: Path) -> None:
         ValueError: of a family whose configs are not shipped.
     """
     header, metadata = _read_header(file)
-    family = _family(header)
-    if family not in _SHIPPED:
-        raise ValueError(_not_shipped(file, family))
+    family = _shipped_family(file, header)
     shutil.copytree(_CONFIGS / _SHIPPED[family], folder, dirs_exist_ok=True)
     vocabulary, merges = _clip_words()
     for tokenizer in folder.glob("tokenizer*"):
@@ -255,33 +256,28 @@ def lay_out_shipped(file: Path, folder: Path) -> None:
             write_json(unet, read_json(unet) | {"sample_size": 96})
 
 
-def _family(header: dict[str, Any]) -> str:
-    """What diffusers calls the family of a checkpoint; empty where it knows none."""
+def _shipped_family(file: Path, header: dict[str, Any]) -> str:
+    """What diffusers calls the family of a checkpoint; ValueError where its configs are not shipped."""
     import torch
-    from diffusers.loaders import single_file_utils
+    from diffusers.loaders import single_file_utils as known
 
     tensors = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
-    family: str = single_file_utils.infer_diffusers_model_type(tensors)
-    known = family != "v1" or single_file_utils.CHECKPOINT_KEY_NAMES["v1"] in tensors  # v1 is its last resort
-    return family if known else ""
-
-
-def _not_shipped(file: Path, family: str) -> str:
-    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS
-
-    if not family:
-        return (
+    family: str = known.infer_diffusers_model_type(tensors)
+    if family == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in tensors:  # it is the last resort, too
+        raise ValueError(
             f"{file} is of no family that diffusers recognises; set generate.base to a diffusers folder of the model "
             "that it was made from"
         )
+    if family in _SHIPPED:
+        return family
     pipeline = next((kind for begin, kind in _PIPELINES.items() if family.startswith(begin)), "")
     if not pipeline:
-        return (
+        raise ValueError(
             f"{file} is of the family {family}, expected a text-to-image model; give one of Stable Diffusion 1.x, 2.x "
             "or SDXL, or the diffusers folder of another"
         )
-    repository = DIFFUSERS_DEFAULT_PIPELINE_PATHS[family]["pretrained_model_name_or_path"]
-    return (
+    repository = known.DIFFUSERS_DEFAULT_PIPELINE_PATHS[family]["pretrained_model_name_or_path"]
+    raise ValueError(
         f"{file} is of the family {family}, whose configs are not shipped; set generate.base to a diffusers folder of "
         f"it or its hub id ({repository}, of which only configs are downloaded), or convert it: from diffusers import "
         f"{pipeline}; {pipeline}.from_single_file({str(file)!r}).save_pretrained('FOLDER')"
