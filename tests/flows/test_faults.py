@@ -311,6 +311,66 @@ def test_a_signal_ends_a_command_with_prefect_and_all_in_seconds_and_in_one_line
     assert story.data_set(planned) == story.data_set(pristine)
 
 
+# RunCommand, half a second slower at each batch.
+SLOW_BATCHES = SLOW_COMMAND.replace("make_one_part_slowly", "make_one_part_in_slow_batches")
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("number", "to_group", "words"),
+    [
+        (signal.SIGINT, True, ["--processes", "1"]),
+        (signal.SIGINT, True, ["--processes", "2"]),
+        (signal.SIGTERM, False, ["--processes", "2"]),
+        (signal.SIGTERM, True, ["--processes", "2"]),
+        (signal.SIGINT, False, ["--processes", "2", "--max-seconds", "600"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else str(value),
+)
+def test_the_batches_that_were_finished_before_a_signal_are_used_again(
+    number: signal.Signals,
+    to_group: bool,
+    words: list[str],
+    planned: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(mortal.__file__).parent), *sys.path]))
+    words = ["generate", "--out", str(planned.path), "--set", "plan.part_size=40", *words]
+    words += ["--generate-batch-size", "2"]
+    with (tmp_path / "log").open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_BATCHES, *words], stdout=file, stderr=file, start_new_session=True
+        )
+
+    def finished() -> int:
+        return sum(int(file.read_text() or 0) for file in tmp_path.glob("made-*"))
+
+    try:
+        while finished() < 12:
+            assert ended(process) is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        shown = finished()
+        os.killpg(process.pid, number) if to_group else os.kill(process.pid, number)
+        assert wait(process, 15) == 128 + number
+        end = time.monotonic() + 10
+        while alive(process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert alive(process.pid) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not list((planned.path / "synthetic").glob("part-*.parquet"))  # all of it is of the middle of parts
+    assert wait(unserved.start_command(words, tmp_path / "again")) == 0
+    (line,) = re.findall(
+        r"generate: 0 of .*; (\d+) images made before are used again", (tmp_path / "again").read_text()
+    )
+    print(f"{number.name}: {shown} images were finished, {line} are used again")
+    assert int(line) >= shown
+
+
 # ------------------------------------------------------------------------------------------------- locked
 
 

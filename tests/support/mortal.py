@@ -17,16 +17,19 @@ from latebloom.data.synthetic.folder import PartRecord
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.folder import RunFolder, read_config
 from latebloom.flows.stages import fitting, synthesis, training
+from latebloom.synth.sampling.loop import LoopGenerator
 
 __all__ = [
     "deaths",
     "die_while_reporting",
     "make_one_part",
+    "make_one_part_in_slow_batches",
     "make_one_part_slowly",
     "make_parts_until_the_third",
     "retrain_until_the_last_epoch",
 ]
 
+_finished: list[int] = []
 _make_one_part = synthesis.make_one_part  # also where a test puts this module's in its place
 
 
@@ -54,6 +57,32 @@ def make_one_part_slowly(
     """`latebloom.flows.stages.synthesis.make_one_part`, a second later."""
     time.sleep(1)
     return _make_one_part(run, config, number, on_images)
+
+
+def make_one_part_in_slow_batches(
+    run: RunFolder, config: CompareConfig, number: int, on_images: Callable[[int], None]
+) -> PartRecord:
+    """`latebloom.flows.stages.synthesis.make_one_part`, half a second longer a batch.
+
+    A file beside the run, `made-PID`, says how many images of finished batches this process has made.
+    """
+    made, count = LoopGenerator.make, run.path.with_name(f"made-{os.getpid()}")
+
+    def make(self: LoopGenerator, *args: Any) -> Any:
+        images = made(self, *args)
+        time.sleep(0.5)
+        _finished.append(len(images.images))
+        return images
+
+    def report(images: float) -> None:
+        on_images(images)  # type: ignore[arg-type]
+        count.write_text(str(sum(_finished)))
+
+    LoopGenerator.make = make  # type: ignore[method-assign]
+    try:
+        return _make_one_part(run, config, number, report)  # type: ignore[arg-type]
+    finally:
+        LoopGenerator.make = made  # type: ignore[method-assign]
 
 
 def die_while_reporting(due: Path, on_images: Callable[[int], None]) -> None:
