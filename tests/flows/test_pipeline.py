@@ -214,7 +214,7 @@ def test_a_reference_that_becomes_unreadable_costs_its_own_images_and_they_are_m
     lost = [f"00000{row}-{level}of10-v0" for row in (20, 23) for level in (3, 5)]
     assert sorted(failures) == lost
     assert f"No such file or directory: '{gone}'" in failures[lost[0]]
-    assert failures[lost[2]].startswith(f"its reference: {damaged} cannot be read as an image")
+    assert failures[lost[2]].startswith(f"its reference, {damaged} cannot be read as an image")
     assert sum(map(len, drawn)) == 48
     assert not (tmp_path / "run/synthetic/manifest.json").exists()
     for file, content in contents.items():
