@@ -146,4 +146,4 @@ def _check_shapes(config: CompareConfig, train: LabeledImages, generator: Genera
     if len(bad) == len(train):
         raise BadImages(bad)
     if bad:
-        warn(f"variants of {len(bad):,} images cannot be made: {BadImages(bad)}")
+        warn(f"variants of {len(bad):,} images cannot be made, where they are selected: {BadImages(bad)}")
