@@ -111,8 +111,8 @@ def merge_loras(pipeline: Any, loras: Sequence[Lora], unet_config: Any = None) -
             reason = " ".join(str(error).split())
             reason = reason if len(reason) <= 90 else f"{reason[:87]}..."
             raise ValueError(
-                f"LoRA {file} does not fit this model ({reason}): the file is {made_for(shapes, metadata)}, the model "
-                f"{_model(pipeline, unet_config)}; give a LoRA for this one"
+                f"LoRA {file} does not fit this model ({reason}): the file is {made_for(shapes, metadata)}, this "
+                f"model is {_model(pipeline, unet_config)}; give a LoRA for this one"
             ) from error
 
 

@@ -146,7 +146,7 @@ def _whole(path: Path) -> Iterator[None]:
         with quiet(), torch.random.fork_rng(devices=[]):
             yield
     except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be loaded ({reason}); copy or download it again") from error
 
 

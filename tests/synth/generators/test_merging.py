@@ -141,9 +141,9 @@ def plain(*names: str, width: int = 8) -> dict[str, torch.Tensor]:
 
 UNET_KEYS = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 WRONG: list[tuple[str, str, dict[str, torch.Tensor] | str, dict[str, str], str]] = [
-    ("sd", "a Kohya file", "sdxl", {}, r"the file is a LoRA for SDXL, the model a model with prompts of width 32"),
-    ("sdxl", "a Kohya file", "sd", {}, r"the file is a LoRA for a model with prompts of width 32, the model SDXL"),
-    ("sd3", "a Kohya file", "sd", {}, r"a LoRA for a model with prompts of width 32, the model StableDiffusion3"),
+    ("sd", "a Kohya file", "sdxl", {}, r"the file is a LoRA for SDXL, this model is a model with prompts of width 32"),
+    ("sdxl", "a Kohya file", "sd", {}, r"the file is a LoRA for a model with prompts of width 32, this model is SDXL"),
+    ("sd3", "a Kohya file", "sd", {}, r"a LoRA for a model with prompts of width 32, this model is StableDiffusion3"),
     ("sd", "a trainer's file", "sdxl", {"ss_base_model_version": "sdxl_base_v1-0"}, r"a LoRA for sdxl_base_v1-0,"),
     ("sd", "one for Flux", plain("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"), {}, r"for Flux,"),
     ("sd", "one of another width", plain(f"{UNET_KEYS}.lora_down.weight", width=2048), {}, r"a LoRA for SDXL,"),
