@@ -488,7 +488,8 @@ def describe(
     row_levels = [levels[steps] for steps in plan["level_steps"].to_pylist()]
     # Where the generator works at a smaller size, its noise hides more of an image. Where it works at a larger one it
     # hides less, how much depends on the resampling; then the bound is a loose one.
-    scale = min(1.0, (sizes.work_size or generator.size) / min(data.image_shape[:2])) ** 2
+    side = min(data.image_shape[:2])
+    scale = min(1.0, (sizes.work_size or generator.size or side) / side) ** 2
     snr = np.exp([level.log_snr for level in row_levels]) * scale if scorers.pixel_noise else np.zeros(len(rows))
     scores = score(
         seen,

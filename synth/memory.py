@@ -1,16 +1,13 @@
 """Batches that fit into memory, and in which one bad image does not fail the others."""
 
 import functools
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
 
-__all__ = ["BatchSizes", "attempt", "in_batches", "out_of_memory", "stored_weights", "words"]
+__all__ = ["BatchSizes", "attempt", "in_batches", "out_of_memory", "words"]
 
 T = TypeVar("T")
 
@@ -117,18 +114,6 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         text in message for text in ("out of memory", "can't allocate memory", "alloc_failed")
     )
-
-
-def stored_weights(folder: Path) -> int:
-    """How many numbers the parts of a diffusers folder hold, by the headers of their safetensors; nothing is loaded."""
-    count = 0
-    for file in folder.glob("*/*.safetensors"):
-        if file.parent.name == "safety_checker" or file.name.endswith((".fp16.safetensors", ".non_ema.safetensors")):
-            continue  # not loaded, or the same weights again
-        with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return count
 
 
 def words(error: Exception) -> str:

@@ -44,14 +44,15 @@ class Frame:
         so that photos of any shape share a few buckets, and with them batches and compiled graphs.
 
         Args:
-            size: the side that the generator was trained at; used where the config names no work size.
+            size: the side that the generator was trained at; used where the config names no work size. 0: it is not
+                known; images then stay in their size.
             multiple: both sides of the bucket are multiples of it.
 
         Raises:
             ValueError: one side is more than 4 times the other, and the image may not be stretched.
         """
-        work = config.work_size or size
         shorter, longer = sorted((height, width))
+        work = config.work_size or size or shorter
         if config.stretch:
             scaled = (work, work)
         elif longer > _MAX_ASPECT * shorter:
@@ -125,6 +126,8 @@ def check_channels(source: int, generator: int) -> None:
 
 def work_size_warning(work_size: int, trained_size: int) -> str | None:
     """A warning where a generator works at a size far from the one it was trained at; else None."""
+    if not trained_size:
+        return None
     if work_size < trained_size:
         return (
             f"the generator works at {work_size} pixels and was trained at {trained_size}: below its size a model "

@@ -25,6 +25,8 @@ from latebloom.data.store import local_file, read_json
 
 __all__ = ["first_image", "read_parquet", "read_saved"]
 
+_AGAIN = "copy or download the folder again"
+
 # pyarrow takes long to import, and most commands read no parquet: the function that needs it imports it.
 
 
@@ -54,9 +56,9 @@ def read_saved(path: Path, config: DataConfig, problems: Problems) -> Found:
         ValueError: as `read_parquet`.
     """
     many = path / "dataset_dict.json"
-    folders = {name: path / name for name in read_json(many)["splits"]} if many.exists() else {"": path}
+    folders = {name: path / name for name in read_json(many, _AGAIN)["splits"]} if many.exists() else {"": path}
     shards = {
-        name: [folder / file["filename"] for file in read_json(folder / "state.json")["_data_files"]]
+        name: [folder / file["filename"] for file in read_json(folder / "state.json", _AGAIN)["_data_files"]]
         for name, folder in folders.items()
     }
     return _read(path, shards, config, problems, _open_arrow)

@@ -179,17 +179,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json_text(value, sort_keys=True) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, remedy: str = "delete it to have it made again") -> Any:
+    """Read a JSON file. NaN, Infinity and -Infinity are numbers, as Python, and so diffusers, writes them.
+
+    Args:
+        remedy: what to do about a damaged file.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON; the message names the file.
+        ValueError: it is not JSON, or nested too deeply to be read; the message names the file.
     """
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
 
 def write_arrays(path: Path, **arrays: "np.ndarray") -> None:
@@ -299,6 +302,6 @@ def digest_file(path: Path) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    """SHA-256 of a JSON value in canonical form: sorted keys, no spaces, NaN and infinities as they are read."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return digest_bytes(text.encode())

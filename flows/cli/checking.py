@@ -114,11 +114,12 @@ def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[st
     from latebloom.flows.run.machine import machine
     from latebloom.flows.stages.loaders import generator_of
     from latebloom.synth.generators.find import generator_folder
+    from latebloom.synth.generators.folder import weight_files
     from latebloom.synth.prompts import names_of
 
     generator = generator_of(config)
     height, width, channels = train.image_shape
-    work = config.sizes.work_size or generator.size
+    work = config.sizes.work_size or generator.size or min(height, width)
     said = f"{config.generate.generator}, {kind}, works at {work} pixels"
     if min(height, width) != work:
         said += f"; images of {width}x{height} are {'enlarged' if min(height, width) < work else 'made smaller'} for it"
@@ -134,7 +135,7 @@ def _beside(config: CompareConfig, kind: str, train: "LabeledImages") -> dict[st
         classes = "by prompts: " + ", ".join(f'"{template.replace("{name}", name)}"' for name in shown)
         classes += ", ..." if train.num_classes > len(shown) else ""
     folder = generator_folder(config.generate)
-    weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in weight_files(folder))
     here = machine(config.device)
     free = f", {decimal(here.free)} of memory free ({here.name})" if here.free else ""
     return {"generator": said, "classes": classes, "memory": f"{decimal(weights)} of weights{free}"}

@@ -11,7 +11,7 @@ from latebloom.flows.run.machine import free_ram
 from latebloom.flows.run.progress import warn
 from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.generators.find import generator_folder
-from latebloom.synth.memory import stored_weights
+from latebloom.synth.generators.folder import loaded_bytes
 from latebloom.train.memory import step_memory
 
 __all__ = ["check_generator_memory", "check_step_memory"]
@@ -73,7 +73,7 @@ def check_generator_memory(config: CompareConfig) -> None:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else free_ram()
     wide = config.generate.dtype == "float32" or (config.generate.dtype == "auto" and not cuda)
-    needed = stored_weights(generator_folder(config.generate)) * (4 if wide else 2)
+    needed = loaded_bytes(generator_folder(config.generate), 4 if wide else 2)
     if free and needed > _NEAR * free:
         warn(
             f"the weights of {config.generate.generator} take {needed / _GIB:.1f} GiB, and "

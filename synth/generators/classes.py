@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from latebloom.data.sources.found import listed
-from latebloom.data.store import as_path, read_json
+from latebloom.data.store import as_path
 from latebloom.synth.generators.card import CARD_FILE, read_card
+from latebloom.synth.generators.folder import read_config
 from latebloom.synth.prompts import read_map
 
 __all__ = ["class_labels", "mapping_of", "pixel_classes"]
@@ -115,7 +116,7 @@ def pixel_classes(folder: Path) -> tuple[tuple[str, ...], int]:
         ValueError: more names than embeddings.
     """
     names = tuple(read_card(folder).get("class_names", ()))
-    embeddings = read_json(folder / "unet" / "config.json").get("num_class_embeds") or 0
+    embeddings = read_config(folder / "unet" / "config.json").get("num_class_embeds") or 0
     if len(names) > embeddings:
         raise ValueError(
             f"{folder / CARD_FILE} names {len(names)} classes, the model has {embeddings} embeddings; give the folder "

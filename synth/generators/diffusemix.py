@@ -16,9 +16,10 @@ from torch import Tensor
 
 from latebloom.data.images import decode
 from latebloom.data.seeds import numpy_rng, torch_rng
-from latebloom.data.store import as_path, digest_file, digest_json, local_folder, read_json
+from latebloom.data.store import as_path, digest_file, digest_json, local_folder
 from latebloom.synth.config import DiffuseMixConfig
-from latebloom.synth.generators.diffusers_folder import digest_files, licence, load_pipeline
+from latebloom.synth.generators.diffusers_folder import licence, load_pipeline
+from latebloom.synth.generators.folder import digest_files, read_index
 from latebloom.synth.sampling.calls import in_calls, on_one_thread
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level
@@ -110,7 +111,7 @@ class DiffuseMixGenerator:
             ValueError: another kind of model, missing, broken or pickled files, fractals that are missing or
                 cannot be read.
         """
-        kind = read_json(folder / "model_index.json").get("_class_name")
+        kind = read_index(folder).get("_class_name")
         if kind != _PIPELINE:
             raise ValueError(
                 f"{folder} holds a {kind}; DiffuseMix edits with InstructPix2Pix, so give it a {_PIPELINE}, such as "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latebloom.data.store import read_json
+from latebloom.synth.generators.folder import read_config, read_index
 
 __all__ = ["FAMILIES", "Family", "transformer_classes"]
 
@@ -56,9 +56,9 @@ def transformer_classes(folder: Path) -> tuple[tuple[str, ...], int] | None:
 
     No names where model_index.json has no id2label. A class may have several names, with commas between.
     """
-    index = read_json(folder / "model_index.json")
+    index = read_index(folder)
     if FAMILIES[index["_class_name"]].embeddings:
         return None
-    count = read_json(folder / "transformer" / "config.json").get("num_embeds_ada_norm", 1000)
+    count = read_config(folder / "transformer" / "config.json").get("num_embeds_ada_norm", 1000)
     names = index.get("id2label") or {}
     return tuple(names.get(str(label), "") for label in range(count)) if names else (), count

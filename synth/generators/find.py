@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from latebloom.data.store import as_path, kept_file, list_folder, local_folder, read_json
+from latebloom.data.store import as_path, kept_file, list_folder, local_folder
 from latebloom.synth.config import GenerateConfig, Kind
 from latebloom.synth.generators.families import FAMILIES, transformer_classes
+from latebloom.synth.generators.folder import parts_of, read_config, read_index
 from latebloom.synth.generators.hub import fetch
 
 __all__ = ["generator_folder", "generator_name", "kind_of", "reads_prompts"]
@@ -59,9 +60,9 @@ def kind_of(config: GenerateConfig) -> Kind:
     """The kind that a config names or, with `auto`, that of the folder by its model_index.json."""
     if config.kind != "auto":
         return config.kind
-    index = read_json(generator_folder(config) / _INDEX)
-    pipeline = str(index.get("_class_name", ""))
-    unet = (index.get("unet") or [None, None])[1]
+    folder = generator_folder(config)
+    pipeline = str(read_index(folder).get("_class_name", ""))
+    unet = parts_of(folder).get("unet", ("", ""))[1]
     if unet == "UNet2DModel":
         return "pixel"
     if pipeline == "StableDiffusionInstructPix2PixPipeline":
@@ -139,5 +140,5 @@ def _no_generator(name: str) -> str:
 
 
 def _class_of(part: Path) -> str:
-    config = read_json(part / "config.json")
+    config = read_config(part / "config.json")
     return str(config.get("_class_name") or next(iter(config.get("architectures") or ["of an unknown kind"])))

@@ -19,7 +19,14 @@ from latebloom.synth.generators.adapters import (
 )
 from latebloom.synth.generators.card import read_card
 from latebloom.synth.generators.checkpoint import Checkpoint
-from latebloom.synth.generators.diffusers_folder import compile_network, fuse_projections, licence, quiet
+from latebloom.synth.generators.diffusers_folder import (
+    compile_network,
+    fuse_projections,
+    licence,
+    limit_tokens,
+    quiet,
+    whole,
+)
 from latebloom.synth.generators.latent_space import LatentSpace, autoencoder_dtype
 from latebloom.synth.generators.prompt_table import PromptTable, check_class_names, warn_of_cut
 from latebloom.synth.generators.schedule import Schedule
@@ -249,11 +256,12 @@ class LatentDenoiser:
         parts = {"text_encoder": checkpoint.load(CLIPTextModel, "text_encoder", dtype)}
         if checkpoint.sdxl:
             parts["text_encoder_2"] = checkpoint.load(CLIPTextModelWithProjection, "text_encoder_2", dtype)
-        tokenizers = {
-            part: CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder=part, local_files_only=True)
-            for part in checkpoint.configs
-            if part.startswith("tokenizer")
-        }
+        tokenizers = {}
+        for part in checkpoint.configs:
+            if part.startswith("tokenizer"):
+                with whole(checkpoint.folder / part):
+                    tokenizers[part] = CLIPTokenizer.from_pretrained(checkpoint.folder / part, local_files_only=True)
+                limit_tokens(tokenizers[part], parts[part.replace("tokenizer", "text_encoder")])
         pipeline = _pipeline(checkpoint, **parts, **tokenizers)
         merge_loras(pipeline, self._loras, self._unet.config)
         for inversion in self._textual_inversions:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from latebloom.data.seeds import child_seed
-from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.data.store import digest_file, digest_json
 from latebloom.synth.config import Match
 from latebloom.synth.generators.adapters import Lora, find_lora, merge_loras
 from latebloom.synth.generators.diffusers_folder import (
     check_packages,
     compile_network,
-    digest_files,
     fuse_projections,
     licence,
     load_pipeline,
 )
+from latebloom.synth.generators.folder import digest_files, read_index
 from latebloom.synth.generators.pipeline_prompts import PipelinePrompts
 from latebloom.synth.sampling.calls import fixed_shapes, in_calls, on_one_thread
 from latebloom.synth.sampling.denoiser import Made, Wanted, to_pixels
@@ -173,7 +173,7 @@ class PipelineGenerator:
                 f"got {steps} steps, expected 1 to {grid} for a grid of {grid}; change sample.steps or sample.grid"
             )
         check_packages(folder)
-        kind = image_to_image_class(folder)
+        kind = image_to_image_class(folder, read_index(folder).get("_class_name"))
         files = digest_files(folder)
         adapters = [find_lora(spec) for spec in loras]
         reload = functools.partial(_load, kind, folder, dtype, adapters)
@@ -347,8 +347,16 @@ def _load(kind: type, folder: Path, dtype: torch.dtype, adapters: Sequence[Lora]
     """The pipeline on the CPU, LoRAs in its weights."""
     accepted = inspect.signature(kind).parameters
     unwanted = {key: value for key, value in _LEFT_OUT.items() if key in accepted}
-    saved = read_json(folder / "model_index.json")  # without T5, for instance, as Stable Diffusion 3 may be
-    unwanted |= {key: None for key in accepted if saved.get(key) == [None, None]}
+    saved = read_index(folder)  # without T5, for instance, as Stable Diffusion 3 may be
+    absent = {key for key in accepted if saved.get(key) == [None, None]} - unwanted.keys()
+    optional: list[str] = getattr(kind, "_optional_components", [])
+    # Second and third text encoders may be absent.
+    if needed := sorted(key for key in absent - {*optional} if not key[-1].isdigit()):
+        raise ValueError(
+            f"{folder / 'model_index.json'} names no {needed[0]}, which {kind.__name__} needs; copy or save the whole "
+            "diffusers folder"
+        )
+    unwanted |= dict.fromkeys(absent)
     pipeline = load_pipeline(kind, folder, dtype, **unwanted)
     merge_loras(pipeline, adapters)
     return pipeline
@@ -368,5 +376,5 @@ def _sizes(pipeline: Any) -> tuple[int, int]:
     multiple: int = processor.config["vae_scale_factor"] if processor else 8
     factor: int = getattr(pipeline, "vae_scale_factor", multiple) if processor else 1  # pixels a latent, to a side
     multiple *= getattr(pipeline, "patch_size", 1)
-    places = _network(pipeline).config.get("sample_size") or getattr(pipeline, "default_sample_size", 1024 // factor)
-    return (max(places) if isinstance(places, (list, tuple)) else places) * factor, multiple
+    usual = getattr(pipeline, "default_sample_size", 1024 // factor)
+    return int(_network(pipeline).config.get("sample_size") or usual) * factor, multiple

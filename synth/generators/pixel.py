@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.data.store import digest_file, digest_json
 from latebloom.synth.config import Sampler
 from latebloom.synth.generators.card import read_card
-from latebloom.synth.generators.checkpoint import check_schedule
 from latebloom.synth.generators.classes import class_labels, mapping_of, pixel_classes
 from latebloom.synth.generators.diffusers_folder import compile_network, licence, load_part
+from latebloom.synth.generators.folder import network_weights, parts_of, read_config, read_index
 from latebloom.synth.generators.schedule import Schedule
 from latebloom.synth.sampling.calls import fixed_shapes
 from latebloom.synth.sampling.denoiser import PredictionType
@@ -93,24 +93,18 @@ class PixelDenoiser:
         """
         from diffusers import UNet2DModel
 
-        index = read_json(folder / "model_index.json")
-        kind = index.get("unet", [None, None])[1]
+        index = read_index(folder)
+        kind = parts_of(folder).get("unet", ("", ""))[1]
         if kind != "UNet2DModel":
             raise ValueError(
                 f"{folder} holds a {kind or index.get('_class_name')}, expected a UNet2DModel for a pixel generator; "
                 "set generate.kind to auto"
             )
-        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-        if not weights.is_file():
-            raise ValueError(
-                f"{folder} has no {weights.relative_to(folder)}; pickled weights (.bin) are refused: convert them with "
-                "diffusers' save_pretrained"
-            )
+        weights = network_weights(folder, "unet").files
         for part, file in _CONFIG_FILES.items():
             if not (folder / part / file).is_file():
                 raise ValueError(f"{folder} has no {part}/{file}; copy or save the whole diffusers folder")
-        configs = {part: read_json(folder / part / file) for part, file in _CONFIG_FILES.items()}
-        check_schedule(folder, configs["scheduler"])
+        configs = {part: read_config(folder / part / file) for part, file in _CONFIG_FILES.items()}
         schedule = Schedule.of(folder, configs["scheduler"])
         unet = load_part(UNet2DModel, folder, "unet", dtype)
         if device.type == "cuda":
@@ -135,14 +129,15 @@ class PixelDenoiser:
             part: {key: value for key, value in config.items() if not key.startswith("_")}
             for part, config in configs.items()
         }
-        digest = digest_json({"weights": digest_file(weights), "settings": settings, "dtype": str(dtype)})
+        digests = [digest_file(file) for file in weights]
+        about = {"weights": digests if len(digests) > 1 else digests[0], "settings": settings, "dtype": str(dtype)}
         return cls(
             unet.to(device),
             schedule.alphas_cumprod,
             schedule.prediction_type,
             num_classes=num_classes,
             name=folder.name,
-            digest=digest,
+            digest=digest_json(about),
             class_names=class_names,
             classes=classes,
             trained_on=frozenset(card.get("trained_on_sha256", ())),

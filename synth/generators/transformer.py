@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latebloom.data.store import digest_file, digest_json, read_json
+from latebloom.data.store import digest_file, digest_json
 from latebloom.synth.config import Sampler
 from latebloom.synth.generators.adapters import find_lora, merge_loras
-from latebloom.synth.generators.checkpoint import check_schedule
 from latebloom.synth.generators.classes import class_labels, mapping_of
 from latebloom.synth.generators.diffusers_folder import (
     compile_network,
-    digest_files,
     fuse_projections,
     licence,
     load_part,
@@ -25,6 +23,7 @@ from latebloom.synth.generators.diffusers_folder import (
     quiet,
 )
 from latebloom.synth.generators.families import FAMILIES, Family, transformer_classes
+from latebloom.synth.generators.folder import digest_files, read_config, read_index
 from latebloom.synth.generators.latent_space import LatentSpace, autoencoder_dtype
 from latebloom.synth.generators.prompt_table import PromptTable, check_class_names, warn_of_cut
 from latebloom.synth.generators.schedule import Schedule
@@ -92,7 +91,7 @@ class TransformerDenoiser:
         self.name = folder.name
         self.licence = licence(folder)
 
-        config, schedule = network.config, read_json(folder / "scheduler" / "scheduler_config.json")
+        config, schedule = network.config, read_config(folder / "scheduler" / "scheduler_config.json")
         self._flow: Tensor | None = None  # (2, T), of a flow model alone: s and n of each timestep
         self._times: Tensor  # (T,), what the network gets
         if family.velocity:
@@ -104,7 +103,6 @@ class TransformerDenoiser:
             self._flow = torch.from_numpy(np.stack([sigmas, norms])).float().to(self.device)
             times = torch.from_numpy(family.timestep(sigmas)).float() * config.get("timestep_scale", 1.0)
         else:
-            check_schedule(folder, schedule)
             training = Schedule.of(folder, schedule)
             self.alphas_cumprod, self.prediction_type = training.alphas_cumprod, training.prediction_type
             self.ends_at_first = training.ends_at_first
@@ -112,8 +110,7 @@ class TransformerDenoiser:
         self._times = times.to(self.device)
         consistency = schedule.get("_class_name") == "LCMScheduler"
         self.timestep_scaling = float(schedule.get("timestep_scaling", 10)) if consistency else 0.0
-        side = config["sample_size"]
-        self.size = (max(side) if isinstance(side, list | tuple) else side) * self._space.factor
+        self.size = config["sample_size"] * self._space.factor
         self.multiple = self._space.factor * config["patch_size"]
         self._classes = classes
         self._class_names, self._num_classes = transformer_classes(folder) or ((), 0)
@@ -149,7 +146,7 @@ class TransformerDenoiser:
         """
         import diffusers
 
-        index = read_json(folder / "model_index.json")
+        index = read_index(folder)
         name = str(index.get("_class_name"))
         if name not in FAMILIES:
             raise ValueError(
@@ -181,7 +178,7 @@ class TransformerDenoiser:
             network = pipeline.transformer.to(dtype)
         else:
             network = load_part(getattr(diffusers, family.network), folder, "transformer", dtype)
-        vae_dtype = autoencoder_dtype(read_json(folder / "vae" / "config.json"), dtype)
+        vae_dtype = autoencoder_dtype(read_config(folder / "vae" / "config.json"), dtype)
         vae = load_part(getattr(diffusers, family.autoencoder), folder, "vae", vae_dtype)
         network.to(device)
         vae.to(device)
@@ -229,7 +226,7 @@ class TransformerDenoiser:
             return
         import diffusers
 
-        kind = getattr(diffusers, read_json(self._folder / "model_index.json")["_class_name"])
+        kind = getattr(diffusers, read_index(self._folder)["_class_name"])
         others = dict.fromkeys(part for part in _LEFT_OUT if part in inspect.signature(kind).parameters)
         pipeline = load_pipeline(kind, self._folder, self.dtype, **others)
         for part in pipeline.components.values():

@@ -74,7 +74,7 @@ class Generator(Protocol):
         device: where it works.
         trained_on: SHA-256 of the images it was trained on, as `LabeledImages.sha256`; empty where they are not known.
         trained_on_words: the same in words, for reports; may be empty.
-        size: the side in pixels that it was trained at.
+        size: the side in pixels that it was trained at; 0 where that is not known.
         multiple: both sides of an input image are multiples of this.
         channels: 1 or 3, of inputs and outputs.
         calls_a_step: network evaluations of one image in one step; 2 with guidance, 3 for InstructPix2Pix.

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latebloom.data.store import read_json
 from latebloom.synth.config import Match
 from latebloom.synth.sampling.levels import Level, glide_log_snr
 from latebloom.synth.sampling.steps import step_done
@@ -66,15 +65,18 @@ class Start:
     share: float
 
 
-def image_to_image_class(folder: Path) -> type:
-    """The diffusers class that runs a folder's model from a noised image; nothing but model_index.json is read.
+def image_to_image_class(folder: Path, name: Any) -> type:
+    """The diffusers class that runs a model from a noised image.
+
+    Args:
+        folder: where the model is, for messages.
+        name: of the pipeline's class, as model_index.json has it.
 
     Raises:
         ValueError: there is none, or it has no noise level. The message says why.
     """
     import diffusers
 
-    name = read_json(folder / "model_index.json").get("_class_name")
     own = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (inspect.isclass(own) and issubclass(own, diffusers.DiffusionPipeline)):
         raise ValueError(

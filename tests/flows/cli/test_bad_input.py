@@ -241,7 +241,7 @@ BAD_INPUT = [
     ("run digits --generator SHOP/nowhere", "expected a diffusers folder (with model_index.json)"),
     ("run digits --generator SHOP/broken-index", "model_index.json is not valid JSON"),
     ("run digits --generator SHOP/latent --kind pixel", "holds a UNet2DConditionModel, expected a UNet2DModel"),
-    ("run digits --generator SHOP/no-weights", "pickled weights (.bin) are refused"),
+    ("run digits --generator SHOP/no-weights", "has unet only as a pickle (w.bin), which is refused"),
     (
         "run digits --generator SHOP/few-classes",
         "class '5' of the data is none of the generator's 5 classes",

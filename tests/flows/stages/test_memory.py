@@ -14,7 +14,7 @@ from latebloom.flows.run import progress
 from latebloom.flows.stages import memory
 from latebloom.flows.stages.classifiers import new_classifiers
 from latebloom.flows.stages.memory import check_generator_memory, check_step_memory
-from latebloom.synth.memory import stored_weights
+from latebloom.synth.generators.folder import loaded_bytes
 from latebloom.train.memory import StepMemory
 
 Tiny = Callable[..., CompareConfig]
@@ -75,7 +75,7 @@ def test_large_images_in_a_network_for_small_ones_are_sent_to_the_recipe(monkeyp
 def test_the_weights_of_a_generator_are_counted_without_loading_it(
     tiny: Tiny, generator: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    count = stored_weights(generator)
+    count = loaded_bytes(generator, 1)
     assert 4 * count == pytest.approx(
         (generator / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size, rel=0.4
     )

@@ -91,15 +91,16 @@ def test_the_licence_is_in_the_header_of_the_readme(tmp_path: Path) -> None:
 
 
 def test_half_precision_files_are_taken_where_there_are_no_others(checkpoint: Callable[[str], Path], sd: Path) -> None:
-    assert set(Checkpoint.read(sd).variants.values()) == {None}
+    assert {weights.variant for weights in Checkpoint.read(sd).weights.values()} == {None}
     file = (sd / UNET).rename(sd / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     half = Checkpoint.read(sd)
-    assert half.variants == {"unet": "fp16", "vae": None, "text_encoder": None}
-    assert half.weights["unet"] == [file]
+    variants = {part: weights.variant for part, weights in half.weights.items()}
+    assert variants == {"unet": "fp16", "vae": None, "text_encoder": None}
+    assert half.weights["unet"].files == [file]
     weights, expected = load_unet(sd), load_unet(checkpoint("sd"))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     shutil.copy(checkpoint("sd") / UNET, sd / UNET)
-    assert Checkpoint.read(sd).weights["unet"] == [sd / UNET]
+    assert Checkpoint.read(sd).weights["unet"].files == [sd / UNET]
 
 
 def test_weights_in_shards_are_the_same_weights(checkpoint: Callable[[str], Path], sd: Path) -> None:
@@ -111,11 +112,11 @@ def test_weights_in_shards_are_the_same_weights(checkpoint: Callable[[str], Path
     )
     shards = sorted((sd / "unet").glob("*.safetensors"))
     assert len(shards) > 2
-    assert Checkpoint.read(sd).weights["unet"] == shards
+    assert Checkpoint.read(sd).weights["unet"].files == shards
     weights, expected = load_unet(sd), load_unet(checkpoint("sd"))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     shards[1].unlink()
-    with pytest.raises(ValueError, match=r"sd has no unet/diffusion_pytorch_model\.safetensors or not all its shards"):
+    with pytest.raises(ValueError, match=rf"sd/unet lacks {shards[1].name}, which its index names; copy or download"):
         Checkpoint.read(sd)
 
 
@@ -179,10 +180,10 @@ def test_a_folder_that_cannot_be_used_is_refused(checkpoint: Callable[[str], Pat
             without("model_index.json"),
             "sd has no model_index.json; give a folder as diffusers' save_pretrained writes it",
         ),
-        (pickled, r"sd has no unet/diffusion_pytorch_model\.safetensors .* pickled weights \(\.bin\) are refused"),
+        (pickled, r"sd has unet only as a pickle \(diffusion_pytorch_model\.bin\), which is refused; give it as safet"),
         (without("vae/config.json"), "sd has no vae/config.json; copy or save the whole diffusers folder"),
         (without("scheduler/scheduler_config.json"), "sd has no scheduler/scheduler_config.json; copy or save"),
-        (without("text_encoder/model.safetensors"), r"sd has no text_encoder/model\.safetensors or not all its shards"),
+        (without("text_encoder/model.safetensors"), "sd has no weights in text_encoder/; copy or save the whole"),
         (without_words, "sd has no tokenizer/vocab.json and merges.txt; copy or save"),
         (
             with_index(unet=["diffusers", "UNet2DModel"]),

@@ -237,7 +237,7 @@ def test_a_package_that_is_not_there_is_named(
     folder = checkpoint(family)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
-    with pytest.raises(ValueError, match=rf"/{family} has tokenizer/\w+.model, which needs .*: pip install {package}$"):
+    with pytest.raises(ValueError, match=rf"/{family}/tokenizer/\w+.model needs .*; pip install {package}$"):
         load(folder)
 
 

@@ -169,7 +169,7 @@ def test_the_kind_is_what_the_folder_says_it_holds(tmp_path: Path) -> None:
         ("IFPipeline", "UNet2DConditionModel", "pipeline"),
         (None, None, "pipeline"),
     ):
-        index: dict[str, Any] = {"_class_name": pipeline} if pipeline else {}
+        index: dict[str, Any] = {"_class_name": pipeline}
         if unet:
             index["unet"] = ["diffusers", unet]
         folder = str(index_of(tmp_path / "x", **index))
