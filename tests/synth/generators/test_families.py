@@ -28,7 +28,10 @@ import tiny_families
 import tiny_pipelines
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from single_files import save_single_file
 from tiny_instruct import save_tiny_instruct
+from tiny_transformers import save_tiny_transformer
 
 from latebloom.data.seeds import child_seed
 from latebloom.synth.config import GenerateConfig
@@ -38,25 +41,28 @@ from latebloom.synth.sampling.denoiser import Wanted
 
 PAGE = Path(__file__).parents[3] / "docs" / "generators.md"
 Folders = Callable[[str], Path]
+Save = Callable[[Path], object]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of models that some folder of it can be run.
+    """A family of models of which some can be run.
 
     Attributes:
         save: makes a tiny checkpoint in a folder that is not there yet.
+        single: makes a file of such a folder, as model sites have it; None: they have none.
         work_size: the side that it is tried at.
         settings: of the command, beside those of all.
     """
 
     name: str
-    save: Callable[[Path], Path]
+    save: Save
+    single: Callable[[Path, Path], object] | None = None
     work_size: int = 16
     settings: tuple[str, ...] = ()
 
 
-def save_tiny_pixel(folder: Path) -> Path:
+def save_tiny_pixel(folder: Path) -> None:
     """A class-conditional UNet for the two classes of `pictures`."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -74,25 +80,49 @@ def save_tiny_pixel(folder: Path) -> Path:
         )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
     (folder / "latebloom.json").write_text(json.dumps({"class_names": ["cat", "dog"]}))
-    return folder
 
 
+def network_alone(*names: str) -> Callable[[Path, Path], object]:
+    """A file of a network without text encoders and VAE: its names are enough to know it by."""
+    return lambda _, file: save_file({name: torch.zeros(1) for name in names}, file)
+
+
+def transformer(family: str) -> Save:
+    return functools.partial(save_tiny_transformer, family=family)
+
+
+FLUX = network_alone("double_blocks.0.img_attn.norm.query_norm.scale", "double_blocks.0.img_attn.proj.weight")
 FAMILIES = (
     Family("`UNet2DModel` with classes", save_tiny_pixel),
-    Family("Stable Diffusion 1.x", tiny_checkpoints.save_tiny_sd),
+    Family("Stable Diffusion 1.x", tiny_checkpoints.save_tiny_sd, save_single_file),
     Family(
         "Stable Diffusion 2.x (v-prediction)",
         functools.partial(tiny_checkpoints.save_tiny_sd, prediction_type="v_prediction"),
+        functools.partial(save_single_file, open_clip=True),
     ),
-    Family("SDXL, SDXL-Turbo", tiny_checkpoints.save_tiny_sdxl),
+    # diffusers tells the text encoders of a file apart by their widths
+    Family("SDXL, SDXL-Turbo", functools.partial(tiny_checkpoints.save_tiny_sdxl, width=24), save_single_file),
     Family("LCM", tiny_checkpoints.save_tiny_lcm, settings=("--sampling", "fast")),
-    Family("InstructPix2Pix", save_tiny_instruct),
+    Family("InstructPix2Pix", save_tiny_instruct, save_single_file),
+    Family("DiT", transformer("dit"), settings=("--set", "generate.classes=order")),
+    *(
+        Family(name, transformer(key))
+        for name, key in {
+            "PixArt-α": "pixart-alpha",
+            "PixArt-Σ": "pixart-sigma",
+            "Sana": "sana",
+            "AuraFlow": "auraflow",
+            "Lumina 2": "lumina2",
+            "CogView 3 Plus": "cogview3",
+            "HunyuanDiT": "hunyuan",
+        }.items()
+    ),
     Family("Stable Diffusion 3", functools.partial(tiny_pipelines.save_tiny_sd3, t5=True)),
     Family("Stable Diffusion 3 without T5", tiny_pipelines.save_tiny_sd3),
-    Family("Flux dev", tiny_pipelines.save_tiny_flux),
-    Family("Flux schnell", functools.partial(tiny_pipelines.save_tiny_flux, guidance_embeds=False)),
-    Family("Chroma", tiny_families.save_tiny_chroma),
-    Family("Qwen-Image", tiny_families.save_tiny_qwen_image),
+    Family("Flux dev", tiny_pipelines.save_tiny_flux, FLUX),
+    Family("Flux schnell", functools.partial(tiny_pipelines.save_tiny_flux, guidance_embeds=False), FLUX),
+    Family("Chroma", tiny_families.save_tiny_chroma, FLUX),
+    Family("Qwen-Image", tiny_families.save_tiny_qwen_image, network_alone("transformer_blocks.0.attn.to_q.weight")),
     Family("Z-Image", tiny_families.save_tiny_z_image),
     Family("Sana-Sprint", tiny_families.save_tiny_sana_sprint, work_size=32),
     Family("Kolors", tiny_families.save_tiny_kolors),
@@ -101,28 +131,66 @@ FAMILIES = (
     Family("DeepFloyd IF, first stage", tiny_pipelines.save_tiny_if),
 )
 
-# Refused by what model_index.json says: the class of the pipeline, and what else is in the file.
-REFUSED: dict[str, dict[str, Any]] = {
-    "Flux Kontext": {"_class_name": "FluxKontextPipeline"},
-    "Flux 2": {"_class_name": "Flux2Pipeline"},
-    "Qwen-Image-Edit": {"_class_name": "QwenImageEditPipeline"},
-    "SDXL refiner": {
-        "_class_name": "StableDiffusionXLImg2ImgPipeline",
-        "requires_aesthetics_score": True,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-    },
-    "Stable Diffusion inpainting": {
-        "_class_name": "StableDiffusionInpaintPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-    },
-    "ControlNet": {"_class_name": "StableDiffusionControlNetPipeline"},
+
+def index_alone(name: str, **index: Any) -> Save:
+    """A folder that is refused by its model_index.json."""
+
+    def save(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": name} | index))
+
+    return save
+
+
+def changed_sd(name: str, *, channels: int = 4, **parts: str) -> Save:
+    """A folder of Stable Diffusion whose UNet has more inputs, or that has more parts."""
+
+    def save(folder: Path) -> None:
+        tiny_checkpoints.save_tiny_sd(folder)
+        for file, changes in (
+            ("model_index.json", {"_class_name": name} | {part: ["diffusers", kind] for part, kind in parts.items()}),
+            ("unet/config.json", {"in_channels": channels}),
+        ):
+            (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+
+    return save
+
+
+# Each with the name of its pipeline where the message has that.
+REFUSED: dict[str, tuple[Save, str]] = {
+    name: (index_alone(kind), kind)
+    for name, kind in {
+        "Flux Kontext": "FluxKontextPipeline",
+        "Flux Fill": "FluxFillPipeline",
+        "Flux 2": "Flux2Pipeline",
+        "Flux 2 Klein": "Flux2KleinPipeline",
+        "Qwen-Image-Edit": "QwenImageEditPipeline",
+        "DeepFloyd IF, second stage": "IFSuperResolutionPipeline",
+        "CogView 4": "CogView4Pipeline",
+        "Lumina 1": "LuminaPipeline",
+        "Stable Cascade": "StableCascadeCombinedPipeline",
+        "Würstchen": "WuerstchenCombinedPipeline",
+        "HiDream": "HiDreamImagePipeline",
+        "OmniGen": "OmniGenPipeline",
+        "Kandinsky 2.1": "KandinskyCombinedPipeline",
+        "Kandinsky 2.2, decoder alone": "KandinskyV22Pipeline",
+        "unCLIP of Stable Diffusion 2.1": "StableUnCLIPPipeline",
+        "aMUSEd": "AmusedPipeline",
+    }.items()
+} | {
+    "SDXL refiner": (
+        index_alone(
+            "StableDiffusionXLImg2ImgPipeline",
+            requires_aesthetics_score=True,
+            unet=["diffusers", "UNet2DConditionModel"],
+        ),
+        "",
+    ),
+    "inpainting": (changed_sd("StableDiffusionInpaintPipeline", channels=9), ""),
+    "depth to image": (changed_sd("StableDiffusionDepth2ImgPipeline", channels=5, depth_estimator="X"), ""),
+    "ControlNet": (changed_sd("StableDiffusionControlNetPipeline", controlnet="ControlNetModel"), ""),
+    "x4 upscaler": (changed_sd("StableDiffusionUpscalePipeline", channels=7, low_res_scheduler="DDPMScheduler"), ""),
 }
-
-
-def load(folder: Path) -> PipelineGenerator:
-    return PipelineGenerator.load(
-        folder, torch.device("cpu"), dtype=torch.float32, grid=100, steps=8, match="steps", guidance_scale=3.0
-    )
 
 
 def pictures(folder: Path) -> Path:
@@ -136,15 +204,19 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-def command(*words: str | Path) -> tuple[int, str]:
-    """`latebloom WORDS...` in this process: its exit code and what it wrote to standard error."""
+def command(home: Path, *words: str | Path) -> tuple[int, str]:
+    """`latebloom WORDS...` in this process: its exit code and what it wrote to standard error.
+
+    Args:
+        home: where it keeps what it converts.
+    """
     from latebloom.flows.cli import app
 
     said = io.StringIO()
     with (
         mock.patch.object(app, "prepare_prefect"),  # it changes the environment
         mock.patch.object(sys, "argv", ["latebloom", *map(str, words)]),
-        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        mock.patch.dict(os.environ, {"COLUMNS": "200", "HOME": str(home)}),
         contextlib.redirect_stderr(said),
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
@@ -157,44 +229,96 @@ def command(*words: str | Path) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def outcome(family: Family, generator: Path, root: Path) -> str:
-    """What comes of generating with a folder or a file: `works`, or the line that refuses it."""
+def outcome(generator: Path, root: Path, work_size: int = 16, settings: tuple[str, ...] = ()) -> str:
+    """What comes of generating with a folder or a file: empty where it works, or the line that refuses it."""
     source = pictures(root / "pictures")
     (root / "slow.txt").write_text("0\n4\n")
     run = Path(tempfile.mkdtemp(dir=root))
-    words = ["generate", source, "--out", run, "--indices", root / "slow.txt", "--k", "2", "--generator", generator]
-    words += ["--set", "sample.steps=8", "--work-size", str(family.work_size), *family.settings]
-    code, said = command(*words)
+    words: list[str | Path] = ["generate", source, "--out", run, "--indices", root / "slow.txt", "--k", "2"]
+    words += ["--generator", generator, "--model", "small-cnn", "--set", "sample.steps=8"]
+    code, said = command(root, *words, "--work-size", str(work_size), *settings)
     if code:
         (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-        return f"refused: {line.removeprefix('error: ').replace(str(generator), 'FOLDER')}"
-    rows = pq.read_table(run / "synthetic" / "part-00000.parquet", columns=["state"])["state"].to_pylist()
-    assert len(rows) == 2
-    assert not {"nan", "flat"} & set(rows)
-    return "works"
+        what = "FILE" if generator.is_file() else "FOLDER"
+        return line.removeprefix("error: ").replace(str(generator), what).replace(str(root / "generator"), "FOLDER")
+    states = pq.read_table(run / "synthetic" / "part-00000.parquet", columns=["state"])["state"].to_pylist()
+    assert len(states) == 2
+    assert not {"nan", "flat"} & set(states)
+    return ""
 
 
 def half_only(folder: Path, to: Path) -> Path:
     """A copy of a folder that has its weights as fp16 files alone, as `save_pretrained(..., variant="fp16")` writes."""
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folder, to)
     for file in to.glob("*/*.safetensors"):
-        weights = {
-            name: weight.half() if weight.is_floating_point() else weight for name, weight in load_file(file).items()
-        }
+        weights = {key: value.half() if value.is_floating_point() else value for key, value in load_file(file).items()}
         save_file(weights, file.with_name(f"{file.stem}.fp16.safetensors"), metadata={"format": "pt"})
         file.unlink()
     return to
 
 
-def row(family: Family, root: Path) -> str:
-    """The line of the page about a family, which is made in the folder `root`."""
-    folder = family.save(root / "generator")
+def described(family: Family, root: Path) -> tuple[str, dict[str, str]]:
+    """The line of the page about a family, which is made in `root`; and what is refused of it, with the line."""
+    folder = root / "generator"
+    family.save(folder)
     kind = kind_of(GenerateConfig(generator=str(folder)))
     driver = "its diffusers pipeline" if kind in ("pipeline", "diffusemix") else "our loop"
-    cells = [outcome(family, folder, root), outcome(family, half_only(folder, root / "half"), root)]
-    return f"| {family.name} | `{kind}` | {driver} | {' | '.join(cells)} |"
+    cells = []
+    refused = {}
+    forms = [(folder, family.settings, ""), (half_only(folder, root / "half"), family.settings, " in fp16 alone")]
+    if family.single:
+        family.single(folder, root / "model.safetensors")
+        base = ("--set", f"generate.base={folder}")
+        forms.append((root / "model.safetensors", (*family.settings, *base), " as one file"))
+    for generator, settings, form in forms:
+        line = outcome(generator, root, family.work_size, settings)
+        cells.append("refused" if line else "works")
+        if line:
+            refused[family.name + form] = line
+    cells += ["–" for _ in range(3 - len(cells))]
+    return f"| {family.name} | `{kind}` | {driver} | {' | '.join(cells)} |", refused
+
+
+def refusal(name: str, root: Path) -> str:
+    """The line that refuses a family."""
+    save, kind = REFUSED[name]
+    save(root / "generator")
+    return outcome(root / "generator", root).replace(f"a {kind}:", "a NAME:")
+
+
+def lines_about(name: str) -> list[str]:
+    """The lines of the page's second table that have a name in their first column."""
+    rows = [line.strip("|").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    return [row[1].strip() for row in rows if len(row) == 2 and name in row[0].strip().split("; ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_does_what_its_row_says(family: Family, tmp_path: Path) -> None:
+    line, refused = described(family, tmp_path)
+    assert line in PAGE.read_text().splitlines()
+    for what, why in refused.items():
+        assert lines_about(what) == [why]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    assert lines_about(name) == [refusal(name, tmp_path)]
+
+
+def test_the_page_has_these_families_and_no_others() -> None:
+    rows = [line.strip("|").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    named = [row[0].strip() for row in rows if len(row) == 6]
+    assert named[1:] == [family.name for family in FAMILIES]
+    for name in REFUSED:
+        assert len(lines_about(name)) == 1
+
+
+def load(folder: Path) -> PipelineGenerator:
+    return PipelineGenerator.load(
+        folder, torch.device("cpu"), dtype=torch.float32, grid=100, steps=8, match="steps", guidance_scale=3.0
+    )
 
 
 # Tokenizers that SentencePiece wrote
@@ -305,7 +429,23 @@ def test_images_are_those_of_the_diffusers_pipeline_that_is_given_the_texts(chec
     assert np.abs(made - np.rint(expected * 255)).max() <= 1
 
 
+def print_page() -> None:
+    """What the page has between its headings "What loads" and the next."""
+    torch.set_num_threads(1)
+    print("| family | kind | driven by | folder | fp16 alone | one file |\n|---|---|---|---|---|---|")
+    refused: dict[str, str] = {}
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as root:
+            line, more = described(family, Path(root))
+        print(line)
+        refused |= more
+    for name in REFUSED:
+        with tempfile.TemporaryDirectory() as root:
+            refused[name] = refusal(name, Path(root))
+    print("\n| refused | with the line |\n|---|---|")
+    for line in dict.fromkeys(refused.values()):
+        print(f"| {'; '.join(name for name, own in refused.items() if own == line)} | {line} |")
+
+
 if __name__ == "__main__":
-    for one in FAMILIES:
-        with tempfile.TemporaryDirectory() as folder:
-            print(row(one, Path(folder)), flush=True)
+    print_page()
