@@ -47,6 +47,7 @@ bench: .venv/.peers
 	$(BIN)/python tests/benchmarks/denoise_speed.py
 	$(BIN)/python tests/benchmarks/latent_speed.py
 	$(BIN)/python tests/benchmarks/sampler_distance.py
+	$(BIN)/python tests/benchmarks/invariance.py cost
 	$(BIN)/python tests/benchmarks/train_together.py
 	$(BIN)/python tests/benchmarks/coreset_speed.py
 	$(BIN)/python tests/benchmarks/augment_speed.py

@@ -189,7 +189,7 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         ge=1,
         le=65_536,
         description="Images denoised together, at most, 1 to 65,536; halved and remembered where memory does not "
-        "suffice. Changes no image",
+        "suffice. Changes no image, but for rounding (sample.deterministic)",
     )
     leave_out_failed: bool = Field(
         False,
@@ -197,7 +197,11 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "command tries them again",
     )
     processes: int = Field(
-        0, ge=0, le=256, description="Processes that generate, 0 to 256; 0: one a GPU, one on the CPU. Changes no image"
+        0,
+        ge=0,
+        le=256,
+        description="Processes that generate, 0 to 256; 0: one a GPU, one on the CPU. Changes no image, but for "
+        "rounding (sample.deterministic)",
     )
 
 
