@@ -79,8 +79,15 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     variant = network_weights(folder, part).variant
     remedy = _AGAIN
     config = folder / part / "config.json"
-    quantised = read_config(config).get("quantization_config") if config.is_file() else None
-    if quantised:
+    settings = read_config(config) if config.is_file() else {}
+    changes = {}
+    if (
+        part == "vae"
+        and settings.get("sample_size", 0) is None
+        and "sample_size" in inspect.signature(kind.__init__).parameters
+    ):
+        changes["sample_size"] = 32  # autoencoders compute the size of tiles with it, which are not used
+    if quantised := settings.get("quantization_config"):
         package = _quantiser(quantised)
         remedy = f"it is quantised by {package}: {_UNQUANTISED}, or use a device that {package} supports"
         if not _installed(package):
@@ -94,6 +101,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **changes,
         )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")

@@ -52,6 +52,8 @@ _TAKES_LATENTS = frozenset(
 )
 # Not loaded: what would stamp or blank images. Images are scored in synth/scoring.
 _LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "watermarker": None, "add_watermarker": False}
+# T5 of Stable Diffusion 3, which diffusers can leave out though it does not say so.
+_UNNEEDED = ("text_encoder_3", "tokenizer_3")
 # Switched off: what would change prompts by installed packages, sizes by a table, noise levels by a special case.
 _PLAIN = {"clean_caption": False, "use_resolution_binning": False, "intermediate_timesteps": None}
 
@@ -347,19 +349,32 @@ def _load(kind: type, folder: Path, dtype: torch.dtype, adapters: Sequence[Lora]
     """The pipeline on the CPU, LoRAs in its weights."""
     accepted = inspect.signature(kind).parameters
     unwanted = {key: value for key, value in _LEFT_OUT.items() if key in accepted}
-    saved = read_index(folder)  # without T5, for instance, as Stable Diffusion 3 may be
-    absent = {key for key in accepted if saved.get(key) == [None, None]} - unwanted.keys()
-    optional: list[str] = getattr(kind, "_optional_components", [])
-    # Second and third text encoders may be absent.
-    if needed := sorted(key for key in absent - {*optional} if not key[-1].isdigit()):
-        raise ValueError(
-            f"{folder / 'model_index.json'} names no {needed[0]}, which {kind.__name__} needs; copy or save the whole "
-            "diffusers folder"
-        )
-    unwanted |= dict.fromkeys(absent)
+    unwanted |= dict.fromkeys(_absent(kind, folder))
     pipeline = load_pipeline(kind, folder, dtype, **unwanted)
     merge_loras(pipeline, adapters)
     return pipeline
+
+
+def _absent(kind: Any, folder: Path) -> list[str]:
+    """The parts that a pipeline takes and a folder does not have.
+
+    Raises:
+        ValueError: the pipeline cannot do without one, or it is left out in a way that diffusers does not read.
+    """
+    saved = read_index(folder)
+    parts, _ = kind._get_signature_keys(kind)
+    if nulls := sorted(part for part in parts if part in saved and saved[part] is None):
+        raise ValueError(
+            f"{folder / 'model_index.json'} has null for its {', '.join(nulls)}, expected [null, null] for a part that "
+            "is left out; correct it"
+        )
+    absent = sorted(part for part in parts if not (saved.get(part) or [None])[0])
+    if needed := [part for part in absent if part not in {*kind._optional_components, *_LEFT_OUT, *_UNNEEDED}]:
+        raise ValueError(
+            f"{folder / 'model_index.json'} names no {', '.join(needed)}, which {kind.__name__} needs; copy or save "
+            "the whole diffusers folder"
+        )
+    return absent
 
 
 def _network(pipeline: Any) -> Any:

@@ -365,6 +365,40 @@ def test_a_package_that_is_not_there_is_named(
         load(folder)
 
 
+# Parts that a folder does not have
+
+
+def changed_index(folder: Path, to: Path, changes: dict[str, Any], gone: tuple[str, ...] = ()) -> Path:
+    """A copy of a folder with another model_index.json, without some keys."""
+    shutil.copytree(folder, to)
+    index = json.loads((to / "model_index.json").read_text()) | changes
+    (to / "model_index.json").write_text(json.dumps({key: index[key] for key in index if key not in gone}))
+    return to
+
+
+def test_stable_diffusion_3_does_without_t5_where_its_index_does_not_name_it(
+    checkpoint: Folders, tmp_path: Path
+) -> None:
+    folder = changed_index(checkpoint("sd3"), tmp_path / "gone", {}, ("text_encoder_3", "tokenizer_3"))
+    assert load(folder).digest == load(checkpoint("sd3")).digest
+
+
+def test_a_part_that_a_pipeline_needs_is_named(checkpoint: Folders, tmp_path: Path) -> None:
+    folder = changed_index(checkpoint("flux"), tmp_path / "flux", {"text_encoder_2": [None, None]}, ("tokenizer_2",))
+    with pytest.raises(ValueError, match=r"json names no text_encoder_2, tokenizer_2, which FluxIm"):
+        load(folder)
+    folder = changed_index(checkpoint("sd3"), tmp_path / "sd3", {"text_encoder_3": None})
+    with pytest.raises(ValueError, match=r"model_index.json has null for its text_encoder_3, expected \[null, null\]"):
+        load(folder)
+
+
+def test_an_autoencoder_may_have_no_size(checkpoint: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("flux"), tmp_path / "flux")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps(config | {"sample_size": None}))
+    assert load(folder).size == load(checkpoint("flux")).size
+
+
 # The same images as from diffusers
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd3-t5", "chroma", "qwen-image", "z-image")]
