@@ -92,6 +92,8 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
         remedy = f"it is quantised by {package}: {_UNQUANTISED}, or use a device that {package} supports"
         if not _installed(package):
             raise ValueError(f"{_needs(folder / part, package)}, or {_UNQUANTISED}")
+        if package == "bitsandbytes" and not torch.cuda.is_available():  # on a CPU, its layers are of another dtype
+            raise ValueError(f"{folder / part} is quantised by bitsandbytes, which needs a GPU; {_UNQUANTISED}")
     with whole(folder / part, remedy):
         network, report = kind.from_pretrained(
             folder,

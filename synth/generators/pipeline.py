@@ -239,8 +239,9 @@ class PipelineGenerator:
         self._prompts.prepare(prompts)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        for part in filter(None, (self.prior, self.pipeline)):
-            part.to(self.device)
+        with torch.inference_mode(False):  # torchao's tensors cannot move inside it
+            for part in filter(None, (self.prior, self.pipeline)):
+                part.to(self.device)
 
     @on_one_thread
     def encode(self, images: np.ndarray) -> Tensor:
