@@ -71,7 +71,7 @@ FOLDERS: list[tuple[Damage, str, tuple[str, ...]]] = [
     (write(SCHEDULER, "{}"), f"{SCHEDULER} holds nothing", EVERY),
     (edit(SCHEDULER, trained_betas="0.1"), "scheduler cannot be loaded", ("pixel", "latent", "diffusemix")),
     (edit(SCHEDULER, trained_betas=[2.0, 3.0]), "its betas are not between 0 and 1", ("pixel", "latent", "diffusemix")),
-    (edit(SCHEDULER, shift="3"), "scheduler cannot be loaded", ("pipeline",)),
+    (edit(SCHEDULER, shift="3"), f"{SCHEDULER} has shift", ("pipeline",)),
     (edit(SCHEDULER, num_train_timesteps="1000"), f"{SCHEDULER} has num_train_timesteps", EVERY),
     (edit(SCHEDULER, prediction_type=["epsilon"]), f"{SCHEDULER} has prediction_type", EVERY),
     (edit(VAE, scaling_factor="0.18"), f"{VAE} has scaling_factor", PROMPTED),
