@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from latebloom.data.seeds import child_seed
@@ -15,7 +15,7 @@ from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path
 from latebloom.synth.config import PromptConfig
 
-__all__ = ["lint", "names_of", "prompt_of", "read_map"]
+__all__ = ["check_classes", "lint", "names_of", "prompt_of", "read_map"]
 
 
 def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -28,16 +28,29 @@ def names_of(config: PromptConfig, class_names: Sequence[str]) -> tuple[str, ...
         ValueError: the map cannot be read, or it lacks a class of the data and names one that does not exist.
     """
     named = read_map(as_path(config.names)) if config.names else {}
+    check_classes(named, class_names, config.names)
+    return tuple(named[name] if name in named else name.replace("_", " ") for name in class_names)
+
+
+def check_classes(named: Mapping[str, str], class_names: Sequence[str], what: str) -> None:
+    """Refuse a map that lacks a class of the data and names one that does not exist: a misspelt one, most likely.
+
+    Args:
+        named: class to name or number, of `read_map`.
+        what: the map's path or setting.
+
+    Raises:
+        ValueError: it is one.
+    """
     missing = [name for name in class_names if name not in named]
     unknown = [name for name in named if name not in class_names] if missing else []
     if unknown:
         close = [difflib.get_close_matches(name, missing, 1) for name in unknown[:5]]
         guesses = [f"{name} ({match[0]}?)" if match else name for name, match in zip(unknown, close, strict=False)]
         raise ValueError(
-            f"{config.names} names classes that do not exist, {listed([*guesses, *unknown[5:]])}, while "
+            f"{what} names classes that do not exist, {listed([*guesses, *unknown[5:]])}, while "
             f"{listed(missing)} have no name in it; correct them, or remove them to let the others keep their own names"
         )
-    return tuple(named[name] if name in named else name.replace("_", " ") for name in class_names)
 
 
 def prompt_of(config: PromptConfig, name: str, seed: int) -> str:

@@ -75,7 +75,7 @@ def take_given(folder: RunFolder, config: CompareConfig) -> None:
     train, given = images_of(config).train, given_of(config)
     stage = folder.stage(EARLY, 3, {"data": train.digest, "given": given.digest})
     if stage.done():
-        say("early training: none, its outputs are given as before")
+        say("early training: none, the same is given as before")
         return
     with stage.making() as outcome:
         for number, arrays in enumerate(_arrays(given, train.labels)):

@@ -11,7 +11,7 @@ from latebloom.data.sources.found import listed
 from latebloom.data.store import as_path
 from latebloom.synth.generators.card import CARD_FILE, read_card
 from latebloom.synth.generators.folder import read_config
-from latebloom.synth.prompts import read_map
+from latebloom.synth.prompts import check_classes, read_map
 
 __all__ = ["class_labels", "mapping_of", "pixel_classes"]
 
@@ -39,7 +39,8 @@ def class_labels(
         int64 (len(class_names),), each 0 to count - 1.
 
     Raises:
-        ValueError: a class has no partner, or several; the first such class is named, with near names.
+        ValueError: a class has no label, or several; the first such class is named, with near names. Or the mapping
+            leaves a class out and names one that does not exist.
     """
     if mapping == "order":
         if len(class_names) > count:
@@ -49,6 +50,7 @@ def class_labels(
             )
         return np.arange(len(class_names))
     given = mapping if isinstance(mapping, dict) else {}
+    check_classes(given, class_names, "the map of generate.classes")
     if not model_names and not given:
         numbers = [int(name) if _is_number(name) else -1 for name in class_names]
         if sorted(numbers) == list(range(len(numbers))) and len(numbers) <= count:
@@ -87,7 +89,10 @@ def _label(own: str, wanted: str | None, names: _Names, count: int) -> int:
         near = difflib.get_close_matches(_plain(name), names[2], 3)
         what = f"{said} none of the generator's {count} classes "
         what += f"(near: {', '.join(near)})" if near else f"({listed(list(names[0]))})"
-    raise ValueError(f"{what}; name or number its partner in generate.classes, the path of a map of class to partner")
+    raise ValueError(
+        f"{what}; set generate.classes to the path of a .csv file with a line for it: {own}, a comma, and the "
+        "generator's class by name or number"
+    )
 
 
 def _plain(name: str) -> str:

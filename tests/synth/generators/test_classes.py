@@ -19,7 +19,7 @@ FISH = ("goldfish, Carassius auratus", "great white shark", "crane", "crane", "H
         (("0", "1", "10", *"23456789"), (), "", [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]),  # as folders are sorted
         (("b", "a"), (), "order", [0, 1]),
         (("b", "a"), ("a", "b"), "order", [0, 1]),
-        (("b", "a"), (), {"b": "4", "a": "0", "c": "2"}, [4, 0]),
+        (("b", "a"), (), {"b": "4", "a": "0", "c": "2"}, [4, 0]),  # a map may be of more classes than there are
     ],
 )
 def test_each_class_of_the_data_has_a_label_of_the_model(
@@ -40,6 +40,8 @@ def test_each_class_of_the_data_has_a_label_of_the_model(
         (("hen", "crane"), FISH, "", r"'crane' of the data is 2 of the generator's classes \(2, 3\)"),
         (("x",), FISH, {"x": "cod"}, r"says 'cod' of 'x', none of the generator's 5 classes \(goldfish, Carassius"),
         (("x",), FISH, {"x": "5"}, r"gives 'x' the number 5, and the generator's are 0 to 4"),
+        # The misspelt line would else do nothing, and the class would be the one of its own name.
+        (("crane", "hen"), FISH, {"crane": "3", "hne": "1"}, r"classes that do not exist, hne \(hen\?\), while hen"),
         (("cat", "dog"), (), "", r"names none of its 5 classes, .* 'cat' .* set generate\.classes=order"),
         (("1", "2"), (), "", r"names none of its 5 classes, so which of them is '1'"),  # from 0 or from 1?
         (tuple("abcdef"), (), "order", r"each of the 6 of the data, and it has 5"),
