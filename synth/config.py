@@ -169,7 +169,8 @@ class GenerateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     base: str = Field(
         "",
         description="For a generator in one file: the diffusers folder or hub id of the model it was made from, whose "
-        "configs and tokenizers are taken; empty: those of plain Stable Diffusion 1.x, 2.x or SDXL, by the file",
+        "configs and tokenizers are taken, and, for a file with a UNet or transformer alone, the other weights; empty: "
+        "configs of plain Stable Diffusion 1.x, 2.x or SDXL, by the file",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, else float32"

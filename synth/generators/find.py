@@ -34,10 +34,11 @@ def generator_folder(config: GenerateConfig, *, safety: bool = False) -> Path:
 
         if not as_path(name).is_file():
             raise ValueError(f"there is no file {name}; give the path of a checkpoint")
-        return converted(kept_file(as_path(name)), _base(config))
+        file = kept_file(as_path(name))
+        return converted(file, _base(config, file))
     if config.base:
         raise ValueError(
-            f"generate.base is {config.base}, which gives configs to a single file of weights, and {name} is none; "
+            f"generate.base is {config.base}, which completes a single file of weights, and {name} is none; "
             "leave it empty"
         )
     for folder in (_SHIPPED / name, as_path(name)):
@@ -90,15 +91,17 @@ def _is_hub_id(name: str) -> bool:
     return plain and not name.lower().endswith((*_PICKLES, ".gguf")) and not as_path(name).exists()
 
 
-def _base(config: GenerateConfig) -> Path | None:
-    """The folder with the configs of a single file; None where none is named."""
+def _base(config: GenerateConfig, file: Path) -> Path | None:
+    """The folder with what a single file lacks, configs or other networks, too; None where none is named."""
     if not config.base:
         return None
     folder = as_path(config.base)
     if (folder / _INDEX).is_file():
         return local_folder(folder)
     if _is_hub_id(config.base):
-        return fetch(config.base, config.revision, weights=False)
+        from latebloom.synth.generators.single_file import network_alone
+
+        return fetch(config.base, config.revision, weights="others" if network_alone(file) else "none")
     raise ValueError(
         f"generate.base is {config.base}, expected a diffusers folder (with {_INDEX}) or a hub id (owner/name); give "
         "one of the same family as the file"

@@ -8,14 +8,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from rich.filesize import decimal
 
 from latebloom.data.store import check_space, read_json
 
-__all__ = ["LEFT_OUT", "fetch", "is_settings", "wanted_files"]
+__all__ = ["LEFT_OUT", "NETWORKS", "fetch", "is_settings", "wanted_files"]
 
 LEFT_OUT = ("safety_checker", "watermarker")  # parts that change no image that is kept
+NETWORKS = ("unet", "transformer")  # what a part that denoises is called
 _TOP = ("model_index.json", "README.md", "latebloom.json")
 # diffusion_pytorch_model.fp16-00001-of-00002.safetensors, or in an older layout -00001-of-00002.fp16.safetensors
 _WEIGHTS = re.compile(
@@ -26,7 +28,9 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @functools.cache
-def fetch(name: str, revision: str = "", *, safety: bool = False, weights: bool = True) -> Path:
+def fetch(
+    name: str, revision: str = "", *, safety: bool = False, weights: Literal["all", "others", "none"] = "all"
+) -> Path:
     """The folder of a repository of the hub, called by its commit, with what is not in the hub's cache downloaded.
 
     Says before it begins how many files and bytes it will download. A lost connection is taken up where it broke; where
@@ -35,7 +39,7 @@ def fetch(name: str, revision: str = "", *, safety: bool = False, weights: bool 
     Args:
         revision: commit, tag or branch; empty: the newest.
         safety: the safety checker too.
-        weights: without, only configs and tokenizers.
+        weights: those of all parts, of all others than the UNet or transformer, or only configs and tokenizers.
 
     Raises:
         ValueError: no such repository or revision, no connection and not all in the cache, or no diffusers folder.
@@ -94,7 +98,9 @@ def _no_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def wanted_files(name: str, files: Mapping[str, int], parts: list[str], *, weights: bool = True) -> list[str]:
+def wanted_files(
+    name: str, files: Mapping[str, int], parts: list[str], *, weights: Literal["all", "others", "none"] = "all"
+) -> list[str]:
     """The files that make a diffusers folder of these parts: of each one format, safetensors, in one precision.
 
     Full precision where there is one, else fp16. A GPU rounds either to bfloat16 and differs in the last bit, so what
@@ -107,7 +113,7 @@ def wanted_files(name: str, files: Mapping[str, int], parts: list[str], *, weigh
     for part in parts:
         inside = [PurePosixPath(file) for file in files if file.startswith(f"{part}/") and file.count("/") == 1]
         wanted += [str(file) for file in inside if is_settings(file.name)]
-        if weights:
+        if weights == "all" or (weights == "others" and part not in NETWORKS):
             wanted += _weights(name, part, [file.name for file in inside])
     return wanted
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["ldm_tensors", "save_single_file"]
+__all__ = ["ldm_tensors", "original_flux", "original_sd3", "save_network_alone", "save_sd3_file", "save_single_file"]
 
 State = Mapping[str, Tensor]
 
@@ -46,6 +46,141 @@ _OPEN_CLIP = {
     "embeddings.token_embedding": "token_embedding",
     "embeddings.position_embedding.weight": "positional_embedding",
 }
+
+
+_SD3 = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+    "transformer_blocks.": "joint_blocks.",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+_FLUX = {
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+_FLUX_SINGLE = {
+    "single_transformer_blocks.": "single_blocks.",
+    "norm.linear": "modulation.lin",
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
+    "proj_out": "linear2",
+}
+_FLUX_DOUBLE = {
+    "transformer_blocks.": "double_blocks.",
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+
+
+def save_network_alone(folder: Path, file: Path, *, prefix: str = "model.diffusion_model.") -> Path:
+    """The UNet or transformer of a folder as one file: of Stable Diffusion and SD3 in the original layout.
+
+    Args:
+        prefix: of all names.
+    """
+    (weights,) = [*folder.glob("unet/*.safetensors"), *folder.glob("transformer/*.safetensors")]
+    config = json.loads((weights.parent / "config.json").read_text())
+    state: State = load_file(weights)
+    if config["_class_name"] == "UNet2DConditionModel":
+        state = _unet(state, config)
+    elif config["_class_name"] == "SD3Transformer2DModel":
+        state = original_sd3(state)
+    save_file({f"{prefix}{name}": tensor.contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+def save_sd3_file(folder: Path, file: Path) -> Path:
+    """A folder of Stable Diffusion 3, with T5 or without, as one file: CLIP-L's projection is left out of it."""
+    parts = {path.parent.name: load_file(path) for path in folder.glob("*/*.safetensors")}
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    found = {f"model.diffusion_model.{name}": t for name, t in original_sd3(parts["transformer"]).items()}
+    found |= {f"first_stage_model.{name}": t for name, t in _vae(parts["vae"], config).items()}
+    for part, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g"), ("text_encoder_3", "t5xxl")):
+        found |= {f"text_encoders.{name}.transformer.{key}": t for key, t in parts.get(part, {}).items()}
+    found.pop("text_encoders.clip_l.transformer.text_projection.weight")
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, file)
+    return file
+
+
+def original_sd3(state: State) -> dict[str, Tensor]:
+    """SD3's transformer, without norms of queries and keys, under the names of its authors."""
+    last = max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
+    found = {}
+    for name, tensor in state.items():
+        if name.startswith("norm_out.") or name.startswith(f"transformer_blocks.{last}.norm1_context."):
+            tensor = _swapped(tensor)
+        if match := re.fullmatch(r"(.+)\.attn\.(to_q|add_q_proj)\.(weight|bias)", name):
+            three = torch.cat([state[name.replace("_q", f"_{one}")] for one in "qkv"])
+            block = "x_block" if match[2] == "to_q" else "context_block"
+            found[f"{_begun(match[1], _SD3)}.{block}.attn.qkv.{match[3]}"] = three
+        elif not re.search(r"attn\.(to_|add_)[kv]", name):
+            found[_begun(name, _SD3)] = tensor
+    return found
+
+
+def original_flux(state: State) -> dict[str, Tensor]:
+    """Flux's transformer under the names of its authors; diffusers reads it at the width of 3072 alone."""
+    found = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"(.+)\.attn\.(to_q|add_q_proj)\.(weight|bias)", name)
+        single = name.startswith("single_")
+        if match and single:
+            four = [state[name.replace("_q", f"_{one}")] for one in "qkv"] + [state[f"{match[1]}.proj_mlp.{match[3]}"]]
+            found[f"{_begun(match[1], _FLUX_SINGLE)}.linear1.{match[3]}"] = torch.cat(four)
+        elif match:
+            three = torch.cat([state[name.replace("_q", f"_{one}")] for one in "qkv"])
+            block = "img" if match[2] == "to_q" else "txt"
+            found[f"{_begun(match[1], _FLUX_DOUBLE)}.{block}_attn.qkv.{match[3]}"] = three
+        elif single and "proj_mlp" not in name and not re.search(r"attn\.to_[kv]", name):
+            found[_begun(name, _FLUX_SINGLE)] = tensor
+        elif name.startswith("transformer_") and not re.search(r"attn\.(to_|add_)[kv]", name):
+            found[_begun(name, _FLUX_DOUBLE)] = tensor
+        elif not single and not name.startswith("transformer_"):
+            new = name.replace("proj_out", "final_layer.linear")
+            found[_begun(new, _FLUX)] = _swapped(tensor) if name.startswith("norm_out.") else tensor
+    return found
+
+
+def _begun(name: str, names: Mapping[str, str]) -> str:
+    """A name of which whole parts, and what comes before a number, are renamed."""
+    for old, new in names.items():
+        name = re.sub(rf"(^|(?<=\.)){re.escape(old)}(?=\.|$|\d)", new, name)
+    return name
+
+
+def _swapped(tensor: Tensor) -> Tensor:
+    """Shift and scale, which diffusers has the other way round."""
+    return torch.cat(tensor.chunk(2)[::-1])
 
 
 def save_single_file(folder: Path, file: Path, *, open_clip: bool = False) -> Path:

@@ -11,11 +11,12 @@ from torch import nn
 __all__ = ["autoencoder", "movq", "save_tiny_flux", "save_tiny_if", "save_tiny_kandinsky22", "save_tiny_sd3"]
 
 
-def save_tiny_sd3(folder: Path, *, t5: bool = False, seed: int = 0, **scheduler: Any) -> Path:
+def save_tiny_sd3(folder: Path, *, t5: bool = False, width: int = 32, seed: int = 0, **scheduler: Any) -> Path:
     """Stable Diffusion 3 in small: 32x32 pixels, 16x16 latents of 4 channels in patches of 2.
 
     Args:
         t5: with its third text encoder, which some folders leave out.
+        width: of its first text encoder; the second has 32.
         scheduler: changes of the scheduler's config; its shift is 3, as the real one's.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -32,12 +33,12 @@ def save_tiny_sd3(folder: Path, *, t5: bool = False, seed: int = 0, **scheduler:
                 num_attention_heads=4,
                 caption_projection_dim=32,
                 joint_attention_dim=64,
-                pooled_projection_dim=64,
+                pooled_projection_dim=width + 32,
                 out_channels=4,
                 pos_embed_max_size=16,
             ),
             vae=autoencoder(latent_channels=4, shift_factor=0.06, scaling_factor=1.5),
-            text_encoder=clip_encoder(),
+            text_encoder=clip_encoder(width=width),
             text_encoder_2=clip_encoder(),
             text_encoder_3=t5_encoder(width=64) if t5 else None,
             tokenizer=save_tiny_tokenizer(folder / "tokenizer"),

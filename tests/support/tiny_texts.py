@@ -73,14 +73,14 @@ def t5_encoder(width: int = 32) -> nn.Module:
     return T5EncoderModel(config)
 
 
-def clip_encoder(*, projection: bool = True) -> nn.Module:
-    """CLIP's text encoder of width 32, for the tokenizer of `tiny_checkpoints`."""
+def clip_encoder(*, projection: bool = True, width: int = 32) -> nn.Module:
+    """CLIP's text encoder of a width, for the tokenizer of `tiny_checkpoints`."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=256,
-        hidden_size=32,
-        projection_dim=32,
+        hidden_size=width,
+        projection_dim=width,
         intermediate_size=37,
         num_hidden_layers=3,
         num_attention_heads=4,

@@ -29,7 +29,7 @@ import tiny_pipelines
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from single_files import save_single_file
+from single_files import save_network_alone, save_sd3_file, save_single_file
 from tiny_instruct import save_tiny_instruct
 from tiny_transformers import save_tiny_transformer
 
@@ -82,16 +82,10 @@ def save_tiny_pixel(folder: Path) -> None:
     (folder / "latebloom.json").write_text(json.dumps({"class_names": ["cat", "dog"]}))
 
 
-def network_alone(*names: str) -> Callable[[Path, Path], object]:
-    """A file of a network without text encoders and VAE: its names are enough to know it by."""
-    return lambda _, file: save_file({name: torch.zeros(1) for name in names}, file)
-
-
 def transformer(family: str) -> Save:
     return functools.partial(save_tiny_transformer, family=family)
 
 
-FLUX = network_alone("double_blocks.0.img_attn.norm.query_norm.scale", "double_blocks.0.img_attn.proj.weight")
 FAMILIES = (
     Family("`UNet2DModel` with classes", save_tiny_pixel),
     Family("Stable Diffusion 1.x", tiny_checkpoints.save_tiny_sd, save_single_file),
@@ -106,7 +100,7 @@ FAMILIES = (
     Family("InstructPix2Pix", save_tiny_instruct, save_single_file),
     Family("DiT", transformer("dit"), settings=("--set", "generate.classes=order")),
     *(
-        Family(name, transformer(key))
+        Family(name, transformer(key), save_network_alone if key in ("sana", "auraflow", "lumina2") else None)
         for name, key in {
             "PixArt-α": "pixart-alpha",
             "PixArt-Σ": "pixart-sigma",
@@ -117,14 +111,14 @@ FAMILIES = (
             "HunyuanDiT": "hunyuan",
         }.items()
     ),
-    Family("Stable Diffusion 3", functools.partial(tiny_pipelines.save_tiny_sd3, t5=True)),
-    Family("Stable Diffusion 3 without T5", tiny_pipelines.save_tiny_sd3),
-    Family("Flux dev", tiny_pipelines.save_tiny_flux, FLUX),
-    Family("Flux schnell", functools.partial(tiny_pipelines.save_tiny_flux, guidance_embeds=False), FLUX),
-    Family("Chroma", tiny_families.save_tiny_chroma, FLUX),
-    Family("Qwen-Image", tiny_families.save_tiny_qwen_image, network_alone("transformer_blocks.0.attn.to_q.weight")),
-    Family("Z-Image", tiny_families.save_tiny_z_image),
-    Family("Sana-Sprint", tiny_families.save_tiny_sana_sprint, work_size=32),
+    Family("Stable Diffusion 3", functools.partial(tiny_pipelines.save_tiny_sd3, t5=True, width=24), save_sd3_file),
+    Family("Stable Diffusion 3 without T5", functools.partial(tiny_pipelines.save_tiny_sd3, width=24), save_sd3_file),
+    Family("Flux dev", tiny_pipelines.save_tiny_flux, save_network_alone),
+    Family("Flux schnell", functools.partial(tiny_pipelines.save_tiny_flux, guidance_embeds=False), save_network_alone),
+    Family("Chroma", tiny_families.save_tiny_chroma, save_network_alone),
+    Family("Qwen-Image", tiny_families.save_tiny_qwen_image, save_network_alone),
+    Family("Z-Image", tiny_families.save_tiny_z_image, save_network_alone),
+    Family("Sana-Sprint", tiny_families.save_tiny_sana_sprint, save_network_alone, work_size=32),
     Family("Kolors", tiny_families.save_tiny_kolors),
     Family("Kandinsky 2.2, prior and decoder", tiny_pipelines.save_tiny_kandinsky22),
     Family("Kandinsky 3", tiny_families.save_tiny_kandinsky3),

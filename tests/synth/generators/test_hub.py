@@ -5,7 +5,9 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+import torch
 from hub import Hub, served_hub
+from safetensors.torch import save_file
 
 from latebloom.synth.config import GenerateConfig
 from latebloom.synth.generators.find import generator_folder, kind_of
@@ -88,8 +90,20 @@ def test_one_format_and_one_precision_of_the_parts_that_are_used_is_downloaded(
 
 
 def test_for_configs_no_weights_are_downloaded(hub: Hub) -> None:
-    assert files_in(fetch("some/model", weights=False)) == [
+    assert files_in(fetch("some/model", weights="none")) == [
         file for file in sorted(WANTED) if not file.endswith("safetensors")
+    ]
+
+
+def test_a_file_with_a_network_alone_takes_all_other_weights_from_its_base(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file({"model.diffusion_model.x": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors cannot be read with the configs of"):
+        generator_folder(GenerateConfig(generator=str(tmp_path / "a.safetensors"), base="some/model"))
+    assert sorted(file for file, _ in hub.asked) == [
+        file for file in sorted(WANTED) if not (file.startswith("unet/") and file.endswith("safetensors"))
     ]
 
 
@@ -171,7 +185,7 @@ def test_a_full_disk_is_said_before_the_download(hub: Hub, monkeypatch: pytest.M
 
 def test_without_a_connection_the_cache_is_taken_where_it_is_whole(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = r"^generator '.*' is no folder here and could not be fetched from the hub \(.*\); check its id"
-    fetch("some/model", weights=False)
+    fetch("some/model", weights="none")
     for cached in (False, True):
         if cached:
             folder = fetch("some/model")

@@ -133,9 +133,7 @@ def test_what_is_no_whole_folder_is_refused_with_what_to_give(
 
 def test_a_base_is_of_single_files_alone(tmp_path: Path, no_hub: None) -> None:
     mine = index_of(tmp_path / "mine")
-    with pytest.raises(
-        ValueError, match=r"^generate\.base is x, which gives configs to a single file.*leave it empty$"
-    ):
+    with pytest.raises(ValueError, match=r"^generate\.base is x, which completes a single file.*leave it empty$"):
         folder_of(str(mine), base="x")
     file = tmp_path / "a.safetensors"
     file.touch()

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import ldm_tensors, save_single_file
+from single_files import ldm_tensors, original_flux, save_network_alone, save_sd3_file, save_single_file
 from tiny_checkpoints import save_tiny_sd, save_tiny_sdxl
+from tiny_pipelines import save_tiny_flux, save_tiny_sd3
 from torch import nn
 
 from latebloom.data.store import read_json, write_json
 from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, SampleConfig
 from latebloom.synth.generators.checkpoint import Checkpoint
 from latebloom.synth.generators.find import generator_folder, kind_of
+from latebloom.synth.generators.folder import digest_files
 from latebloom.synth.generators.load import load_generator
 from latebloom.synth.generators.single_file import converted, lay_out_shipped
 from latebloom.synth.sampling.denoiser import Wanted
@@ -163,17 +165,25 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(sd: tuple[Path, Path], t
         ({"lora_unet_x.lora_up.weight": torch.ones(1)}, "is a LoRA; give it as generate.loras"),
         ({"unet.x.lora_A.weight": torch.ones(1)}, "is a LoRA; give it as generate.loras"),
         (unet | text, f"holds a checkpoint without its VAE, {whole}"),
-        (unet, f"holds a checkpoint without its VAE and text encoders, {whole}"),
         (vae | text, f"holds a checkpoint without its UNet or transformer, {whole}"),
-        ({k.removeprefix("model.diffusion_model."): t for k, t in unet.items()}, f"holds only a UNet or tr.*, {whole}"),
         ({k.removeprefix("first_stage_model."): t for k, t in vae.items()}, f"holds only a VAE, {whole}"),
-        ({"double_blocks.0.x": torch.ones(1)}, f"holds only a UNet or transformer, {whole}"),
-        ({"x": torch.ones(1)}, f"holds no checkpoint that is known here, {whole}"),
         (tensors | {"model.x.scale_weight": torch.ones(1)}, "is quantised with scales of its own"),
     ]:
         save_file(found, tmp_path / "a.safetensors")
         with pytest.raises(ValueError, match=f"^{tmp_path}/a.safetensors {message}"):
             converted(tmp_path / "a.safetensors", folder)
+    # Without a base; with one, the file may be all of its network.
+    for found, message in [
+        (unet, "a checkpoint without its VAE and text encoders"),
+        ({k.removeprefix("model.diffusion_model."): t for k, t in unet.items()}, "only a UNet or transformer"),
+        ({"double_blocks.0.x": torch.ones(1)}, "only a UNet or transformer"),
+        ({"x": torch.ones(1)}, "no checkpoint that is known here"),
+    ]:
+        save_file(found, tmp_path / "a.safetensors")
+        with pytest.raises(
+            ValueError, match=f"holds {message}, {whole}, or set generate.base to the diffusers folder, "
+        ):
+            converted(tmp_path / "a.safetensors", None)
     for content in (b"", b"{}", b"\x02\0\0\0\0\0\0\0{]", b"\x02\0\0\0\0\0\0\0[]", b"PK\x03\x04" + bytes(999)):
         (tmp_path / "a.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match=r"is no safetensors file, whatever its name; download it again$"):
@@ -192,6 +202,141 @@ def test_a_base_of_another_model_is_refused_in_one_line(
             converted(sd[1], base)
         assert len(str(caught.value)) < 700
         assert "\n" not in str(caught.value)
+
+
+# A UNet or transformer alone, and a base with the rest
+
+
+def without_network(folder: Path, to: Path) -> Path:
+    """A copy of a folder that has all weights but those of its UNet or transformer, as they come from the hub."""
+    shutil.copytree(folder, to)
+    for part in ("unet", "transformer"):
+        for file in to.glob(f"{part}/*.safetensors"):
+            file.unlink()
+    return to
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [
+        ("sd", ""),
+        ("sd3", "model.diffusion_model."),
+        ("qwen-image", "model.diffusion_model."),
+        *(
+            pytest.param(family, prefix, marks=pytest.mark.slow)
+            for family in ("sd", "sdxl", "sd3", "flux", "schnell", "chroma", "qwen-image", "z-image", "lumina2")
+            for prefix in ("", "model.diffusion_model.")
+        ),
+    ],
+)
+def test_a_network_alone_goes_into_its_base(
+    family: str, prefix: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = save_network_alone(checkpoint(family), tmp_path / "a.safetensors", prefix=prefix)
+    out = converted(file, without_network(checkpoint(family), tmp_path / "base"))
+    assert digest_files(out) == digest_files(checkpoint(family))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux", "qwen-image", "lumina2"])
+def test_a_network_alone_makes_the_images_of_its_folder(
+    family: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = save_network_alone(checkpoint(family), tmp_path / "a.safetensors")
+    expected, digest = images_of(GenerateConfig(generator=str(checkpoint(family))))
+    images, same = images_of(config(file, without_network(checkpoint(family), tmp_path / "base")))
+    np.testing.assert_array_equal(images, expected)
+    assert same == digest
+
+
+def test_a_network_alone_has_its_own_precision_and_the_rest_takes_no_room(
+    sd: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = without_network(sd[0], tmp_path / "base")
+    write_json(
+        base / "unet" / "config.json", read_json(base / "unet" / "config.json") | {"quantization_config": {"x": 1}}
+    )
+    file = save_network_alone(sd[0], tmp_path / "a.safetensors")
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    out = converted(file, base)
+    assert {tensor.dtype for tensor in tensors_of(out, "unet").values()} == {torch.float16}
+    assert "quantization_config" not in read_json(out / "unet" / "config.json")  # it was of the other weights
+    (vae,) = (out / "vae").glob("*.safetensors")
+    assert vae.samefile(base / "vae" / vae.name)
+    # Where there can be no link: on another disk.
+    shutil.rmtree(out)
+    capfd.readouterr()
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("on another device")))
+    assert converted(file, base) == out
+    assert not vae.samefile(base / "vae" / vae.name)
+    assert vae.read_bytes() == (base / "vae" / vae.name).read_bytes()
+    size = sum(path.stat().st_size for part in ("vae", "text_encoder") for path in base.glob(f"{part}/*.safetensors"))
+    assert f", with {size / 1000:.1f} kB of {base}, once, to {out}\n" in capfd.readouterr().err
+
+
+def test_a_base_of_other_weights_is_another_generator(sd: tuple[Path, Path], tmp_path: Path) -> None:
+    base = without_network(sd[0], tmp_path / "base")
+    file = save_network_alone(sd[0], tmp_path / "a.safetensors")
+    out = converted(file, base)
+    vae = base / "vae" / "diffusion_pytorch_model.safetensors"
+    halved = {name: tensor / 2 for name, tensor in load_file(vae).items()}
+    vae.unlink()  # what a link leads to stays
+    save_file(halved, vae, metadata={"format": "pt"})
+    other = converted(file, base)
+    assert digest_files(out) == digest_files(sd[0])
+    assert all(torch.equal(tensor, halved[name]) for name, tensor in tensors_of(other, "vae").items())
+
+
+def test_a_base_that_does_not_fit_a_network_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    for of, base, message in [
+        ("flux", "schnell", r"\(has other 4 weights, such as time_text_embed.guidance_embedder.linear_1.bias"),
+        ("schnell", "flux", r"\(lacks 4 weights, such as time_text_embed.guidance_embedder.linear_1.bias"),
+        ("sd", "sd3", r"\(lacks "),
+        ("sd3", "sd", r"\(lacks "),
+        ("sd", "pixart-alpha", r"\(diffusers reads no PixArtTransformer2DModel from one file"),
+    ]:
+        save_network_alone(checkpoint(of), file)
+        with pytest.raises(ValueError, match=f"^{file} cannot be read with the configs of .*{message}") as caught:
+            converted(file, checkpoint(base))
+        assert "\n" not in str(caught.value)
+    bare = shutil.copytree(checkpoint("schnell"), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    save_network_alone(checkpoint("schnell"), file)
+    with pytest.raises(
+        ValueError, match=rf"holds only a UNet or transformer, and generate\.base, {bare}, has none of its"
+    ):
+        converted(file, bare)
+
+
+@pytest.mark.slow
+def test_flux_is_read_in_the_layout_of_its_authors(tmp_path: Path) -> None:
+    from diffusers import FluxTransformer2DModel
+
+    base = save_tiny_flux(tmp_path / "base")
+    settings = {"num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56]}
+    settings = read_json(base / "transformer" / "config.json") | settings
+    write_json(base / "transformer" / "config.json", settings)
+    with torch.device("meta"):
+        shapes = FluxTransformer2DModel.from_config(settings).state_dict()
+    state = {name: (torch.arange(t.numel()) % 251).reshape(t.shape).bfloat16() for name, t in shapes.items()}
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in original_flux(state).items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = tensors_of(converted(tmp_path / "a.safetensors", base), "transformer")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+# A whole Stable Diffusion 3
+
+
+@pytest.mark.parametrize("t5", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sd3_is_converted_to_what_it_was(t5: bool, tmp_path: Path) -> None:
+    folder = save_tiny_sd3(tmp_path / "folder", t5=t5, width=24)
+    encoder = folder / "text_encoder" / "model.safetensors"
+    # The projection of CLIP-L is in no such file: diffusers takes the identity.
+    save_file(load_file(encoder) | {"text_projection.weight": torch.eye(24)}, encoder, metadata={"format": "pt"})
+    out = converted(save_sd3_file(folder, tmp_path / "a.safetensors"), folder)
+    assert digest_files(out) == digest_files(folder)
 
 
 # Without a base: the shipped configs
