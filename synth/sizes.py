@@ -36,7 +36,7 @@ class Frame:
     filter: Filter
 
     @classmethod
-    def of(cls, height: int, width: int, *, size: int, multiple: int, config: SizeConfig) -> "Frame":
+    def of(cls, height: int, width: int, *, size: int, multiple: int, config: SizeConfig, largest: int = 0) -> "Frame":
         """The frame of images of height x width for a generator.
 
         Both sides are scaled alike, but for rounding; with `config.stretch` both become the work size. The bucket's
@@ -47,9 +47,11 @@ class Frame:
             size: the side that the generator was trained at; used where the config names no work size. 0: it is not
                 known; images then stay in their size.
             multiple: both sides of the bucket are multiples of it.
+            largest: a side of the bucket is at most that long; 0: as long as you like.
 
         Raises:
-            ValueError: one side is more than 4 times the other, and the image may not be stretched.
+            ValueError: one side is more than 4 times the other, and the image may not be stretched; or the bucket is
+                too large.
         """
         shorter, longer = sorted((height, width))
         work = config.work_size or size or shorter
@@ -66,6 +68,11 @@ class Frame:
         side = _up(work, multiple)
         step = max(side // _STEPS_A_SIZE // multiple, 1) * multiple
         bucket = (side + _up(max(scaled[0] - side, 0), step), side + _up(max(scaled[1] - side, 0), step))
+        if 0 < largest < max(bucket):
+            raise ValueError(
+                f"an image of {width}x{height} would go to the generator as {bucket[1]}x{bucket[0]}, expected sides of "
+                f"at most {largest}, where its table of positions ends; set a smaller --work-size than {work}"
+            )
         return cls((height, width), scaled, bucket, config.filter)
 
     def forward(self, images: np.ndarray, channels: int) -> np.ndarray:

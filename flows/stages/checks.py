@@ -138,7 +138,14 @@ def _check_shapes(config: CompareConfig, train: LabeledImages, generator: Genera
     bad: dict[str, str] = {}
     for (height, width), names in reference_sizes(config, train).items():
         try:
-            Frame.of(height, width, size=generator.size, multiple=generator.multiple, config=config.sizes)
+            Frame.of(
+                height,
+                width,
+                size=generator.size,
+                multiple=generator.multiple,
+                largest=generator.largest,
+                config=config.sizes,
+            )
         except ValueError as error:
             if len(names) == len(train):
                 raise

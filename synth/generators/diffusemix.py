@@ -56,6 +56,7 @@ class DiffuseMixGenerator:
     """
 
     size = 256  # InstructPix2Pix was trained at this size, and the released code resizes to it
+    largest = 0
     channels = 3
     sampler = "euler-ancestral"
     calls_a_step = 3  # with prompt and image, with the image, with neither (arXiv 2211.09800, Eq. 3)

@@ -45,6 +45,7 @@ class LatentDenoiser:
     """
 
     clip = 0.0
+    largest = 0
     channels = 3
 
     def __init__(

@@ -9,6 +9,7 @@ from latebloom.synth.config import DiffuseMixConfig, GenerateConfig, Kind, Sampl
 from latebloom.synth.generators.diffusemix import DiffuseMixGenerator
 from latebloom.synth.generators.diffusers_folder import quiet
 from latebloom.synth.generators.find import generator_folder, generator_name, kind_of
+from latebloom.synth.generators.folder import read_config
 from latebloom.synth.generators.latent import USUAL_GUIDANCE, LatentDenoiser
 from latebloom.synth.generators.pipeline import PipelineGenerator
 from latebloom.synth.generators.pixel import PixelDenoiser
@@ -51,20 +52,28 @@ def load_generator(
         if getattr(config, name) and kind not in takes:
             raise ValueError(f"a {kind} generator takes no {name}; leave generate.{name} at its default")
     if negative_prompt:
-        _check_negative_prompt(kind, sample.guidance_scale)
+        _check_negative_prompt(kind, folder, sample.guidance_scale)
     with quiet():
         generator = _load(kind, folder, config, sample, diffusemix, negative_prompt, device)
     generator.name = generator_name(config, folder)
     return generator
 
 
-def _check_negative_prompt(kind: Kind, guidance_scale: float) -> None:
+def _check_negative_prompt(kind: Kind, folder: Path, guidance_scale: float) -> None:
     """Raise ValueError where a negative prompt would do nothing, as far as that shows before the model is read."""
     why = {"pixel": "it goes by classes", "diffusemix": "it edits by diffusemix.prompts"}.get(kind)
-    if why is None and (guidance_scale == 1 or (kind == "pipeline" and guidance_scale < 1)):
+    off = guidance_scale == 1 or (kind == "pipeline" and guidance_scale < 1)
+    if why is None and off and not _embeds_guidance(folder):  # where it does, the model says so
         why = f"guidance is off (sample.guidance_scale {guidance_scale:g})"
     if why:
         raise ValueError(f"a {kind} generator cannot use a negative prompt: {why}; leave prompts.negative empty")
+
+
+def _embeds_guidance(folder: Path) -> bool:
+    """Whether the network takes the guidance scale as an input (LCM, Flux): a scale of 1 is not off there."""
+    files = [folder / part / "config.json" for part in ("unet", "transformer")]
+    configs = [read_config(file) for file in files if file.is_file()]
+    return any(config.get("guidance_embeds") or config.get("time_cond_proj_dim") for config in configs)
 
 
 def _load(

@@ -107,6 +107,9 @@ class PipelineGenerator:
         self._network = _network(self.pipeline)
         self._arguments = frozenset(inspect.signature(type(self.pipeline).__call__).parameters)
         self.size, self.multiple = _sizes(self.pipeline)
+        # Stable Diffusion 3 has a table of positions, so many patches to a side.
+        table = getattr(self._network, "pos_embed", None)
+        self.largest: int = (getattr(table, "pos_embed_max_size", None) or 0) * self.multiple
         self.pipeline.scheduler = settle_scheduler(self.pipeline.scheduler, (self.size // self.multiple) ** 2)
         self.sampler: str = type(self.pipeline.scheduler).__name__
         self._starts = starts(self.pipeline, steps)

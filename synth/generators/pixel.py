@@ -30,6 +30,7 @@ class PixelDenoiser:
     the label says what to make.
     """
 
+    largest = 0
     embedded_guidance = 0.0
     timestep_scaling = 0.0
 

@@ -112,6 +112,7 @@ class TransformerDenoiser:
         self.timestep_scaling = float(schedule.get("timestep_scaling", 10)) if consistency else 0.0
         self.size = config["sample_size"] * self._space.factor
         self.multiple = self._space.factor * config["patch_size"]
+        self.largest = _patches(network) * self.multiple
         self._classes = classes
         self._class_names, self._num_classes = transformer_classes(folder) or ((), 0)
         if not family.embeddings:
@@ -349,6 +350,16 @@ class TransformerDenoiser:
         region = get_resize_crop_region_for_grid(grid, 64 // patch)  # trained at 512 pixels first
         width_of_head = self._network.inner_dim // self._network.num_heads
         return get_2d_rotary_pos_embed(width_of_head, region, grid, device=self.device, output_type="pt")
+
+
+def _patches(network: Any) -> int:
+    """How many patches its table of positions has, to a side; 0: they are computed for any number."""
+    config, name = network.config, type(network).__name__
+    if name == "AuraFlowTransformer2DModel":
+        return math.isqrt(config["pos_embed_max_size"])  # of all patches
+    if name == "CogView3PlusTransformer2DModel":
+        return int(config["pos_embed_max_size"])
+    return int(min(config["axes_lens"][1:])) if name == "Lumina2Transformer2DModel" else 0
 
 
 def _flow_sigmas(settings: dict[str, Any]) -> np.ndarray:

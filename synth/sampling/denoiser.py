@@ -76,6 +76,7 @@ class Generator(Protocol):
         trained_on_words: the same in words, for reports; may be empty.
         size: the side in pixels that it was trained at; 0 where that is not known.
         multiple: both sides of an input image are multiples of this.
+        largest: neither side is longer than this; 0: the network takes any length.
         channels: 1 or 3, of inputs and outputs.
         calls_a_step: network evaluations of one image in one step; 2 with guidance, 3 for InstructPix2Pix.
         sampler: name of the sampler, kept with every image.
@@ -90,6 +91,7 @@ class Generator(Protocol):
     trained_on_words: str
     size: int
     multiple: int
+    largest: int
     channels: int
     calls_a_step: int
     sampler: str
@@ -146,7 +148,8 @@ class Denoiser(Protocol):
     """A diffusion model as the denoising loop (sample.py) sees it; loop.py makes a `Generator` of it.
 
     Attributes:
-        name, digest, licence, device, trained_on, trained_on_words, size, multiple, channels: as of `Generator`.
+        name, digest, licence, device, trained_on, trained_on_words, size, multiple, largest, channels: as of
+            `Generator`.
         alphas_cumprod: float64 (T,), its training schedule.
         prediction_type: what `predict` returns.
         clip: x0 is clipped to -clip..clip at each step (pixels: 1); 0: it is not (latents).
@@ -165,6 +168,7 @@ class Denoiser(Protocol):
     trained_on_words: str
     size: int
     multiple: int
+    largest: int
     channels: int
     alphas_cumprod: np.ndarray
     prediction_type: PredictionType

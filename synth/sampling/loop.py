@@ -12,7 +12,7 @@ from latebloom.synth.config import SampleConfig
 from latebloom.synth.sampling.calls import in_calls, on_one_thread
 from latebloom.synth.sampling.denoiser import Denoiser, Made, Wanted, to_pixels
 from latebloom.synth.sampling.levels import Level, NoiseGrid
-from latebloom.synth.sampling.sample import check_level, check_sampling, denoise
+from latebloom.synth.sampling.sample import check_grid, check_guidance, check_level, denoise
 
 __all__ = ["LoopGenerator", "mean_seconds"]
 
@@ -28,7 +28,7 @@ class LoopGenerator:
         embedded = denoiser.embedded_guidance
         if embedded:  # an input of the network, which then needs no second call
             config = config.model_copy(update={"guidance_scale": 1.0})
-        check_sampling(denoiser, config)
+        check_grid(denoiser, config)
         self.denoiser = denoiser
         self.config = config
         self.deterministic = config.deterministic
@@ -41,14 +41,25 @@ class LoopGenerator:
         self.trained_on_words = denoiser.trained_on_words
         self.size = denoiser.size
         self.multiple = denoiser.multiple
+        self.largest = denoiser.largest
         self.channels = denoiser.channels
         self.calls_a_step = config.calls_a_step
         self.sampler: str = config.sampler
         self.guidance_scale = embedded or config.guidance_scale
 
     def check(self, class_names: tuple[str, ...]) -> None:
-        """Raise ValueError where it cannot make images of these classes."""
-        self.denoiser.check(class_names)
+        """Raise ValueError where it cannot make images of these classes, or not with this guidance."""
+        problems = []
+        for check in (
+            functools.partial(check_guidance, self.denoiser, self.config),
+            functools.partial(self.denoiser.check, class_names),
+        ):
+            try:
+                check()
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:  # a person should meet both at once
+            raise ValueError("; and ".join(problems))
 
     def labels_of(self, class_names: tuple[str, ...]) -> tuple[int, ...] | None:
         """The labels that the network is given for these classes; None where it goes by the prompt."""

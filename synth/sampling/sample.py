@@ -13,7 +13,7 @@ from latebloom.synth.sampling.denoiser import Denoiser, to_x0
 from latebloom.synth.sampling.levels import NoiseGrid
 from latebloom.synth.sampling.steps import step_done
 
-__all__ = ["check_level", "check_sampling", "denoise"]
+__all__ = ["check_grid", "check_guidance", "check_level", "denoise"]
 
 
 def denoise(
@@ -43,7 +43,8 @@ def denoise(
         ValueError: a level that the grid does not have or the model cannot start from, or guidance on a model without
             an unconditional branch.
     """
-    check_sampling(denoiser, config)
+    check_grid(denoiser, config)
+    check_guidance(denoiser, config)
     grid = NoiseGrid.of(denoiser.alphas_cumprod, config.grid, config.match)
     paths = {}
     for level in np.unique(levels).tolist():
@@ -92,13 +93,17 @@ def denoise(
     return result
 
 
-def check_sampling(denoiser: Denoiser, config: SampleConfig) -> None:
-    """Raise ValueError where a generator cannot be sampled like this."""
+def check_grid(denoiser: Denoiser, config: SampleConfig) -> None:
+    """Raise ValueError where the grid has more steps than the model has timesteps."""
     if config.grid > len(denoiser.alphas_cumprod):
         raise ValueError(
             f"a grid of {config.grid} steps is finer than the {len(denoiser.alphas_cumprod)} timesteps "
             f"of generator {denoiser.name}; set sample.grid to {len(denoiser.alphas_cumprod)} or less"
         )
+
+
+def check_guidance(denoiser: Denoiser, config: SampleConfig) -> None:
+    """Raise ValueError where guidance is asked for and the model has no unconditional branch."""
     if config.guidance_scale != 1 and not denoiser.unconditional:
         raise ValueError(
             f"generator {denoiser.name} has no unconditional branch, which guidance needs: set the guidance scale to 1"

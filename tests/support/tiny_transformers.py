@@ -54,7 +54,7 @@ def _pixart(name: str, side: int, folder: Path) -> Any:
         text_encoder=t5_encoder(),
         vae=autoencoder(latent_channels=4),
         transformer=diffusers.PixArtTransformer2DModel(**_SMALL | network),
-        scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear", lambda_min_clipped=-5.1),
+        scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
     )
 
 
@@ -90,9 +90,7 @@ def _sana(folder: Path) -> Any:
         vae=AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.5, **coder),
         transformer=SanaTransformer2DModel(**network),
         # As Sana's folders have it.
-        scheduler=DPMSolverMultistepScheduler(
-            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction", lambda_min_clipped=-5.1
-        ),
+        scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
     )
 
 

@@ -58,6 +58,7 @@ class FakeDenoiser:
     trained_on_words = ""
     size = 8
     multiple = 1
+    largest = 0
     channels = 1
 
     def __init__(
@@ -128,6 +129,7 @@ class FakeGenerator:
     device = torch.device("cpu")
     trained_on: frozenset[str] = frozenset()
     trained_on_words = ""
+    largest = 0
     calls_a_step = 1
     sampler = "fake steps"
     guidance_scale = 1.5

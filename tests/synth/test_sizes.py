@@ -41,6 +41,16 @@ def test_a_work_size_in_the_config_goes_before_the_generators_own() -> None:
     assert frame(32, 32, 512, config=SizeConfig(work_size=256)).bucket == (256, 256)
 
 
+def test_a_side_beyond_the_largest_is_refused_and_one_of_it_is_not() -> None:
+    def framed(largest: int, config: SizeConfig = DEFAULT) -> Frame:
+        return Frame.of(20, 36, size=32, multiple=8, largest=largest, config=config)
+
+    assert framed(0).bucket == framed(64).bucket == (32, 64)
+    with pytest.raises(ValueError, match=r"an image of 36x20 would go to the generator as 64x32, expected .* most 56"):
+        framed(56)
+    assert framed(56, SizeConfig(work_size=24)).bucket == (24, 48)
+
+
 def test_stretching_makes_squares_of_any_shape() -> None:
     made = frame(20, 200, 64, config=SizeConfig(stretch=True))
     assert (made.scaled, made.bucket) == ((64, 64), (64, 64))

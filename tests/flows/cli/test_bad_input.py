@@ -256,6 +256,10 @@ BAD_INPUT = [
         "run SHOP/good --generator SHOP/unnamed --set sample.guidance_scale=1",
         "which of them is 'cat' is not known; set generate.classes=order",
     ),
+    (
+        "run SHOP/good --generator SHOP/unguided --set sample.guidance_scale=3",
+        "which guidance needs: set the guidance scale to 1; and ",
+    ),
     ("run digits --set generate.classes=nowhere.json", "class-name map nowhere.json does not exist"),
     # Prompts, sizes, scores
     ("run digits --set prompts.names=SHOP/names.csv", "names classes that do not exist, ten"),

@@ -316,6 +316,17 @@ def test_a_pixel_generator_refuses_a_negative_prompt(tmp_path: Path) -> None:
             load_generator(config, SampleConfig(guidance_scale=scale), negative_prompt="blurry")
 
 
+@pytest.mark.parametrize(("kind", "family"), [("latent", "lcm"), ("pipeline", "lcm"), ("pipeline", "flux")])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_where_guidance_is_an_input_of_the_network_it_is_never_off(
+    checkpoint: Callable[[str], Path], kind: Any, family: str, scale: float
+) -> None:
+    config = GenerateConfig(generator=str(checkpoint(family)), kind=kind)
+    message = "^generator .* cannot use a negative prompt: its guidance is embedded in the network; leave"
+    with pytest.raises(ValueError, match=message):
+        load_generator(config, SampleConfig(steps=10, guidance_scale=scale), negative_prompt="blurry")
+
+
 @pytest.mark.parametrize(
     ("device", "has_bfloat16", "expected"),
     [("cpu", True, torch.float32), ("cuda", True, torch.bfloat16), ("cuda", False, torch.float32)],

@@ -419,6 +419,7 @@ def test_name_licence_and_sizes(checkpoint: Folders, ready: Ready, tmp_path: Pat
     # 16 latents of 2 pixels, patches of 2
     assert (generator.size, generator.multiple, generator.channels) == (32, 4, 3)
     assert (ready("flux").size, ready("flux").multiple) == (256, 4)
+    assert (ready("sd3").largest, ready("flux").largest) == (64, 0)  # a table of 16 positions a side, 4 pixels each
     assert (ready("if").size, ready("kandinsky22").size) == (16, 16)
 
 

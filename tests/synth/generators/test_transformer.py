@@ -290,3 +290,16 @@ def test_what_does_not_fit_is_refused_in_words(checkpoint: Folders, ready: Ready
         load(folder)
     with pytest.raises(ValueError, match="class 1 has no name, which its prompt needs"):
         ready("sana").check(("cat", " "))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("family", "largest"), [("auraflow", 32), ("cogview3", 64), ("lumina2", 64), ("dit", 0)])
+def test_a_table_of_positions_bounds_the_work_size(ready: Ready, family: str, largest: int) -> None:
+    generator = ready(family)
+    assert generator.largest == largest
+    side = largest or 80
+    made = generator.make(generator.encode(pictures(1, side, side)), wanted([1]))
+    assert made.images.shape == (1, side, side, 3)
+    assert made.finite.all()

@@ -165,5 +165,5 @@ def test_a_model_that_cannot_be_sampled_so_is_refused_at_once(
 ) -> None:
     fake = fakes.Denoiser(fakes.constant([0.0]), unconditional=False, alphas_cumprod=fakes.cosine_alphas_cumprod(20))
     with pytest.raises(ValueError, match=message):
-        LoopGenerator(fake, config)
+        LoopGenerator(fake, config).check(("a", "b"))
     assert fake.calls == []
