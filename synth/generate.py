@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from latebloom.data.seeds import child_seed
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA
 from latebloom.synth.config import QualityConfig, SizeConfig
 from latebloom.synth.making import Keeper, Progress
-from latebloom.synth.memory import BatchSizes, in_batches, words
+from latebloom.synth.memory import BatchSizes, device_lost, in_batches, words
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import (
     ClipScore,
@@ -61,11 +61,21 @@ class UnusableGenerator(RuntimeError):
         tried: how many images.
         nan: how many of them were not finite.
         overflowed: how many of these by the decoder alone.
+        raised: what it raised on all of them, on one line; empty: it made images.
+        work_sizes: of the images that it raised on, such as "640x512".
     """
 
-    def __init__(self, tried: int, nan: int, overflowed: int) -> None:
-        super().__init__(tried, nan, overflowed)
+    def __init__(
+        self, tried: int, nan: int = 0, overflowed: int = 0, raised: str = "", work_sizes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(tried, nan, overflowed, raised, work_sizes)
         self.tried, self.nan, self.overflowed = tried, nan, overflowed
+        self.raised, self.work_sizes = raised, work_sizes
+
+    @classmethod
+    def by(cls, error: Exception, frames: Sequence[Frame]) -> "UnusableGenerator":
+        """Of a generator that raises on references of these frames."""
+        return cls(len(frames), raised=words(error), work_sizes=[_name(size) for size in buckets(frames)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +160,15 @@ def draw(
             order; they are not drawn again.
         keep: gets rows of images that are final, in the columns that `known` needs, every few seconds and where the
             drawing is ended from outside.
-        whole: the plan that `plan` is a part of. Where all images of the first batch are flat or not finite, some from
-            all over it are drawn, and these decide whether the generator is unusable. None: that is not looked at.
+        whole: the plan that `plan` is a part of. Where all images of the first batch are flat or not finite, or the
+            generator raises on all of `plan`, some from all over it are drawn, and these decide whether the generator
+            is unusable. None: that is not looked at.
 
     Raises:
         MemoryError: not even one image fits.
-        UnusableGenerator: it makes nothing but flat images and such that are not finite.
-        Exception: whatever the generator raised, where it made no image at all or the device is unusable.
+        UnusableGenerator: it makes nothing but flat images and such that are not finite, or raises on all.
+        Exception: whatever the generator raised, where it made no image at all and others were not looked at, or the
+            device is unusable.
     """
     batch = batch or BatchSizes(64)
     count = plan.num_rows
@@ -182,7 +194,7 @@ def draw(
         for rows in references.groups():
             rows = np.intersect1d(rows, todo)
             _draw_rows(generator, references, wanted, rows, batch, drawn, progress, keeper, check)
-            check = None if len(rows) else check
+            check = None if any(drawn.images[row] is not None for row in rows.tolist()) else check
         again = np.array([row for row in todo.tolist() if _failed(drawn.images[row], drawn.finite[row])], np.int64)
         if len(again):
             keeper.forget(again)
@@ -196,7 +208,9 @@ def draw(
             keeper.flush()
         raise
     if drawn.errors and all(image is None for image in drawn.images):
-        raise drawn.errors[0]
+        if check is None:
+            raise drawn.errors[0]
+        check()  # it makes others: only these rows fail
     return dataclasses.replace(drawn, first_use=progress.first_use)
 
 
@@ -205,7 +219,19 @@ def _check_usable(
 ) -> None:
     """Raise `UnusableGenerator` where nothing can be used of what it makes of references from all over a plan."""
     rows = np.unique(np.linspace(0, whole.num_rows - 1, min(_TRIED, whole.num_rows)).round().astype(np.int64))
-    drawn = draw(generator, data, whole.take(rows), sizes, batch)
+    some = whole.take(rows)
+    try:
+        drawn = draw(generator, data, some, sizes, batch)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # what it raised on all of them
+        if device_lost(error):
+            raise
+        frames = []
+        for source in some["source_index"].to_pylist():
+            with contextlib.suppress(ValueError, OSError):  # no reference
+                frames.append(frame_of(reference(data, source, sizes), generator, sizes))
+        raise UnusableGenerator.by(error, frames) from error
     tried = [row for row in range(len(rows)) if drawn.images[row] is not None]
     if tried and not any(_usable(drawn, row) for row in tried):
         raise UnusableGenerator(len(tried), int((~drawn.finite[tried]).sum()), int(drawn.overflowed[tried].sum()))
@@ -436,7 +462,7 @@ def _size_apart(drawn: Drawn, rows: np.ndarray, broken: dict[int, str]) -> Itera
     except (MemoryError, UnusableGenerator):
         raise
     except Exception as error:
-        if "CUDA error" in str(error):
+        if device_lost(error):
             raise
         drawn.errors.append(error)
         broken |= dict.fromkeys(rows.tolist(), words(error))
@@ -450,7 +476,10 @@ def reference(data: LabeledImages, source: int, sizes: SizeConfig) -> np.ndarray
 
 def frame_of(image: np.ndarray, generator: Generator, sizes: SizeConfig) -> Frame:
     """How a reference, uint8 (H, W, C), is fitted to the size that the generator works at."""
-    return Frame.of(*image.shape[:2], size=generator.size, multiple=generator.multiple, config=sizes)
+    height, width, _ = image.shape
+    return Frame.of(
+        height, width, size=generator.size, multiple=generator.multiple, largest=generator.largest, config=sizes
+    )
 
 
 def batch_key(frame: Frame) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-__all__ = ["BatchSizes", "attempt", "in_batches", "out_of_memory", "words"]
+__all__ = ["BatchSizes", "attempt", "device_lost", "in_batches", "out_of_memory", "words"]
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def in_batches(
             torch.cuda.empty_cache()
             batch.halve(key, len(chosen))
             waiting.append(chosen)
-        elif "CUDA error" in str(error):
+        elif device_lost(error):
             raise error  # all later calls of this process would fail too
         elif len(chosen) > 1:
             waiting += [chosen[place : place + 1] for place in reversed(range(len(chosen)))]
@@ -114,6 +114,11 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         text in message for text in ("out of memory", "can't allocate memory", "alloc_failed")
     )
+
+
+def device_lost(error: Exception) -> bool:
+    """Whether an error leaves the GPU unusable for this process."""
+    return "CUDA error" in str(error)
 
 
 def words(error: Exception) -> str:

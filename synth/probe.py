@@ -12,8 +12,8 @@ from torch import Tensor
 
 from latebloom.data.images import LabeledImages, encode_png
 from latebloom.synth.config import QualityConfig, SizeConfig
-from latebloom.synth.generate import batch_key, frame_of, reference, wanted_of
-from latebloom.synth.memory import BatchSizes, attempt, out_of_memory
+from latebloom.synth.generate import UnusableGenerator, batch_key, frame_of, reference, wanted_of
+from latebloom.synth.memory import BatchSizes, attempt, device_lost, out_of_memory
 from latebloom.synth.sampling.denoiser import Generator, Made, Wanted
 from latebloom.synth.scoring.quality import contrast
 from latebloom.synth.sizes import Frame
@@ -41,6 +41,10 @@ def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: Size
 
     One image is made, too, where that is quick, so that a generator that makes NaN is seen. A batch that does not fit
     into memory is found here, and remembered, before the long run begins.
+
+    Raises:
+        UnusableGenerator: it raises on the first image of every work size.
+        MemoryError: not even one image fits.
     """
     if not plan.num_rows:
         return Probe(0.0, 0.0)
@@ -56,9 +60,35 @@ def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: Size
     if not images:
         return Probe(0.0, 0.0)
     bytes_per_image = float(np.mean([len(encode_png(image)) for image in images]))
-    frame = frames[0]
-    encoded = generator.encode(frame.forward(images[0][None], generator.channels))
+    failed: dict[Frame, Exception] = {}  # of the first image of each work size, until one of them can be made
+    for image, frame in zip(images, frames, strict=True):
+        if frame.bucket in {other.bucket for other in failed}:
+            continue
+        try:
+            seconds, trial = _measured(generator, image, frame, rows, batch)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:
+            if device_lost(error):
+                raise
+            failed[frame] = error
+        else:
+            return Probe(seconds, bytes_per_image, trial)
+    first = next(iter(failed.values()))
+    raise UnusableGenerator.by(first, list(failed)) from first
+
+
+def _measured(
+    generator: Generator, image: np.ndarray, frame: Frame, rows: pa.Table, batch: BatchSizes
+) -> tuple[float, Made | None]:
+    """Seconds of a call, and a trial image, of one reference, uint8 (H, W, C)."""
     key = batch_key(frame)
+    encoded, error = attempt(functools.partial(generator.encode, frame.forward(image[None], generator.channels)))
+    if encoded is None:
+        assert error is not None
+        if out_of_memory(error):
+            batch.halve(key, 1)  # says what to do
+        raise error
     alone, seconds, begin, size = np.inf, np.inf, time.perf_counter(), 1
     while True:
         some = rows.slice(0, size)
@@ -77,8 +107,8 @@ def probe(generator: Generator, data: LabeledImages, plan: pa.Table, sizes: Size
         if size >= rows.num_rows or size >= batch.of(key) or time.perf_counter() - begin > 3:
             break
         size = min(size * 4, batch.of(key))
-    flat = contrast(images[0][None])[0] < QualityConfig().min_contrast  # then its variant is, too
-    return Probe(seconds, bytes_per_image, None if flat else _trial(generator, encoded, wanted_of(rows), alone))
+    flat = contrast(image[None])[0] < QualityConfig().min_contrast  # then its variant is, too
+    return seconds, None if flat else _trial(generator, encoded, wanted_of(rows), alone)
 
 
 def _trial(generator: Generator, encoded: Tensor, wanted: Wanted, seconds_per_call: float) -> Made | None:

@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from latebloom.data.store import digest_json, is_remote
 from latebloom.data.synthetic.folder import PartRecord, SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, Unusable
 from latebloom.flows.run.progress import say, warn
 from latebloom.flows.runners.queue import Made, PartQueue
 from latebloom.flows.stages.synthesis import part_keys
@@ -197,6 +197,8 @@ class PartRuns:
             return
         if asked.running is not None:
             queue.took(min(asked.seconds, now - asked.running))  # a run may make some of its parts side by side
+        if state.name == Unusable.__name__:  # every other run would end so
+            raise Unusable(state.message)
         how = f"ended as {state.name}: {(state.message or 'without a word').partition(chr(10))[0]}"
         yield from self._end(asked, how, again=not state.is_cancelled())
 

@@ -249,7 +249,7 @@ def _settled(work: Callable[..., Any]) -> Callable[..., Any]:
         except Unfinished as unfinished:
             return Completed(name="Unfinished", message=one_line(unfinished))
         except Unusable as unusable:
-            return Failed(name="Unusable", message=one_line(unusable))
+            return Failed(name=Unusable.__name__, message=one_line(unusable))
         except Partial as partial:
             return Failed(name="Partial", message=f"{one_line(partial)}; the same parameters make the rest")
         except (ValueError, FloatingPointError, MemoryError, OSError) as error:  # pydantic's is a ValueError

@@ -154,7 +154,7 @@ def synthesize(
                     try:
                         drawn = draw(made_by, images, part, sizes, batch, bar.add, known=known, keep=keep, whole=plan)
                     except UnusableGenerator as error:
-                        raise RuntimeError(unusable_in_words(config, device, error)) from None
+                        raise RuntimeError(unusable_in_words(config, device, error)) from error.__cause__
                     with kept_where_ended(part, drawn, keep):
                         rows = describe(made_by, images, part, drawn, quality, scorers, sizes)
                 failures = {items[row]: error for row, error in sorted(drawn.failures.items())}

@@ -19,8 +19,9 @@ from latebloom.flows.run.records import PLAN, GeneratorFacts, PlanFacts
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.known_generator import Known, known_generator, remember_generator
 from latebloom.flows.stages.loaders import device_of, generator_of
-from latebloom.flows.stages.usable import warning_of_trial
+from latebloom.flows.stages.usable import unusable, warning_of_trial
 from latebloom.synth.config import PromptConfig
+from latebloom.synth.generate import UnusableGenerator
 from latebloom.synth.generators.find import kind_of
 from latebloom.synth.memory import BatchSizes
 from latebloom.synth.plan import Forecast, forecast, make_plan, requests
@@ -90,7 +91,10 @@ def plan_images(folder: RunFolder, config: CompareConfig) -> None:
         )
         outcome.outputs.append(_write_plan(run, plan))
         generator.prepare(distinct_prompts(plan))
-        measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
+        try:
+            measured = probe(generator, train, plan, config.sizes, batch_sizes(folder, config, generator))
+        except UnusableGenerator as error:
+            raise unusable(folder, config, error) from None
         if line := warning_of_trial(config.generate, config.device, measured.trial):
             warn(line)
         steps = sorted(set(plan["level_steps"].to_pylist()))

@@ -13,7 +13,7 @@ from latebloom.data.names import listed
 from latebloom.data.store import check_space, is_remote, read_table, write_json
 from latebloom.data.synthetic.folder import SYNTHETIC_SCHEMA, PartRecord
 from latebloom.flows.config.compare import CompareConfig
-from latebloom.flows.run.folder import Cost, Partial, RunFolder, Unusable, measured
+from latebloom.flows.run.folder import Cost, Partial, RunFolder, measured
 from latebloom.flows.run.progress import say, warn
 from latebloom.flows.run.records import GENERATE, GenerateFacts
 from latebloom.flows.stages.context import RunContext, kept_context
@@ -21,7 +21,7 @@ from latebloom.flows.stages.dropped import columns_of_filter, quartiles, quartil
 from latebloom.flows.stages.loaders import generator_of
 from latebloom.flows.stages.planning import batch_sizes, distinct_prompts, generator_config
 from latebloom.flows.stages.thresholds import as_of_now
-from latebloom.flows.stages.usable import unusable_in_words, warning_of_unusable
+from latebloom.flows.stages.usable import unusable, warning_of_unusable
 from latebloom.synth.generate import UnusableGenerator, describe, draw, drawn_rows, drawn_seeds, kept_where_ended
 from latebloom.synth.generators.classes import mapping_of
 from latebloom.synth.prompts import names_of
@@ -139,7 +139,7 @@ def make_one_part(
         try:
             drawn = draw(generator, train, part, config.sizes, sizes, on_images, known=known, keep=keep, whole=run.plan)
         except UnusableGenerator as error:
-            raise Unusable(unusable_in_words(config.generate, config.device, error)) from None
+            raise unusable(folder, config, error) from None
         with kept_where_ended(part, drawn, keep):
             # All of the part at once, also what was there: its scores must not depend on when it was made.
             rows = describe(generator, train, part, drawn, run.quality, scorers, config.sizes)

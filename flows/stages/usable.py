@@ -1,14 +1,18 @@
 """What to say, and to change, where images come out that cannot be used: not finite, flat, or kept out of training."""
 
 from collections.abc import Mapping
+from traceback import format_exception
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from latebloom.data.names import listed, shortened
 from latebloom.data.states import THRESHOLDS
+from latebloom.data.store import write_json
 from latebloom.flows.config.compare import CompareConfig
+from latebloom.flows.run.folder import RunFolder, Unusable
 from latebloom.flows.stages.context import has_reference
 from latebloom.flows.stages.loaders import device_of
 from latebloom.synth.config import GenerateConfig, QualityConfig
@@ -16,14 +20,30 @@ from latebloom.synth.generate import UnusableGenerator
 from latebloom.synth.sampling.denoiser import Made
 from latebloom.synth.scoring.quality import contrast
 
-__all__ = ["of_states", "unmeasured", "unusable_in_words", "warning_of_trial", "warning_of_unusable"]
+__all__ = ["of_states", "unmeasured", "unusable", "unusable_in_words", "warning_of_trial", "warning_of_unusable"]
 
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def unusable(folder: RunFolder, config: CompareConfig, error: UnusableGenerator) -> Unusable:
+    """What a command ends with; the traceback of what the generator raised goes into synthetic/failures.json."""
+    line = unusable_in_words(config.generate, config.device, error)
+    if error.__cause__:
+        file = folder.path / "synthetic" / "failures.json"
+        write_json(file, {"generator": "".join(format_exception(error.__cause__))})
+        line += f"; the traceback is in {file}"
+    return Unusable(line)
+
+
 def unusable_in_words(config: GenerateConfig, device: Device, error: UnusableGenerator) -> str:
     """That a generator makes nothing that can be used, why, and which setting to change; one line."""
+    if error.raised:
+        return (
+            f"generator {config.generator} makes no image: at work size {listed(error.work_sizes)} it raises "
+            f"{shortened(error.raised, 200)} (references tried: {error.tried}); set another size (--work-size), or "
+            "name another generator"
+        )
     flat = error.tried - error.nan
     counts = [f"{error.nan} not finite (NaN)"] * bool(error.nan) + [f"{flat} flat (one colour)"] * bool(flat)
     remedy = _remedy(config, device, error.nan, error.overflowed, flat)

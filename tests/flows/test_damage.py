@@ -234,6 +234,39 @@ def test_a_generator_that_makes_only_nan_ends_with_3_each_time_and_another_makes
     assert story.data_set(finished) == story.data_set(pristine)
 
 
+def test_a_generator_that_raises_on_all_images_is_one_line_and_ends_with_3(
+    finished: RunFolder, generator: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(finished.path / "synthetic")
+    (finished.path / "stages/generate.json").unlink()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes\ncannot be multiplied " + 200 * "x")
+
+    def line_of(method: str, tried: int, *words: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(LoopGenerator, method, fail)
+            outcome = command(*words, "--out", finished.path)
+        assert (outcome.code, outcome.out) == (3, "")
+        line = outcome.err.splitlines()[-1]
+        assert line.startswith("error: generator ")
+        assert "at work size 8x8 it raises RuntimeError: mat1 and mat2 shapes cannot be multiplied xxx" in line
+        file = finished.path / "synthetic/failures.json"
+        assert line.endswith(
+            f" (references tried: {tried}); set another size (--work-size), or name another generator; the traceback "
+            f"is in {file}"
+        )
+        assert len(line) < 600 + len(str(file))
+        assert "in fail" in read_json(file)["generator"]
+        assert "Traceback" not in outcome.err
+
+    line_of("make", 16, "generate")
+    (finished.path / "stages/plan.json").unlink()
+    line_of("seconds_per_call", 1, "plan")
+    assert command("generate", "--out", finished.path).code == 0
+    assert not (finished.path / "synthetic/failures.json").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

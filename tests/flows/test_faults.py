@@ -371,6 +371,26 @@ def test_the_batches_that_were_finished_before_a_signal_are_used_again(
     assert int(line) >= shown
 
 
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.timeout(300)
+def test_a_useless_generator_ends_two_processes_with_3_and_leaves_none(
+    planned: RunFolder, generator: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken" / generator.name
+    shutil.copytree(generator, broken)
+    weights = broken / "unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    tensors["class_embedding.weight"][:] = torch.nan
+    safetensors.torch.save_file(tensors, weights, {"format": "pt"})
+    words = ["generate", "--out", str(planned.path), "--generator", str(broken), "--processes", "2"]
+    process = unserved.start_command(words, tmp_path / "log")
+    assert wait(process) == 3
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith(f"error: generator {broken} makes no image that can be used: of 16 references")
+    assert alive(process.pid) == []
+
+
 # ------------------------------------------------------------------------------------------------- locked
 
 

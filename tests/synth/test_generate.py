@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import math
 import pickle
 from collections.abc import Callable
@@ -526,6 +527,30 @@ def test_a_generator_that_makes_nothing_usable_is_given_up_after_its_first_batch
     assert kept == []  # the same command meets the same again
 
 
+def test_a_generator_that_raises_on_all_is_given_up_and_one_that_raises_on_a_part_is_not(
+    fakes: SimpleNamespace, tiny_images: LabeledImages
+) -> None:
+    plan = plan_of(tiny_images, requests(np.arange(16), (2, 5, 9)))
+    part = plan.filter(pa.array(tiny_images.labels[plan["source_index"].to_numpy()] == 1))
+    with pytest.raises(UnusableGenerator) as caught:
+        whole_of(fakes.Generator(broken(set(tiny_images.labels.tolist()))), tiny_images, plan, part)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.tried, error.nan, error.work_sizes) == (16, 0, ["8x8"])
+    assert error.raised == "RuntimeError: no such thing"
+    drawn = whole_of(fakes.Generator(broken({1})), tiny_images, plan, part)
+    assert sorted(drawn.failures) == list(range(part.num_rows))
+    # Neither a full disk nor a lost GPU is the generator's fault.
+    for fault in (OSError(errno.ENOSPC, "full"), RuntimeError("CUDA error: unspecified launch failure")):
+
+        def fail(references: np.ndarray, _: Wanted, fault: Exception = fault) -> np.ndarray:
+            raise fault
+
+        with pytest.raises(type(fault), match=str(fault).replace("[", r"\[")) as caught:
+            whole_of(fakes.Generator(fail), tiny_images, plan, part)
+        assert caught.value is fault
+
+
 def test_a_first_batch_of_bad_luck_ends_nothing(fakes: SimpleNamespace, tiny_images: LabeledImages) -> None:
     plan = plan_of(tiny_images, requests(np.arange(16), (2,)))
     part = plan.filter(pa.array(tiny_images.labels[plan["source_index"].to_numpy()] == 1))
@@ -738,8 +763,23 @@ def test_a_generator_that_fails_fails_the_probe(fakes: SimpleNamespace, tiny_ima
         def seconds_per_call(self, references: Tensor, wanted: Wanted) -> float:
             raise RuntimeError("no such thing")
 
-    with pytest.raises(RuntimeError, match="no such thing"):
+    with pytest.raises(UnusableGenerator) as caught:
         probe_of(Broken(), tiny_images, plan_of(tiny_images, requests(np.arange(3), (2,))), BatchSizes(4))
+    assert (caught.value.raised, caught.value.work_sizes) == ("RuntimeError: no such thing", ["8x8"])
+
+
+def test_a_work_size_that_a_generator_fails_on_does_not_fail_the_probe(fakes: SimpleNamespace) -> None:
+    data = stored((8, 8, 1), (8, 8, 1), (8, 16, 1))
+
+    class Picky(fakes.Generator):  # type: ignore[misc, name-defined]
+        def encode(self, images: np.ndarray) -> Tensor:
+            if images.shape[2] == 8:
+                raise RuntimeError("square")
+            return super().encode(images)  # type: ignore[no-any-return]
+
+    generator = Picky()
+    assert probe(generator, data, plan_of(data, requests(np.arange(3), (2,))), AS_STORED, BatchSizes(4)) != Probe(0, 0)
+    assert generator.encoded == [(1, 8, 16, 1)]
 
 
 def test_a_probe_gives_the_mean_size_of_the_references_as_files(

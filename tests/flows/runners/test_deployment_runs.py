@@ -18,7 +18,7 @@ from prefect.types._datetime import now
 from latebloom.data.store import read_json
 from latebloom.flows.config.compare import CompareConfig
 from latebloom.flows.run.budget import Deadline
-from latebloom.flows.run.folder import RunFolder
+from latebloom.flows.run.folder import RunFolder, Unusable
 from latebloom.flows.runners import deployment_runs
 from latebloom.flows.runners.deployment_runs import PartRuns
 from latebloom.flows.runners.queue import PartQueue
@@ -196,6 +196,16 @@ def test_after_three_runs_a_part_has_failed_and_the_last_one_says_why(
         0: "3 runs of generate-part/generate-part did not make it; the last ended as Failed: no GPU",
     }
     assert len(imagined.runs) == 4
+
+
+def test_a_run_whose_generator_makes_nothing_usable_ends_the_job_at_once(
+    imagined: Imagined, finished: RunFolder, config: CompareConfig
+) -> None:
+    imagined.moves = {"0-1": [lambda _: Failed(name="Unusable", message="generator G makes no image")]}
+    with pytest.raises(Unusable, match="generator G makes no image"):
+        ask(finished, config, PartQueue([0, 4]))
+    assert len(imagined.runs) == 2
+    assert ("1-1", "Cancelling") in imagined.states_set
 
 
 def test_what_a_person_cancelled_is_not_asked_for_again(

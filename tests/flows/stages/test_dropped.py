@@ -21,6 +21,7 @@ from latebloom.flows.stages import dropped, synthesis
 from latebloom.flows.stages.context import RunContext
 from latebloom.flows.stages.dropped import Quartile, quartiles
 from latebloom.flows.stages.training_sets import images_for, training_set
+from latebloom.flows.stages.usable import unmeasured
 from latebloom.synth.config import QualityConfig
 from latebloom.synth.generate import Drawn
 from latebloom.synth.scoring.quality import RealFeatures, Scores, score, states
@@ -81,6 +82,23 @@ def test_static_is_never_ok_and_is_said_to_look_like_noise(
     assert "warning: The variants of ours-3 LOOK LIKE NOISE" in said
     assert "dropped by quartile of the reference's early loss" in said
     assert any("LOOK LIKE NOISE" in line for line in gather._warnings(run, has_slow=True, table=run.synthetic.rows()))
+
+
+def test_a_score_that_was_asked_for_and_is_nan_everywhere_is_warned_of(tiny: Tiny) -> None:
+    nan, some = [np.nan] * 3, [np.nan, 0.5, 0.5]
+    config = tiny({"scores": {"clip": "a-folder", "safety": True}})
+
+    def told(config: CompareConfig, **columns: list[float]) -> list[str]:
+        whole = dict.fromkeys(("clip_score", "unsafe", "label_probability"), nan) | columns
+        return [line.partition(" ")[0] for line in unmeasured(config, pa.table(whole))]
+
+    assert told(config) == ["clip_score", "unsafe", "label_probability"]
+    assert told(config, clip_score=some, label_probability=some) == ["unsafe"]
+    assert told(tiny({})) == ["label_probability"]
+    (line,) = unmeasured(tiny({}), pa.table({"label_probability": nan}))
+    assert line == (
+        "label_probability is NaN for all 3 images: the model of the reference classifier is damaged; name another one"
+    )
 
 
 def hopeless(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
