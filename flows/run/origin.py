@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 
 from latebloom import synth
-from latebloom.data.config import NAMES
+from latebloom.data.config import NAMES, DataConfig
 from latebloom.data.store import as_path, is_remote, read_json, write_json
 from latebloom.flows.config.merge import put
 from latebloom.flows.run.environment import runs_root
@@ -248,6 +248,8 @@ def _is_local(name: str, text: Any) -> bool:
         return False
     if name == "data.source":
         return text not in NAMES
+    if name == "data.root" and text == DataConfig.model_fields["root"].default:
+        return False  # of each user his own
     if name == "generate.generator" and (Path(synth.__file__).parent / "shipped" / text).exists():
         return False
     return as_path(text).exists()

@@ -151,8 +151,10 @@ def test_a_run_folder_of_a_version_before_is_of_the_source_in_its_config() -> No
     assert (origin.place, origin.digest) == (place_of("cats"), "")
 
 
-def test_names_and_ids_are_no_paths() -> None:
+def test_names_ids_and_the_usual_download_folder_are_no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     folder("digits")
+    folder("home/.cache/latebloom")
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
     write_config(Path("runs/digits"), config("digits", generate={"generator": "digits"}), "d")
     assert read_json(Path("runs/digits/origin.json"))["paths"] == {}
 
