@@ -11,6 +11,7 @@ from typing import Any
 from latebloom.data.store import digest_file, digest_json, read_json
 
 __all__ = [
+    "LEFT_OUT",
     "Weights",
     "digest_files",
     "loaded_bytes",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 _AGAIN = "copy or download the folder again"
-_LEFT_OUT = ("safety_checker", "watermarker")  # change no image that is kept
+LEFT_OUT = ("safety_checker", "watermarker")  # parts that change no image that is kept
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # File names of weights without suffix, as diffusers and transformers write them.
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -138,7 +139,7 @@ def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
     return {
         part: (source[0], source[1])
         for part, source in read_index(folder).items()
-        if isinstance(source, list) and not part.startswith("_") and source[0] is not None and part not in _LEFT_OUT
+        if isinstance(source, list) and not part.startswith("_") and source[0] is not None and part not in LEFT_OUT
     }
 
 

@@ -12,11 +12,11 @@ from typing import Literal
 
 from rich.filesize import decimal
 
-from latebloom.data.store import check_space, read_json
+from latebloom.data.store import check_space
+from latebloom.synth.generators.folder import LEFT_OUT, parts_of, read_index
 
-__all__ = ["LEFT_OUT", "NETWORKS", "fetch", "is_settings", "wanted_files"]
+__all__ = ["NETWORKS", "fetch", "is_settings", "wanted_files"]
 
-LEFT_OUT = ("safety_checker", "watermarker")  # parts that change no image that is kept
 NETWORKS = ("unet", "transformer")  # what a part that denoises is called
 _TOP = ("model_index.json", "README.md", "latebloom.json")
 # diffusion_pytorch_model.fp16-00001-of-00002.safetensors, or in an older layout -00001-of-00002.fp16.safetensors
@@ -58,7 +58,8 @@ def fetch(
         files = {file.relative_to(folder).as_posix(): 0 for file in folder.rglob("*") if file.is_file()}
     if "model_index.json" not in files:
         raise ValueError(_no_folder(name, files))
-    parts = [part for part in _parts(folder) if safety or part not in LEFT_OUT]
+    left_out = [part for part in LEFT_OUT if safety and read_index(folder).get(part, [None])[0]]
+    parts = [*parts_of(folder), *left_out]
     wanted = wanted_files(name, files, parts, weights=weights)
     if missing := [file for file in wanted if not (folder / file).is_file()]:
         size = sum(files[file] for file in missing)
@@ -103,11 +104,11 @@ def wanted_files(
 ) -> list[str]:
     """The files that make a diffusers folder of these parts: of each one format, safetensors, in one precision.
 
-    Full precision where there is one, else fp16. A GPU rounds either to bfloat16 and differs in the last bit, so what
-    an image is would depend on the machine that downloaded the model first.
+    Full precision where there is one, else fp16, else the only one. A GPU rounds either to bfloat16 and differs in the
+    last bit, so what an image is would depend on the machine that downloaded the model first.
 
     Raises:
-        ValueError: a part has its weights only as a pickle, or only in another precision, or lacks some of them.
+        ValueError: a part has its weights only as a pickle, or in several other precisions, or lacks some of them.
     """
     wanted = [file for file in _TOP if file in files]
     for part in parts:
@@ -130,17 +131,20 @@ def _weights(name: str, part: str, files: list[str]) -> list[str]:
         if match := _WEIGHTS.fullmatch(file):
             variant = match["variant"] or match["old"] or ""
             found[variant, int(match["shards"] or 1)].append(file)
-    for variant in ("", "fp16"):
-        for (_, shards), weights in sorted(item for item in found.items() if item[0][0] == variant):
-            if len(weights) == shards:
-                index = f".safetensors.index.{variant}.json" if variant else ".safetensors.index.json"
-                weights += [file for file in files if shards > 1 and file.endswith(index)]
-                return [f"{part}/{file}" for file in sorted(weights)]
+    whole: dict[str, list[str]] = {}
+    for (variant, shards), weights in sorted(found.items()):
+        if len(weights) == shards:
+            mark = f".{variant}" if variant else ""
+            index = [file for file in files if shards > 1 and file.endswith(f".safetensors.index{mark}.json")]
+            whole.setdefault(variant, [*weights, *index])
+    for variant in ("", "fp16", *(whole if len(whole) == 1 else ())):
+        if variant in whole:
+            return [f"{part}/{file}" for file in sorted(whole[variant])]
     if found:
         names = ", ".join(sorted(file for weights in found.values() for file in weights))
         raise ValueError(
-            f"{name} has of its {part} only {names}, expected all weights in full precision or in fp16; give another "
-            "repository"
+            f"{name} has of its {part} only {names}, expected all weights in full precision, in fp16 or in one other; "
+            "give another repository"
         )
     pickles = [file for file in files if file.endswith(_PICKLES) and "model" in file]
     if pickles:
@@ -149,11 +153,6 @@ def _weights(name: str, part: str, files: list[str]) -> list[str]:
             "with safetensors"
         )
     return []
-
-
-def _parts(folder: Path) -> list[str]:
-    index = read_json(folder / "model_index.json")
-    return [part for part, source in index.items() if isinstance(source, list) and source[0] is not None]
 
 
 def _no_folder(name: str, files: Mapping[str, int]) -> str:

@@ -21,8 +21,8 @@ from rich.filesize import decimal
 
 from latebloom.data.store import atomic_folder, check_space, digest_file, digest_json, read_json, write_json
 from latebloom.synth.generators.card import CARD_FILE
-from latebloom.synth.generators.folder import parts_of, weights_of
-from latebloom.synth.generators.hub import LEFT_OUT, NETWORKS, is_settings
+from latebloom.synth.generators.folder import LEFT_OUT, parts_of, read_config, read_index, weights_of
+from latebloom.synth.generators.hub import NETWORKS, is_settings
 
 if TYPE_CHECKING:
     import torch
@@ -118,8 +118,7 @@ def converted(file: Path, base: Path | None) -> Path:
 
 def _settings_of(base: Path) -> list[Path]:
     """The configs and tokenizers of the parts of a diffusers folder."""
-    parts = [part for part, source in read_json(base / _INDEX).items() if isinstance(source, list) and source[0]]
-    inside = (path for part in sorted(set(parts) - set(LEFT_OUT)) for path in sorted(base.glob(f"{part}/*")))
+    inside = (path for part in sorted(parts_of(base)) for path in sorted(base.glob(f"{part}/*")))
     return [base / _INDEX, *(path for path in inside if is_settings(path.name) and path.is_file())]
 
 
@@ -176,7 +175,7 @@ def _convert(
             shutil.copyfile(path, place)
     else:
         lay_out_shipped(file, folder)
-    index = read_json(folder / _INDEX)
+    index = read_index(folder)
     unused = [*LEFT_OUT]
     if str(index.get("_class_name")).startswith("StableDiffusion3") and not any(".t5xxl." in name for name in header):
         unused += ["text_encoder_3", "tokenizer_3"]  # which such a model can do without
@@ -232,7 +231,7 @@ def _save_alone(file: Path, folder: Path, index: dict[str, Any], dtype: "torch.d
     if name not in SINGLE_FILE_LOADABLE_CLASSES:
         raise ValueError(f"diffusers reads no {name} from one file")
     kind = getattr(diffusers, name)
-    config = read_json(folder / part / "config.json")
+    config = read_config(folder / part / "config.json")
     if config.pop("quantization_config", None):  # of the weights that are replaced
         write_json(folder / part / "config.json", config)
     with torch.device("meta"):

@@ -119,6 +119,7 @@ def test_the_weights_of_a_part(subtests: pytest.Subtests) -> None:
         ("only fp16", [*fp16, index16, "unet/diffusion_pytorch_model.non_ema.safetensors"], [*fp16, index16]),
         ("only fp16, older names", [*old, index16], [*old, index16]),
         ("whole and in shards", [single, *shards, index], [single]),
+        ("one of another precision", ["unet/model.bf16.safetensors"], ["unet/model.bf16.safetensors"]),
         ("some shards are missing", [shards[0], index, *fp16, index16], [*fp16, index16]),
     ]:
         with subtests.test(name):
@@ -130,8 +131,8 @@ def test_the_weights_of_a_part(subtests: pytest.Subtests) -> None:
             r"^some/model has its unet only as a pickle \(diffusion_py.*\.bin\), which",
         ),
         (
-            ["unet/diffusion_pytorch_model.bf16.safetensors"],
-            r"^some/model has of its unet only diffusion_py.*\.bf16\.saf",
+            [f"unet/diffusion_pytorch_model.{mark}.safetensors" for mark in ("bf16", "ema")],
+            r"^some/model has of its unet only diffusion_py.*\.bf16\.safetensors, .*\.ema\.saf",
         ),
         (
             [shards[0], index],
