@@ -259,14 +259,17 @@ def _limited(images: LabeledImages, limit: int, seed: int, split: str) -> Labele
 def _split_off(train: LabeledImages, fraction: float, seed: int, part: str) -> tuple[LabeledImages, LabeledImages]:
     """The images left to train on, and `fraction` of each class, rounded, as the split `part`; both in old order.
 
-    A class keeps at least one image to train on. With the same seed a smaller split is a part of a larger one.
+    Which ones follows from their names, so that a data set which grows keeps its splits, but for one image of a class
+    where the rounding takes one more. A class keeps at least one image to train on. With the same seed a smaller split
+    is a part of a larger one.
     """
-    from latebloom.data.seeds import numpy_rng
+    from latebloom.data.seeds import child_seed
 
-    rng, chosen = numpy_rng(seed, part), np.zeros(len(train), bool)
+    chosen = np.zeros(len(train), bool)
     for label, count in enumerate(train.class_counts()):
-        rows = rng.permutation(np.flatnonzero(train.labels == label))
-        chosen[rows[: min(int(np.floor(fraction * count + 0.5)), max(count - 1, 0))]] = True
+        rows = np.flatnonzero(train.labels == label)
+        drawn = np.argsort([child_seed(seed, part, train.names[row]) for row in rows.tolist()], kind="stable")
+        chosen[rows[drawn[: min(int(np.floor(fraction * count + 0.5)), max(count - 1, 0))]]] = True
     if not chosen.any():
         raise ValueError(
             f"{part}_fraction is {fraction:g}, which is no image of any class of {train.origin} ({len(train)} "

@@ -337,8 +337,9 @@ makes the data set, reads it, and writes this page. Counts are of images; `held 
 **Parts.** The training part is called train or training, the test part test or testing, the validation part val, valid,
 validation or dev, in upper or lower case. `--set data.train=NAME`, `data.test` and `data.validation` name others.
 `data.train=.` takes all there is; `data.test=none` and `data.validation=none` leave a part out. Without a test part,
-`data.test_fraction` (0.2) of each class of the training part is held out, drawn by `data.subset_seed`. A validation
-part is used as the validation split; to test on it, `--set data.test=val`.
+`data.test_fraction` (0.2) of each class of the training part is held out, by name and `data.subset_seed`: images that
+are added leave it as it is, but for one a class where rounding takes one more. A validation part is used as the
+validation split; to test on it, `--set data.test=val`.
 
 **Columns.** `--set data.image=NAME` and `data.label=NAME` name the columns of a table, the keys of an .npz, or the key
 of a .json in WebDataset shards.

@@ -170,6 +170,28 @@ def test_a_validation_split_is_drawn_by_the_subset_seed_and_a_smaller_one_is_a_p
     assert set(drawn(0.1, 1)) < set(drawn(0.3, 1))
 
 
+@pytest.mark.parametrize("added", ["cat/a.png", "cat/z.png", "ant/a.png"], ids=["first", "last", "class"])
+def test_what_is_held_out_stays_where_a_data_set_grows(tmp_path: Path, added: str) -> None:
+    def add(name: str, grey: int) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode_png(np.full((8, 8, 1), grey, np.uint8)))
+
+    for grey in range(20):
+        add(f"{'dog' if grey % 2 else 'cat'}/{grey:02d}.png", grey)
+    config = DataConfig(source=str(tmp_path), test_fraction=0.3, validation_fraction=0.2)
+    before = load(config)
+    assert len(before.test) == 6  # 3 of ten each; of eleven 3.3
+    add(added, 99)
+    after = load(config)
+    for old, new in ((before.test, after.test), (before.validation, after.validation)):
+        assert old is not None
+        assert new is not None
+        # The new image may be among the held-out ones, and then takes the place of one.
+        assert len(set(old.names) - set(new.names)) <= int(added in new.names)
+    # Where rounding holds out one more, that was one to train on.
+    assert len(set(before.train.names) - set(after.train.names)) <= 1
+
+
 def test_a_class_keeps_an_image_to_train_on(tmp_path: Path) -> None:
     labels = np.array([0, 1, 1, 2])
     source = save(tmp_path, train_images=pixels(4), train_labels=labels)
