@@ -74,6 +74,7 @@ def test_a_run_in_s3_makes_what_a_local_one_makes(
     assert stages_of(run) == stages_of(small.run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_used_in_s3_as_on_disk(
     bucket: str, run_command: Any, story: SimpleNamespace, small: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -271,6 +271,7 @@ def test_what_only_some_rows_have() -> None:
     assert "original+max_loss:none" in config("dea-cifar10-table4").arms
 
 
+@pytest.mark.slow
 def test_their_networks_can_be_built() -> None:
     networks = set()
     for name in PRESETS:

@@ -141,6 +141,7 @@ def test_a_torchvision_model_takes_small_grey_images() -> None:
         ("swin_t", (96, 8, 8), 28_288_354 - 990 * 769),
     ],
 )
+@pytest.mark.slow
 def test_torchvision_models_of_the_papers_take_32_px(name: str, last: tuple[int, ...], weights: int) -> None:
     with torch.device("meta"):
         model = build(f"torchvision:{name}", 10, (32, 32, 3), 0)
@@ -158,6 +159,7 @@ def test_features_are_what_the_head_makes_logits_of(name: str) -> None:
     check_features(build(name, 3, (32, 32, 3), 0, NARROW.get(name, 0)), 3)
 
 
+@pytest.mark.slow
 def test_features_of_vgg19_are_what_its_head_makes_logits_of() -> None:
     # Drawing its 139 million weights takes six seconds: all but the head are set to a constant.
     with torch.device("meta"):
