@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from latebloom.data.names import shortened
+from latebloom.synth.memory import device_lost, out_of_memory, words
+
 __all__ = ["PipelinePrompts"]
 
 _CLIP = ("prompt_embeds", "negative_prompt_embeds")
@@ -73,6 +76,9 @@ class PipelinePrompts:
         """Embed the prompts that are new, then free the text encoders.
 
         No other method may hold the encoders: they are gone before the network comes to the device.
+
+        Raises:
+            ValueError: the pipeline cannot use these encoders.
         """
         if self._names is None:
             return
@@ -86,7 +92,16 @@ class PipelinePrompts:
             if encoder is not None:
                 encoder.to(self._device)
         for prompt in new:
-            self._embeddings[prompt] = self._embed(prompt)
+            try:
+                self._embeddings[prompt] = self._embed(prompt)
+            except Exception as error:  # of the libraries, which answer parts of another model with any of them
+                if out_of_memory(error) or device_lost(error):
+                    raise
+                raise ValueError(
+                    f"{type(self._pipeline).__name__} cannot embed {prompt!r} with the text encoders of its folder "
+                    f"({shortened(words(error), 200)}); give a folder whose model_index.json names the pipeline that "
+                    "its parts are of"
+                ) from error
         for key in encoders:
             setattr(self._pipeline, key, None)
 

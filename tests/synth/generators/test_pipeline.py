@@ -453,6 +453,14 @@ def test_a_missing_part_is_named(checkpoint: Folders, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_parts_of_another_pipeline_are_refused_in_one_line(checkpoint: Folders, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("sd3"), tmp_path, dirs_exist_ok=True)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusion3Pipeline"', '"FluxPipeline"'))
+    with pytest.raises(ValueError, match=r"^FluxImg2ImgPipeline cannot embed 'a cat' with .* names the pipeline that"):
+        load(tmp_path).prepare(["a cat"])
+
+
 @pytest.mark.parametrize(("family", "part"), [("flux", "text_encoder_2"), ("if", "unet")])
 def test_missing_and_broken_weights_are_refused(checkpoint: Folders, tmp_path: Path, family: str, part: str) -> None:
     from safetensors.torch import load_file, save_file
