@@ -12,10 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 import unserved
+from digits import save_digits
 
-from latebloom.data.config import DataConfig
 from latebloom.data.images import encode_png
-from latebloom.data.sources.load import load
 from latebloom.data.store import read_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
@@ -68,14 +67,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.fixture(scope="module")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of digits, five a class to train on and two to test."""
-    mine, data = tmp_path_factory.mktemp("pictures") / "mine", load(DataConfig())
-    for split, images, each in (("train", data.train, 5), ("test", data.test, 2)):
-        for label in range(10):
-            (mine / split / str(label)).mkdir(parents=True)
-            rows = np.flatnonzero(images.labels == label)[:each]
-            for number, pixels in enumerate(images.pixels(rows)):
-                (mine / split / str(label) / f"{number}.png").write_bytes(encode_png(pixels))
-    return mine
+    return save_digits(tmp_path_factory.mktemp("pictures") / "mine")
 
 
 @pytest.fixture(scope="module")

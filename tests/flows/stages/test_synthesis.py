@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from digits import save_digits
 
-from latebloom.data.config import DataConfig
 from latebloom.data.images import encode_png
-from latebloom.data.sources.load import load
 from latebloom.data.store import read_json, write_json
 from latebloom.data.synthetic.folder import SyntheticFolder
 from latebloom.flows.config.compare import CompareConfig
@@ -371,14 +370,7 @@ def test_processes_share_the_time_that_is_forecast(
 @pytest.fixture
 def named(tmp_path: Path, tiny: Tiny, story: Story) -> tuple[RunFolder, CompareConfig, Path]:
     """A run up to its images on the image folder `tmp_path / "mine"`: digits, five a class; and that folder."""
-    data = load(DataConfig())
-    mine = tmp_path / "mine"
-    for split, images, each in (("train", data.train, 5), ("test", data.test, 2)):
-        for label in range(10):
-            (mine / split / str(label)).mkdir(parents=True)
-            rows = np.flatnonzero(images.labels == label)[:each]
-            for number, pixels in enumerate(images.pixels(rows)):
-                (mine / split / str(label) / f"{number}.png").write_bytes(encode_png(pixels))
+    mine = save_digits(tmp_path / "mine")
     config = tiny({"data": {"source": str(mine)}, "seeds": 1})
     return story.with_images(tmp_path / "run", config), config, mine
 
